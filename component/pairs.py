@@ -1,0 +1,73 @@
+"""The table of image-text pairs: reading the CSV, and turning its file names into safe paths."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+
+def read_pairs(
+    path: str,
+    required: Sequence[str] = ("text", "filename"),
+    only_required: bool = False,
+    chunk_rows: int = 100_000,
+) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a CSV in order, at most `chunk_rows` at a time, so memory does not grow with the file.
+
+    Every cell is a `str` exactly as written: "NA", "007" and "1e5" stay themselves; an empty cell is "".
+
+    Args:
+        path: CSV with a header line, UTF-8 with or without BOM.
+        required: columns that must exist.
+        only_required: leave the other columns unread.
+        chunk_rows: rows per yielded frame.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not UTF-8, not a CSV, no header, or a required column is missing (the message names those found).
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file. Give the path of a CSV with the columns {', '.join(required)}.")
+    options = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    try:
+        found = list(pd.read_csv(path, nrows=0, **options).columns)
+        missing = [column for column in required if column not in found]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {', '.join(f'`{column}`' for column in missing)} (found: {', '.join(found)}). "
+                f"The first line must name the columns: {','.join(required)}."
+            )
+        if only_required:
+            options["usecols"] = list(required)
+        with pd.read_csv(path, chunksize=chunk_rows, **options) as chunks:
+            for chunk in chunks:
+                yield chunk.fillna("")  # a row with too few cells
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path} is empty. It needs a header line: {','.join(required)}.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Convert it first, for example from GBK: "
+            f"iconv -f gb18030 -t utf-8 {path} > utf8.csv"
+        ) from None
+    except pd.errors.ParserError as error:
+        raise ValueError(
+            f"{path} is not a well-formed CSV: {error}. A cell that holds a comma or a quote must be quoted."
+        ) from None
+
+
+def image_file(image_path: str, filename: str) -> str:
+    """The path of `filename` inside the folder `image_path`, by its letters alone (no disk access).
+
+    Raises:
+        ValueError: the name is empty, absolute, holds a NUL or a drive letter, or climbs out with `..`.
+    """
+    if not filename.strip():
+        raise ValueError("empty filename")
+    if "\0" in filename:
+        raise ValueError("filename holds a NUL byte")
+    if filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", filename):
+        raise ValueError("filename is an absolute path")
+    if ".." in re.split(r"[/\\]", filename):
+        raise ValueError("filename climbs out of image_path with '..'")
+    return os.path.join(image_path, filename)

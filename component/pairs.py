@@ -28,7 +28,7 @@ def read_pairs(
         ValueError: not UTF-8, not a CSV, no header, or a required column is missing (the message names those found).
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file. Give the path of a CSV with the columns {', '.join(required)}.")
+        raise FileNotFoundError(f"{path}: no such file. Expected a CSV with the columns {', '.join(required)}.")
     options = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig")
     try:
         found = list(pd.read_csv(path, nrows=0, **options).columns)

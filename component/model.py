@@ -1,0 +1,231 @@
+"""BertCLIP: transformers' own BertModel and CLIPVisionModel with a shared embedding space.
+
+Shapes: B texts or images, T tokens, D projection_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertModel, CLIPModel, CLIPVisionModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from component.configuration import BertCLIPConfig, BertCLIPTextConfig
+from component.loss import clip_loss
+
+
+def _fit_to_positions(config: BertCLIPTextConfig, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Cut (B, T, …) tensors to the positions that the tower has, where BertModel itself dies of an index error."""
+    return [tensor if tensor is None else tensor[:, : config.max_position_embeddings] for tensor in tensors]
+
+
+class BertCLIPPreTrainedModel(PreTrainedModel):
+    """What every BertCLIP model can do, as transformers wants it declared."""
+
+    config_class = BertCLIPConfig
+    base_model_prefix = "clip"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Older checkpoints store these buffers; both towers make them anew.
+    _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$"]
+
+
+class BertCLIPTextModel(BertCLIPPreTrainedModel):
+    """The text tower of a BertCLIP folder on its own; `forward` is BertModel's, with longer texts cut."""
+
+    config_class = BertCLIPTextConfig
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"_projection\.weight$", r"position_ids$"]
+
+    def __init__(self, config: BertCLIPTextConfig):
+        super().__init__(config)
+        self.text_model = BertModel._from_config(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
+        """BertModel's output: last_hidden_state (B, T, text_hidden), pooler_output (B, text_hidden)."""
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = _fit_to_positions(
+            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+        )
+        return self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+
+class BertCLIPModel(BertCLIPPreTrainedModel):
+    """CLIP with a Chinese BERT as text tower, trained by locked-image tuning (LiT, arXiv:2111.07991)."""
+
+    def __init__(self, config: BertCLIPConfig):
+        super().__init__(config)
+        self.text_model = BertModel._from_config(config.text_config)
+        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        # The towers initialise themselves; what is ours starts as nn.Linear does: uniform ±1/sqrt(fan_in).
+        if module in (self.text_projection, self.visual_projection):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif module is self:
+            init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, clip_path: str, bert_path: str, dtype: torch.dtype = torch.float32
+    ) -> "BertCLIPModel":
+        """Pair two pretrained folders (or hub names) for training.
+
+        Vision tower, visual_projection and logit_scale come from CLIP, the text tower from BERT. text_projection is
+        new, except where CLIP's own has the same shape.
+
+        Args:
+            clip_path: what `CLIPModel.from_pretrained` loads.
+            bert_path: what `BertModel.from_pretrained` loads.
+            dtype: of all parameters. fp32 by default, whatever the folders hold: AdamW needs it.
+        """
+        clip = CLIPModel.from_pretrained(clip_path, dtype=dtype)
+        bert = BertModel.from_pretrained(bert_path, dtype=dtype)
+        config = BertCLIPConfig(
+            text_config=bert.config, vision_config=clip.config.vision_config, projection_dim=clip.config.projection_dim
+        )
+        model = cls._from_config(config, dtype=dtype)
+        model.text_model.load_state_dict(bert.state_dict())
+        model.vision_model.load_state_dict(clip.vision_model.state_dict())
+        model.visual_projection.load_state_dict(clip.visual_projection.state_dict())
+        model.logit_scale.data.copy_(clip.logit_scale.data)
+        if clip.text_projection.weight.shape == model.text_projection.weight.shape:
+            model.text_projection.load_state_dict(clip.text_projection.state_dict())
+        return model
+
+    @property
+    def vision_is_locked(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.vision_model.parameters())
+
+    def lock_vision(self):
+        """Freeze the vision tower: no gradient, no optimizer state, always in eval mode."""
+        self.vision_model.requires_grad_(False)
+        self.vision_model.eval()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.vision_is_locked:
+            self.vision_model.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def _encode_text(self, input_ids, attention_mask, token_type_ids, position_ids, **kwargs):
+        input_ids, attention_mask, token_type_ids, position_ids = _fit_to_positions(
+            self.config.text_config, input_ids, attention_mask, token_type_ids, position_ids
+        )
+        return self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            return_dict=True,
+            **kwargs,
+        )
+
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """(B, T) tokens → (B, D) projected features, not normalised."""
+        outputs = self._encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        return self.text_projection(outputs.pooler_output)
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """(B, 3, H, W) pixels → (B, D) projected features, not normalised."""
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        return self.visual_projection(outputs.pooler_output)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> CLIPOutput | tuple:
+        """Embed texts and images, and compare each with each.
+
+        Args:
+            input_ids: (B_text, T); attention_mask, token_type_ids and position_ids likewise, all optional.
+            pixel_values: (B_image, 3, H, W).
+            return_loss: also compute the contrastive loss; text i belongs to image i.
+            return_dict: False gives the tuple (loss, logits_per_image, logits_per_text, text_embeds, image_embeds,
+                text_model_output, vision_model_output), without the loss where none was asked for.
+
+        Returns:
+            `CLIPOutput`: logits_per_image (B_image, B_text) and its transpose logits_per_text = scale · cosine;
+            text_embeds (B_text, D) and image_embeds (B_image, D), L2-normalised; the outputs of both towers; loss.
+
+        Raises:
+            ValueError: texts or images are missing, or `return_loss` with unequal numbers of them.
+        """
+        if input_ids is None or pixel_values is None:
+            raise ValueError(
+                "BertCLIPModel compares texts with images: pass input_ids and pixel_values. "
+                "For one side alone use get_text_features or get_image_features."
+            )
+        vision_outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        text_outputs = self._encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+
+        image_embeds = F.normalize(self.visual_projection(vision_outputs.pooler_output), dim=-1)
+        text_embeds = F.normalize(self.text_projection(text_outputs.pooler_output), dim=-1)
+
+        logit_scale = self.logit_scale.exp().to(text_embeds.device)
+        logits_per_text = logit_scale * text_embeds @ image_embeds.to(text_embeds.device).T
+
+        outputs = CLIPOutput(
+            loss=clip_loss(image_embeds.to(text_embeds.device), text_embeds, logit_scale) if return_loss else None,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return outputs if return_dict else outputs.to_tuple()

@@ -1,0 +1,47 @@
+"""Where a file name found on the internet may be written: inside one folder, or not at all."""
+
+import functools
+import os
+import re
+
+from component.pairs import image_file
+
+# Names that Windows opens as a device whatever their extension; such a data set could not be copied there.
+DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
+MAX_NAME_BYTES = 255  # ext4, xfs, btrfs, NTFS (there: letters) and APFS agree
+MAX_PATH_BYTES = 4096
+
+
+def writable_file(image_path: str, filename: str) -> str:
+    """The path under which `filename` may be written inside the folder `image_path`.
+
+    Raises:
+        ValueError: with the reason, when the name is unusable or leads outside, also by a symbolic link.
+    """
+    path = image_file(image_path, filename)
+    parts = re.split(r"[/\\]", filename)
+    if parts[-1] in ("", "."):
+        raise ValueError("filename names a folder")
+    if any(DEVICE_NAME.match(part) for part in parts):
+        raise ValueError("filename is a device name on Windows")
+    try:
+        lengths = [len(part.encode()) for part in filename.split("/")]
+    except UnicodeEncodeError:
+        raise ValueError("filename is not valid Unicode") from None
+    if max(lengths) > MAX_NAME_BYTES or len(os.fsencode(os.path.abspath(path))) >= MAX_PATH_BYTES:
+        raise ValueError(f"filename is longer than the file system allows ({MAX_NAME_BYTES} bytes a name)")
+    folder = os.path.dirname(path)
+    # The folder is resolved once, the file each time: it may be a symbolic link itself.
+    if not _leads_inside(folder, image_path) or (os.path.islink(path) and not _is_inside(path, image_path)):
+        raise ValueError("filename leaves image_path through a symbolic link")
+    if os.path.isdir(path):
+        raise ValueError("filename names a folder")
+    return path
+
+
+def _is_inside(path: str, image_path: str) -> bool:
+    root = os.path.realpath(image_path)
+    return os.path.commonpath([root, os.path.realpath(path)]) == root
+
+
+_leads_inside = functools.lru_cache(maxsize=10_000)(_is_inside)  # a million rows share few folders

@@ -1,0 +1,225 @@
+"""A web server that misbehaves on request, for the tests of the download: the first part of the path says how."""
+
+import gzip
+import io
+import socketserver
+import struct
+import threading
+import time
+import zlib
+from collections import Counter
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+import numpy as np
+from PIL import Image
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 48), format: str = "JPEG", **options) -> bytes:
+    """An encoded picture, different for each seed."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def huge_png() -> bytes:
+    """A well-formed PNG header that promises 100,000 x 100,000 pixels."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    parts = part(b"IHDR", header), part(b"IDAT", zlib.compress(b"\0" * 1000)), part(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+class ImageServer(ThreadingHTTPServer):
+    """Runs in a thread of its own as a context manager. `hits` counts requests by path, `peak` the most at once."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hits: Counter[str] = Counter()
+        self.headers: dict[str, dict[str, str]] = {}
+        self.lock = threading.Lock()
+        self.running = self.peak = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    def url(self, path: str) -> str:
+        return f"http://{self.address}/{path}"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request, client_address):
+        pass  # clients that hang up are what is tested
+
+    def server_bind(self):
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks a name server for this machine's name
+        self.server_name, self.server_port = self.server_address
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        with server.lock:
+            server.hits[self.path] += 1
+            server.headers[self.path] = dict(self.headers)
+            server.running += 1
+            server.peak = max(server.peak, server.running)
+        try:
+            kind, _, rest = unquote(self.path.removeprefix("http://" + server.address)).lstrip("/").partition("/")
+            getattr(self, f"kind_{kind}")(rest)
+        finally:
+            with server.lock:
+                server.running -= 1
+
+    def answer(self, body: bytes = b"", code: int = 200, content_type: str = "image/jpeg", **headers):
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", headers.pop("Content_Length", str(len(body))))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def kind_jpg(self, rest):
+        self.answer(picture(zlib.crc32(rest.encode())))
+
+    def kind_slow(self, rest):
+        time.sleep(0.1)
+        self.kind_jpg(rest)
+
+    def kind_large(self, rest):
+        self.answer(picture(1, (600, 400), exif=self.turned()))
+
+    @staticmethod
+    def turned() -> Image.Exif:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # taken with the camera held upright: to be turned by 90 degrees
+        return exif
+
+    def kind_png(self, rest):
+        self.answer(picture(2, format="PNG"), content_type="image/png")
+
+    def kind_gif(self, rest):
+        self.answer(picture(3, format="GIF"), content_type="image/gif")
+
+    def kind_animated(self, rest):
+        frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+        buffer = io.BytesIO()
+        frames[0].save(buffer, rest.partition("/")[0], save_all=True, append_images=frames[1:], duration=100)
+        self.answer(buffer.getvalue())
+
+    def kind_html(self, rest):
+        self.answer(b"<!DOCTYPE html><html><body>not here any more</body></html>")
+
+    def kind_svg(self, rest):
+        self.answer(b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+
+    def kind_noise(self, rest):
+        self.answer(bytes(range(256)) * 8)
+
+    def kind_empty(self, rest):
+        self.answer()
+
+    def kind_cut(self, rest):
+        whole = picture(4)
+        self.answer(whole[: len(whole) // 2])
+
+    def kind_hangup(self, rest):
+        whole = picture(5)
+        self.answer(whole[: len(whole) // 2], Content_Length=str(len(whole)))
+        self.close_connection = True
+
+    def kind_bomb(self, rest):
+        self.answer(huge_png())
+
+    def kind_endless(self, rest):
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        while True:
+            self.wfile.write(b"\xff" * 65536)
+
+    def kind_announced(self, rest):
+        self.answer(b"\xff" * 100, Content_Length=str(10**12))
+        self.close_connection = True
+
+    def kind_mislabelled(self, rest):
+        self.answer(picture(6), content_type="text/html; charset=utf-8")
+
+    def kind_gzip(self, rest):
+        self.answer(gzip.compress(picture(7)), Content_Encoding="gzip")
+
+    def kind_gzipbomb(self, rest):
+        self.answer(gzip.compress(b"\0" * 50_000_000), Content_Encoding="gzip")
+
+    def kind_badgzip(self, rest):
+        self.answer(b"this is not gzip", Content_Encoding="gzip")
+
+    def kind_noai(self, rest):
+        self.answer(picture(8), X_Robots_Tag="nosnippet, NoAI")
+
+    def kind_hang(self, rest):
+        time.sleep(20)
+        self.close_connection = True
+
+    def kind_drip(self, rest):
+        body = picture(9)
+        self.answer(b"", Content_Length=str(len(body)))
+        for value in body:
+            self.wfile.write(bytes([value]))
+            time.sleep(0.2)
+
+    def kind_headerdrip(self, rest):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        for _ in range(100):
+            self.wfile.write(b"a")
+            time.sleep(0.2)
+
+    def kind_status(self, rest):
+        self.answer(b"sorry", int(rest.partition("/")[0]))
+
+    def kind_flaky(self, rest):
+        """503 until the third request."""
+        if self.server.hits[self.path] < 3:
+            self.answer(b"busy", 503)
+        else:
+            self.kind_jpg(rest)
+
+    def kind_busy(self, rest):
+        """429 with `seconds`, `date` or `forever` as Retry-After; fine from the second request on."""
+        with self.server.lock:
+            self.server.hits["asked", rest] += 1
+            first = self.server.hits["asked", rest] == 1
+        wait = {"seconds": "1", "date": formatdate(time.time() + 2, usegmt=True), "forever": "86400"}
+        if first:
+            self.answer(b"slow down", 429, Retry_After=wait[rest.partition(".")[0]])
+        else:
+            self.kind_jpg(rest)
+
+    def kind_hop(self, rest):
+        """hop/3/x.jpg is three redirects away from a picture."""
+        left, _, name = rest.partition("/")
+        self.answer(b"", 302, Location=f"/hop/{int(left) - 1}/{name}" if int(left) > 1 else f"/jpg/{name}")
+
+    def kind_to(self, rest):
+        self.answer(b"", 302, Location=rest)

@@ -38,7 +38,12 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
     """The text tower of a BertCLIP folder on its own; `forward` is BertModel's, with longer texts cut."""
 
     config_class = BertCLIPTextConfig
-    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_scale$", r"_projection\.weight$", r"position_ids$"]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^vision_model\.",
+        r"^logit_scale$",
+        r"_projection\.weight$",
+        r"position_ids$",
+    ]
 
     def __init__(self, config: BertCLIPTextConfig):
         super().__init__(config)

@@ -1,0 +1,205 @@
+"""The JSON file of one experiment → typed, checked training arguments."""
+
+import difflib
+import json
+import logging
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Keys of older transformers versions, and what they are called today.
+RENAMED = {
+    "no_cuda": "use_cpu",
+    "evaluation_strategy": "eval_strategy",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+}
+# Keys whose choice is gone, because transformers now always does one thing.
+RETIRED = {
+    "overwrite_output_dir",
+    "save_safetensors",
+    "logging_dir",
+    "fp16_backend",
+    "fp16_opt_level",
+    "half_precision_backend",
+    "use_mps_device",
+    "use_ipex",
+    "jit_mode_eval",
+    "ray_scope",
+    "tpu_num_cores",
+    "past_index",
+    "include_tokens_per_second",
+}
+
+
+@dataclass
+class CLIPTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments, and what BertCLIP needs beside them.
+
+    Raises ValueError, before anything is loaded, for a recipe that cannot run.
+    """
+
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for checkpoints, logs and results."})
+    clip_pretrain_path: str | None = field(
+        default=None, metadata={"help": "CLIP folder or hub name; with load_from_bert_clip, a BertCLIP folder."}
+    )
+    bert_pretrain_path: str | None = field(default=None, metadata={"help": "Chinese BERT folder or hub name."})
+    load_from_bert_clip: bool = field(
+        default=False, metadata={"help": "Take everything, text tower included, from clip_pretrain_path."}
+    )
+    train_file: str | None = field(default=None, metadata={"help": "CSV with the columns text, filename (and url)."})
+    test_file: str | None = field(default=None, metadata={"help": "The same for evaluation; null: none."})
+    image_path: str | None = field(default=None, metadata={"help": "Folder that the column `filename` refers to."})
+    max_seq_length: int = field(
+        default=100, metadata={"help": "Tokens per text, [CLS] and [SEP] included; longer texts are cut."}
+    )
+    freeze_vision: bool = field(default=True, metadata={"help": "Lock the vision tower (LiT)."})
+    resume_from_checkpoint: str | bool | None = field(
+        default=None, metadata={"help": "true: go on from the last checkpoint in output_dir; or a checkpoint folder."}
+    )
+    # Other defaults than transformers': a frozen tower leaves no parameter unused, and the collator needs all columns.
+    ddp_find_unused_parameters: bool | None = False
+    remove_unused_columns: bool = False
+
+    def __post_init__(self):
+        for key in ("output_dir", "train_file", "image_path", "clip_pretrain_path"):
+            if not getattr(self, key):
+                raise ValueError(f"`{key}` is missing: {self._help(key)}")
+        if not (self.load_from_bert_clip or self.bert_pretrain_path):
+            raise ValueError(
+                f"`bert_pretrain_path` is missing: {self._help('bert_pretrain_path')} "
+                "To go on from a whole BertCLIP folder, set load_from_bert_clip to true."
+            )
+        if self.max_seq_length < 3:
+            raise ValueError(f"`max_seq_length` is {self.max_seq_length}; [CLS], [SEP] and one token need at least 3.")
+        for key in ("train_file", "test_file"):
+            path = getattr(self, key)
+            if path and not os.path.isfile(path):
+                raise ValueError(f"`{key}`: there is no file {path} (seen from {os.getcwd()}).")
+        if not os.path.isdir(self.image_path):
+            raise ValueError(f"`image_path`: there is no folder {self.image_path} (seen from {os.getcwd()}).")
+        for key in ("clip_pretrain_path", "bert_pretrain_path"):
+            self._check_model_path(key)
+        if self.eval_strategy != "no" and not self.test_file:
+            raise ValueError(f"`eval_strategy` is {self.eval_strategy!r} but there is no `test_file` to evaluate on.")
+        if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
+            logger.warning("fp16 needs a GPU and none is in use: training in fp32.")
+            self.fp16 = False
+        # Pinning memory without a GPU does nothing but warn at every data loader.
+        self.dataloader_pin_memory &= torch.cuda.is_available() and not self.use_cpu
+        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
+            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process. Choose one with CUDA_VISIBLE_DEVICES=0, or use all of "
+                f"them with: torchrun --nproc_per_node {self.n_gpu} train_clip.py …"
+            )
+
+    def _help(self, key: str) -> str:
+        return next(f.metadata["help"] for f in fields(self) if f.name == key)
+
+    def _check_model_path(self, key: str) -> None:
+        path = getattr(self, key)
+        if not path or os.path.isfile(os.path.join(path, "config.json")):
+            return
+        # A hub name is "model" or "user/model"; anything else is meant to be a folder.
+        if os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise ValueError(f"`{key}`: {path} is not a model folder (no config.json in it; seen from {os.getcwd()}).")
+
+
+def load_arguments(path: str, overrides: Sequence[str] = ()) -> CLIPTrainingArguments:
+    """Read one flat JSON of training arguments.
+
+    Keys of the published recipe and of older transformers versions keep their meaning; `warmup_steps` wins over
+    `warmup_ratio`.
+
+    Args:
+        path: JSON file.
+        overrides: "key=value" items that replace keys of the file; a value is read as JSON where it is JSON.
+
+    Raises:
+        ValueError: no such file, not JSON, an unknown key, a value of the wrong type, a recipe that cannot run.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            given = json.load(file)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} must hold one JSON object of keys and values, not a {type(given).__name__}.")
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: expected key=value.")
+        try:
+            given[key] = json.loads(value)
+        except json.JSONDecodeError:
+            given[key] = value
+    known = {f.name for f in fields(CLIPTrainingArguments) if f.init}
+    hints = typing.get_type_hints(CLIPTrainingArguments)
+    given = _translate(given, known)
+    return CLIPTrainingArguments(**{key: _as_type(key, value, hints[key]) for key, value in given.items()})
+
+
+def _translate(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """Replace the keys of older versions by today's, and refuse those that nobody knows."""
+    today = {}
+    for key, value in given.items():
+        if key in known:
+            today[key] = value
+        elif key in RENAMED:
+            today.setdefault(RENAMED[key], value)
+        elif key in RETIRED:
+            logger.warning("`%s` has no effect in this version of transformers; remove it.", key)
+        elif key == "warmup_ratio":
+            # transformers 5 reads a warmup_steps below 1 as a share of all steps.
+            if not given.get("warmup_steps"):
+                today["warmup_steps"] = value
+        elif key == "adafactor":
+            if _as_type(key, value, bool):
+                today["optim"] = "adafactor"
+        else:
+            near = difflib.get_close_matches(key, [*known, *RENAMED, "warmup_ratio"], n=1)
+            raise ValueError(f"Unknown argument `{key}`." + (f" Did you mean `{near[0]}`?" if near else ""))
+    if not today.get("warmup_steps") and given.get("warmup_ratio"):
+        today["warmup_steps"] = given["warmup_ratio"]
+    return today
+
+
+def _as_type(key: str, value: Any, hint: Any) -> Any:
+    """Check a JSON value against the field's type; numbers and bools written as strings are read as such."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    if value is not None and set(options) - {bool, int, float, type(None)}:
+        if options[0] is str and set(options) <= {str, type(None)} and not isinstance(value, str | bool):
+            raise ValueError(f"`{key}` is {value!r}; expected a string.")
+        return value  # strings, enums, dicts: TrainingArguments checks them itself
+    if bool in options:
+        word = str(value).lower()
+        if word in ("true", "false", "1", "0"):
+            return word in ("true", "1")
+    elif not isinstance(value, bool | None):
+        try:
+            number = float(value)
+            if float in options:
+                return number
+            if number.is_integer():
+                return int(number)
+        except (TypeError, ValueError):
+            pass
+    wanted = " or ".join(
+        {bool: "true/false", int: "a whole number", float: "a number"}.get(o, "null") for o in options
+    )
+    raise ValueError(f"`{key}` is {value!r}; expected {wanted}.")

@@ -1,0 +1,81 @@
+"""Retrieval metrics: pure functions of embeddings.
+
+Shapes: P pairs, Q queries, G gallery items, D projection width.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RECALL_AT = (1, 5, 10)
+_SCORES_PER_CHUNK = 2**25  # 128 MB of fp32
+
+
+def retrieval_ranks(
+    query_embeds: Tensor, gallery_embeds: Tensor, query_index: Tensor, gallery_index: Tensor
+) -> Tensor:
+    """Rank of each query's best right answer in the whole gallery, 1 being the top.
+
+    A query may have several right answers: the best placed one counts, and the others do not push it down. Ties are
+    resolved against the model: a wrong item with the same score stands before the right one. Queries are taken in
+    chunks, so no (Q, G) matrix is held.
+
+    Args:
+        query_embeds: (Q, D), L2-normalised.
+        gallery_embeds: (G, D), L2-normalised.
+        query_index, gallery_index: (P,) int64; gallery item `gallery_index[p]` is a right answer to query
+            `query_index[p]`. Every query needs at least one.
+
+    Returns:
+        (Q,) int64.
+    """
+    order = torch.argsort(query_index, stable=True)
+    query_index, gallery_index = query_index[order].contiguous(), gallery_index[order]
+    ranks = []
+    chunk = max(1, _SCORES_PER_CHUNK // len(gallery_embeds))
+    for start in range(0, len(query_embeds), chunk):
+        scores = query_embeds[start : start + chunk] @ gallery_embeds.T
+        bounds = torch.searchsorted(query_index, torch.tensor([start, start + len(scores)], device=query_index.device))
+        query, answer = query_index[bounds[0] : bounds[1]] - start, gallery_index[bounds[0] : bounds[1]]
+        right = scores[query, answer]
+        best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, query, right, "amax")
+        scores[query, answer] = -torch.inf
+        ranks.append(1 + (scores >= best[:, None]).sum(dim=1))
+    return torch.cat(ranks)
+
+
+def retrieval_metrics(
+    image_embeds: Tensor, text_embeds: Tensor, image_ids: np.ndarray, text_ids: np.ndarray
+) -> dict[str, float]:
+    """Recall@1/5/10 and median rank in both directions, and their mean recall.
+
+    recall@k is the share of queries with at least one right answer among the top k of the whole gallery. Captions and
+    pictures that occur in several pairs (five captions per picture, or one keyword for many pictures) are counted
+    once as query and once in the gallery, with every pair as a right answer.
+
+    Args:
+        image_embeds: (P, D), L2-normalised, row i belongs to row i of `text_embeds`.
+        text_embeds: (P, D), L2-normalised.
+        image_ids: (P,) the same id means the same picture.
+        text_ids: (P,) the same id means the same caption.
+
+    Returns:
+        Shares between 0 and 1: text_to_image_recall@1 …, image_to_text_recall@10, mean_recall; and the two
+        median ranks, from 1.
+    """
+    _, first_image, image_index = np.unique(image_ids, return_index=True, return_inverse=True)
+    _, first_text, text_index = np.unique(text_ids, return_index=True, return_inverse=True)
+    images, texts = image_embeds[first_image].float(), text_embeds[first_text].float()
+    image_index = torch.from_numpy(image_index.reshape(-1)).to(images.device)
+    text_index = torch.from_numpy(text_index.reshape(-1)).to(images.device)
+    ranks = {
+        "text_to_image": retrieval_ranks(texts, images, text_index, image_index),
+        "image_to_text": retrieval_ranks(images, texts, image_index, text_index),
+    }
+    recalls = {
+        f"{direction}_recall@{k}": (rank <= k).double().mean().item()
+        for direction, rank in ranks.items()
+        for k in RECALL_AT
+    }
+    medians = {f"{direction}_median_rank": float(np.median(rank.cpu())) for direction, rank in ranks.items()}
+    return {**recalls, "mean_recall": sum(recalls.values()) / len(recalls), **medians}

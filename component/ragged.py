@@ -1,0 +1,31 @@
+"""Rows of unequal length in one flat buffer."""
+
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class RaggedArray:
+    """A list of integer rows of unequal length that can only grow at its end.
+
+    A Python list of 1.4 million strings or token lists takes ten times the memory, and every forked worker ends up
+    with a copy, because touching a reference count copies the page. This buffer is shared.
+
+    Args:
+        typecode: of the `array` module, e.g. "i" for token ids, "B" for UTF-8 bytes.
+    """
+
+    def __init__(self, typecode: str):
+        self._flat = array(typecode)
+        self._offsets = array("q", [0])
+
+    def append(self, row: Iterable[int]) -> None:
+        self._flat.extend(row)
+        self._offsets.append(len(self._flat))
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return np.asarray(self._flat[self._offsets[row] : self._offsets[row + 1]])

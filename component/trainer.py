@@ -1,0 +1,156 @@
+"""Where model output, loss and processes meet: training steps, evaluation, checkpoints."""
+
+import logging
+import math
+import os
+import time
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from component.files import replace_folder
+from component.loss import clip_loss
+from component.metrics import retrieval_metrics
+from component.processor import save_processor
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGIT_SCALE = math.log(100)  # CLIP, arXiv:2103.00020, section 2.5: beyond it training becomes unstable
+
+
+class ClampLogitScale(TrainerCallback):
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+
+
+class CLIPTrainer(Trainer):
+    """transformers' Trainer for `BertCLIPModel`, a `PairDataset` and a `PairCollator`.
+
+    Differences from its parent:
+    - The contrastive loss is computed in fp32 from the embeddings, whatever the towers run in.
+    - A bad picture is left out of its batch, named once in the log, and counted in the metrics.
+    - Evaluation gives recall over the whole test set beside the loss.
+    - No weight decay on logit_scale, biases and LayerNorm; logit_scale is clamped at ln 100.
+    - Logs carry ln(batch), logit_scale and pairs per second.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(ClampLogitScale())
+        self._bad_images: dict[str, set[int]] = {"train": set(), "eval": set()}
+        self._evaluated: list[tuple[Tensor, Tensor, Tensor, float]] = []
+        self._start_log_window()
+
+    # ---- training ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        logit_scale = self.accelerator.unwrap_model(model).logit_scale.exp()
+        loss = clip_loss(outputs.image_embeds, outputs.text_embeds, logit_scale)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        inputs = dict(inputs)
+        rows = inputs.pop("rows")
+        self._note_bad_images("train", self.train_dataset, inputs.pop("bad_images"))
+        if not len(rows):
+            # Zero gradients, not no gradients: other ranks wait for ours, and the fp16 scaler wants to see some.
+            zero = sum(parameter.sum() * 0 for parameter in model.parameters() if parameter.requires_grad)
+            self.accelerator.backward(zero)
+            return torch.full_like(zero, torch.nan).detach()  # the Trainer leaves NaN out of the logged mean
+        self._pairs += len(rows)
+        self._ln_batch += [math.log(len(rows))]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # Biases, LayerNorm and the class embedding are vectors, logit_scale is a scalar.
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def train(self, *args, **kwargs):
+        output = super().train(*args, **kwargs)
+        output.metrics["train_bad_images"] = self._count_bad_images("train")
+        return output
+
+    # ---- evaluation ----
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        rows = inputs.pop("rows")
+        self._note_bad_images("eval", self.callback_handler.eval_dataloader.dataset, inputs.pop("bad_images"))
+        if not len(rows):
+            return torch.zeros((), device=self.args.device), None, None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        self._evaluated.append((rows.cpu(), outputs.text_embeds.cpu(), outputs.image_embeds.cpu(), loss.item()))
+        return loss, None, None
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The parent's loop over the batches; the metrics are those of `retrieval_metrics`, over all ranks.
+
+        Raises:
+            ValueError: not one picture of the test set can be read.
+        """
+        start = time.perf_counter()
+        self._evaluated, self._bad_images["eval"] = [], set()
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        batches = gather_object(self._evaluated)
+        self._evaluated = []
+        dataset = dataloader.dataset
+        if not batches:
+            raise ValueError(f"{dataset.file}: none of its pictures can be read under {dataset.image_path}.")
+        # Ranks fill up their last batch with rows that others have too: keep each row once.
+        rows, first = np.unique(torch.cat([batch[0] for batch in batches]), return_index=True)
+        text_embeds = torch.cat([batch[1] for batch in batches])[first]
+        image_embeds = torch.cat([batch[2] for batch in batches])[first]
+        sizes = np.array([len(batch[0]) for batch in batches])
+        metrics = {
+            "loss": float(np.average([batch[3] for batch in batches], weights=sizes)),
+            **retrieval_metrics(image_embeds, text_embeds, dataset.image_ids[rows], dataset.text_ids[rows]),
+            "pairs": len(rows),
+            "bad_images": self._count_bad_images("eval"),
+        }
+        output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in metrics.items()})
+        self._window_start += time.perf_counter() - start  # pairs per second speaks of training alone
+        return output
+
+    # ---- bad pictures ----
+
+    def _note_bad_images(self, split: str, dataset, bad_images: list[tuple[int, str]]) -> None:
+        seen = self._bad_images[split]
+        for row, reason in bad_images:
+            if row not in seen:
+                seen.add(row)
+                logger.warning("left out of %s: %s", dataset.file, reason)
+
+    def _count_bad_images(self, split: str) -> int:
+        return len(set(gather_object(list(self._bad_images[split]))))
+
+    # ---- logs and checkpoints ----
+
+    def _start_log_window(self) -> None:
+        self._pairs, self._ln_batch, self._window_start = 0, [], time.perf_counter()
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            seconds = time.perf_counter() - self._window_start
+            logs["ln_batch"] = float(np.mean(self._ln_batch)) if self._ln_batch else 0.0
+            logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.exp().item()
+            logs["pairs_per_second"] = self._pairs * self.args.world_size / seconds
+            self._start_log_window()
+        super().log(logs, *args, **kwargs)
+
+    def save_final(self) -> None:
+        """Save model, processor and tokenizer to `checkpoint-final` in the output folder, whole or not at all."""
+        final = os.path.join(self.args.output_dir, "checkpoint-final")
+        self.save_model(f"{final}.tmp")
+        if self.args.should_save:
+            replace_folder(f"{final}.tmp", final)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            save_processor(self.processing_class, output_dir or self.args.output_dir)

@@ -1,0 +1,129 @@
+"""Small towers and small data, made anew for each test session: no network, seconds on a CPU."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+CAPTIONS = [
+    "一只小狗在摇尾巴",
+    "一只小猪在吃饭",
+    "红色的圆",
+    "蓝色的方块",
+    "绿色的树",
+    "黄色的花",
+    "白色的云",
+    "黑色的夜",
+]
+COLOURS = ["brown", "pink", "red", "blue", "green", "yellow", "white", "black"]
+
+
+@pytest.fixture(scope="session")
+def bert_path(tmp_path_factory) -> str:
+    """A BERT folder as on the hub: config.json, weights, vocab.txt. Hidden width 32, 24 positions."""
+    from transformers import BertConfig, BertModel
+
+    path = str(tmp_path_factory.mktemp("bert"))
+    characters = sorted(set("".join(CAPTIONS)))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
+    with open(os.path.join(path, "vocab.txt"), "w", encoding="utf-8") as file:
+        file.writelines(f"{token}\n" for token in vocabulary)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=24,
+            initializer_range=0.2,
+        )
+    ).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_path(tmp_path_factory) -> str:
+    """A CLIPModel folder with its image processor. Vision width 48, projection 16, pictures of 32 px."""
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    path = str(tmp_path_factory.mktemp("clip"))
+    tower = dict(num_hidden_layers=2, num_attention_heads=2)
+    torch.manual_seed(1)
+    CLIPModel(
+        CLIPConfig(
+            text_config=dict(
+                hidden_size=24, intermediate_size=24, vocab_size=9, bos_token_id=1, eos_token_id=2, **tower
+            ),
+            vision_config=dict(hidden_size=48, intermediate_size=96, image_size=32, patch_size=16, **tower),
+            projection_dim=16,
+        )
+    ).save_pretrained(path)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bert_clip_path(tmp_path_factory, clip_path, bert_path) -> str:
+    """A BertCLIP folder as training writes it."""
+    from component.model import BertCLIPModel
+    from component.processor import load_processor, save_processor
+
+    path = str(tmp_path_factory.mktemp("bert_clip"))
+    torch.manual_seed(2)
+    BertCLIPModel.from_vision_text_pretrained(clip_path, bert_path).save_pretrained(path)
+    save_processor(load_processor(clip_path, bert_path, max_length=24), path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight captioned pictures in `images/`, and `train.csv` beside it."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    rows = ["text,url,filename"]
+    for number, (caption, colour) in enumerate(zip(CAPTIONS, COLOURS, strict=True)):
+        noise = np.random.default_rng(number).integers(0, 60, (40, 50, 3), dtype=np.uint8)
+        pixels = np.asarray(Image.new("RGB", (50, 40), colour)) // 2 + noise
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{number}.png")
+        rows.append(f"{caption},http://example.com/{number}.png,{number}.png")
+    (folder / "train.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def train_args(tmp_path, data, clip_path, bert_path):
+    """Write a JSON of training arguments for two quick epochs on `data`; keyword arguments replace keys."""
+
+    def write(**keys) -> str:
+        arguments = {
+            "output_dir": str(tmp_path / "output"),
+            "clip_pretrain_path": clip_path,
+            "bert_pretrain_path": bert_path,
+            "train_file": str(data / "train.csv"),
+            "image_path": str(data / "images"),
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "max_seq_length": 16,
+            "logging_steps": 1,
+            "dataloader_num_workers": 0,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **keys,
+        }
+        path = tmp_path / "train_args.json"
+        path.write_text(json.dumps(arguments, ensure_ascii=False), encoding="utf-8")
+        return str(path)
+
+    return write

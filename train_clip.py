@@ -1,0 +1,120 @@
+"""Train BertCLIP: a JSON of arguments in, checkpoints and results out."""
+
+import argparse
+import logging
+import os
+import sys
+
+logger = logging.getLogger("train_clip")
+
+
+def main() -> str | None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train_args_file", default="train_args/train_clip.json", help="JSON of training arguments")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the JSON; repeatable"
+    )
+    options = parser.parse_args()
+
+    # Only now, because these imports take seconds: --help and a mistyped option are answered at once.
+    from component.argument import load_arguments
+    from component.datacollator import PairCollator
+    from component.dataset import PairDataset
+    from component.trainer import CLIPTrainer
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        args = load_arguments(options.train_args_file, options.set)
+        log_on_first_process(args.process_index)
+        model, processor = load_model(args)
+        train_dataset, test_dataset = (
+            PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
+            for file in (args.train_file, args.test_file)
+        )
+        train_dataset.require_a_picture()
+        describe(train_dataset, test_dataset)
+        record(args)
+    except (ValueError, OSError) as error:
+        return f"train_clip.py: {error}"
+
+    trainer = CLIPTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=test_dataset,
+        data_collator=PairCollator(processor.tokenizer.pad_token_id),
+        processing_class=processor,
+    )
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_final()
+    trainer.save_state()
+    report(trainer, "train", result.metrics)
+    if test_dataset is not None:
+        report(trainer, "test", trainer.evaluate())
+
+
+def log_on_first_process(process_index: int) -> None:
+    for name in ("train_clip", "component"):
+        logging.getLogger(name).setLevel(logging.INFO if process_index == 0 else logging.ERROR)
+
+
+def load_model(args):
+    """The model with its image tower locked as the arguments say, and its processor."""
+    import torch
+    from transformers import set_seed
+
+    from component.model import BertCLIPModel
+    from component.processor import load_processor
+
+    set_seed(args.seed)  # the new text_projection is drawn here, before the Trainer sets its seed
+    if args.load_from_bert_clip:
+        model = BertCLIPModel.from_pretrained(args.clip_pretrain_path, dtype=torch.float32)
+    else:
+        model = BertCLIPModel.from_vision_text_pretrained(args.clip_pretrain_path, args.bert_pretrain_path)
+    if args.freeze_vision:
+        model.lock_vision()
+    positions = model.config.text_config.max_position_embeddings
+    if args.max_seq_length > positions:
+        raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")
+    tokenizer_path = None if args.load_from_bert_clip else args.bert_pretrain_path
+    return model, load_processor(args.clip_pretrain_path, tokenizer_path, max_length=positions)
+
+
+def describe(*datasets) -> None:
+    """Log what the tables hold, and what of it is left out."""
+    for dataset in filter(None, datasets):
+        logger.info(
+            "%s: %d pairs; left out for an empty text: %d; cut to max_seq_length: %d; repeated captions: %.1f%%",
+            dataset.file,
+            len(dataset),
+            dataset.num_empty_texts,
+            dataset.num_long_texts,
+            100 * dataset.share_of_repeated_captions,
+        )
+
+
+def record(args) -> None:
+    """Write down what runs: the resolved arguments, which train_clip.py can read again, and the versions."""
+    import torch
+    import transformers
+
+    from component.files import write_json
+
+    if args.process_index == 0:
+        os.makedirs(args.output_dir, exist_ok=True)
+        write_json(os.path.join(args.output_dir, "train_args.json"), args.to_dict())
+        versions = {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        write_json(os.path.join(args.output_dir, "versions.json"), versions)
+
+
+def report(trainer, split: str, metrics: dict) -> None:
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics, combined=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

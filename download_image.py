@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_threads", type=positive_int, default=64, help="pictures under way (%(default)s)")
     parser.add_argument("--per_host", type=positive_int, default=16, help="of these at one host (%(default)s)")
     parser.add_argument("--timeout", type=positive, default=30.0, help="seconds for one picture in all (%(default)s)")
-    parser.add_argument("--retries", type=not_negative_int, default=2, help="after 429, 5xx and the like (%(default)s)")
+    parser.add_argument("--retries", type=natural, default=2, help="after 429, 5xx or no answer (%(default)s)")
     parser.add_argument("--max_bytes", type=positive_int, default=20 * 2**20, help="per picture (%(default)s)")
     parser.add_argument("--resize", type=positive_int, help="shorter side in pixels; saves upright JPEGs")
     parser.add_argument("--retry_failed", action="store_true", help="try those again that an earlier run gave up")
@@ -42,7 +42,7 @@ def positive_int(text: str) -> int:
     return int(positive(str(int(text))))
 
 
-def not_negative_int(text: str) -> int:
+def natural(text: str) -> int:
     return positive_int(str(int(text) + 1)) - 1
 
 

@@ -200,8 +200,10 @@ def _retry_after(header: str | None) -> float | None:
 def _root(error: BaseException) -> str:
     """The innermost cause in one line; urllib3 and requests wrap it in layers of object addresses."""
     while True:
-        inner = getattr(error, "reason", None) or error.__cause__ or next(
-            (part for part in error.args if isinstance(part, BaseException)), None
+        inner = (
+            getattr(error, "reason", None)
+            or error.__cause__
+            or next((part for part in error.args if isinstance(part, BaseException)), None)
         )
         if not isinstance(inner, BaseException):
             return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())[:200]

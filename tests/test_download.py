@@ -1,0 +1,421 @@
+"""download_image.py through its own command line, against a real server that misbehaves."""
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from image_server import ImageServer, picture
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def server():
+    with ImageServer() as server:
+        yield server
+
+
+def write_table(folder, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:
+    path = folder / "train.csv"
+    with open(path, "w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def command(folder, *options) -> list[str]:
+    files = ["--train_file", str(folder / "train.csv"), "--image_path", str(folder / "images")]
+    return [sys.executable, str(ROOT / "download_image.py"), *files, *options]
+
+
+def run(folder, *options, local=True) -> subprocess.CompletedProcess:
+    options = [*options, *(["--allow_private_hosts"] if local else [])]
+    return subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=60)
+
+
+def report(folder, name="download_report.csv") -> dict[str, dict]:
+    """The last report row of each file name."""
+    with open(folder / name, newline="", encoding="utf-8") as file:
+        return {row["filename"]: row for row in csv.DictReader(file)}
+
+
+def files(folder) -> list[str]:
+    images = folder / "images"
+    return sorted(str(path.relative_to(images)) for path in images.rglob("*") if path.is_file())
+
+
+# --- what is kept and what is refused ----------------------------------------------------------------------------
+
+FAST = {
+    "jpg/x": "ok",
+    "png/x": "ok",
+    "mislabelled/x": "ok",
+    "gzip/x": "ok",
+    "hop/5/x": "ok",
+    "hop/6/x": "redirects",
+    "gif/x": "gif",
+    "animated/WEBP/x": "animated",
+    "animated/PNG/x": "animated",
+    "html/x": "html",
+    "svg/x": "svg",
+    "noise/x": "not_image",
+    "empty/x": "empty",
+    "cut/x": "truncated",
+    "hangup/x": "truncated",
+    "bomb/x": "too_many_pixels",
+    "endless/x": "too_large",
+    "announced/x": "too_large",
+    "gzipbomb/x": "too_large",
+    "badgzip/x": "bad_encoding",
+    "noai/x": "opt_out",
+    "status/404/x": "http_404",
+    "status/500/x": "http_500",
+    "to/ftp://example.com/x": "bad_url",
+}
+SLOW = {"hang/x": "timeout", "drip/x": "timeout", "headerdrip/x": "timeout"}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """One run over every kind of answer: folder, process, server, seconds."""
+    folder = tmp_path_factory.mktemp("mixed")
+    with ImageServer() as server:
+        rows = [("文字", server.url(kind), kind.replace("/", "_") + ".jpg") for kind in FAST | SLOW]
+        write_table(folder, rows)
+        started = time.monotonic()
+        done = run(folder, "--timeout", "2", "--retries", "1", "--max_bytes", "1000000")
+        yield folder, done, server, time.monotonic() - started
+
+
+@pytest.mark.parametrize("kind, reason", (FAST | SLOW).items())
+def test_each_answer_gets_its_verdict(mixed, kind, reason):
+    folder, _, _, _ = mixed
+    filename = kind.replace("/", "_") + ".jpg"
+    row = report(folder)[filename]
+    assert (row["reason"].partition(":")[0] or row["status"]) == reason
+    assert (folder / "images" / filename).exists() == (reason == "ok")
+
+
+def test_only_pictures_and_no_temporary_files_are_left(mixed):
+    folder, done, _, _ = mixed
+    assert done.returncode == 0, done.stderr
+    assert files(folder) == sorted(kind.replace("/", "_") + ".jpg" for kind, reason in FAST.items() if reason == "ok")
+
+
+def test_hanging_and_dripping_servers_end_with_the_deadline(mixed):
+    folder, _, _, seconds = mixed
+    for kind in SLOW:
+        assert 1.9 < float(report(folder)[kind.replace("/", "_") + ".jpg"]["seconds"]) < 10
+    assert seconds < 20  # each of them would have taken the server 20 seconds and more
+
+
+def test_the_summary_counts_reasons_and_hosts(mixed):
+    _, done, server, _ = mixed
+    assert re.search(r"^ok +5 ", done.stdout, re.M)
+    assert re.search(r"^failed +timeout +3 ", done.stdout, re.M)
+    assert re.search(rf"^{server.address} +5 +22$", done.stdout, re.M)
+
+
+def test_a_gzipped_body_is_unpacked(mixed):
+    folder, _, _, _ = mixed
+    assert (folder / "images" / "gzip_x.jpg").read_bytes() == picture(7)
+
+
+def test_broken_connections_and_5xx_are_retried_and_404_is_not(mixed):
+    _, _, server, _ = mixed
+    assert server.hits["/status/500/x"] == server.hits["/hangup/x"] == 2
+    assert server.hits["/status/404/x"] == 1
+
+
+def test_retries_win_over_a_flaky_server_and_follow_retry_after(tmp_path, server):
+    kinds = ["flaky/x.jpg", "busy/seconds.jpg", "busy/date.jpg", "busy/forever.jpg"]
+    with ImageServer() as other, ImageServer() as third, ImageServer() as fourth:  # a pause is for the whole host
+        servers = [server, other, third, fourth]
+        write_table(tmp_path, [("", s.url(k), k.replace("/", "_")) for s, k in zip(servers, kinds, strict=True)])
+        assert run(tmp_path).returncode == 0
+    assert files(tmp_path) == ["busy_date.jpg", "busy_seconds.jpg", "flaky_x.jpg"]
+    assert server.hits["/flaky/x.jpg"] == 3
+    assert report(tmp_path)["busy_forever.jpg"]["reason"] == "http_429: Too Many Requests"
+    assert fourth.hits["/busy/forever.jpg"] == 1  # a day is not waited for, and not disregarded
+
+
+def test_resize_sets_the_shorter_side_and_turns_the_picture_upright(tmp_path, server):
+    write_table(tmp_path, [("", server.url("large/x"), "a.jpg"), ("", server.url("png/x"), "small.png")])
+    run(tmp_path, "--resize", "100")
+    with Image.open(tmp_path / "images" / "a.jpg") as image:
+        assert image.size == (100, 150) and not image.getexif()
+    with Image.open(tmp_path / "images" / "small.png") as image:  # never enlarged
+        assert image.size == (64, 48) and image.format == "JPEG"
+
+
+def test_a_dead_host_is_given_up_and_the_others_go_on(tmp_path, server):
+    with ImageServer() as dead:
+        pass
+    rows = [("", dead.url(f"jpg/{i}"), f"dead{i}.jpg") for i in range(200)]
+    rows += [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(20)]
+    write_table(tmp_path, rows)
+    assert run(tmp_path, "--retries", "0", "--num_threads", "4").returncode == 0
+    reasons = Counter(row["reason"].partition(":")[0] for row in report(tmp_path).values())
+    assert reasons[""] == 20 and reasons["connection"] + reasons["host_down"] == 200 and reasons["host_down"] > 150
+
+
+def test_one_host_gets_no_more_than_its_share(tmp_path, server):
+    write_table(tmp_path, [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(20)])
+    run(tmp_path, "--num_threads", "8", "--per_host", "3")
+    assert server.peak == 3 and len(files(tmp_path)) == 20
+
+
+def test_a_hanging_host_does_not_hold_up_the_others(tmp_path, server):
+    with ImageServer() as hanging:
+        rows = [("", hanging.url(f"hang/{i}"), f"hang{i}.jpg") for i in range(6)]
+        rows += [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(50)]
+        write_table(tmp_path, rows)
+        run(tmp_path, "--num_threads", "4", "--per_host", "3", "--timeout", "2")
+    assert set(list(report(tmp_path))[:50]) == {f"{i}.jpg" for i in range(50)}  # one thread was enough
+
+
+# --- resume ------------------------------------------------------------------------------------------------------
+
+
+def test_whole_files_are_skipped_and_failures_wait_for_retry_failed(tmp_path, server):
+    rows = [("", server.url("jpg/a"), "a.jpg"), ("", server.url("status/404/b"), "b.jpg")]
+    write_table(tmp_path, rows)
+    run(tmp_path)
+    second = run(tmp_path)
+    assert server.hits == {"/jpg/a": 1, "/status/404/b": 1}
+    assert re.search(r"^skipped +exists +1 ", second.stdout, re.M)
+    assert re.search(r"^skipped +failed_before +1 ", second.stdout, re.M)
+    run(tmp_path, "--retry_failed")
+    assert server.hits == {"/jpg/a": 1, "/status/404/b": 2}
+
+
+def test_an_empty_file_is_not_whole(tmp_path, server):
+    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg")])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    run(tmp_path)
+    assert Image.open(tmp_path / "images" / "a.jpg").size == (64, 48)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_leaves_only_whole_pictures_and_is_resumed_without_fetching_twice(tmp_path, server, stop):
+    write_table(tmp_path, [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(120)])
+    options = ("--num_threads", "8", "--per_host", "8", "--allow_private_hosts")
+    process = subprocess.Popen(command(tmp_path, *options), stderr=subprocess.PIPE, text=True)
+    while server.hits.total() < 50:
+        time.sleep(0.01)
+    process.send_signal(stop)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == (-signal.SIGKILL if stop == signal.SIGKILL else 130)
+    assert "Traceback" not in stderr
+    kept = [path for path in (tmp_path / "images").iterdir() if not path.name.startswith(".")]
+    assert 30 <= len(kept) < 60
+    for path in kept:
+        with Image.open(path) as image:
+            image.load()
+
+    assert run(tmp_path, *options[:4]).returncode == 0
+    assert files(tmp_path) == sorted(f"{i}.jpg" for i in range(120))  # nothing temporary either
+    twice = [path for path, count in server.hits.items() if count > 1]
+    assert len(twice) <= 8 and not {f"/slow/{path.stem}" for path in kept} & set(twice)
+
+
+def test_a_torn_report_line_does_not_stop_the_resumed_run(tmp_path, server):
+    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg"), ("", server.url("jpg/b"), "b.jpg")])
+    run(tmp_path, "--num_threads", "1")
+    path = tmp_path / "download_report.csv"
+    path.write_bytes(path.read_bytes()[:-9])
+    (tmp_path / "images" / "b.jpg").unlink()
+    assert run(tmp_path).returncode == 0
+    assert set(report(tmp_path)) == {"a.jpg", "b.jpg"}
+
+
+def test_two_runs_do_not_write_one_report(tmp_path, server):
+    write_table(tmp_path, [("", server.url(f"hang/{i}"), f"{i}.jpg") for i in range(3)])
+    first = subprocess.Popen(command(tmp_path, "--allow_private_hosts"), stderr=subprocess.DEVNULL)
+    try:
+        while not server.hits:
+            time.sleep(0.01)
+        second = run(tmp_path)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2 and "another run" in second.stderr
+
+
+def test_shards_are_disjoint_and_complete(tmp_path, server):
+    write_table(tmp_path, [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(40)])
+    names = []
+    for index in (1, 2, 3):
+        run(tmp_path, "--shard", f"{index}/3")
+        names += report(tmp_path, f"download_report.{index}-of-3.csv")
+    assert sorted(names) == sorted(f"{i}.jpg" for i in range(40))
+
+
+def test_fail_over_decides_the_exit_code_also_of_a_resumed_run(tmp_path, server):
+    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg"), ("", server.url("gif/b"), "b.jpg")])
+    assert run(tmp_path).returncode == 0
+    assert run(tmp_path, "--fail_over", "0.2").returncode == 1
+    assert run(tmp_path, "--fail_over", "0.5").returncode == 0
+
+
+# --- security ----------------------------------------------------------------------------------------------------
+
+BAD_NAMES = {
+    "/etc/x.jpg": "absolute",
+    "../x.jpg": "climbs out",
+    "a/../../x.jpg": "climbs out",
+    "a\\..\\x.jpg": "climbs out",
+    "C:\\x.jpg": "absolute",
+    "\\\\host\\x.jpg": "absolute",
+    "": "empty",
+    "folder/": "names a folder",
+    ".": "names a folder",
+    "NUL": "device name",
+    "a/com1.jpg": "device name",
+    "x" * 300 + ".jpg": "longer",
+    "长" * 100 + ".jpg": "longer",
+    "out/x.jpg": "symbolic link",
+    "link.jpg": "symbolic link",
+}
+
+
+def test_file_names_cannot_leave_the_folder(tmp_path, server):
+    outside = tmp_path / "outside"
+    images = tmp_path / "images"
+    outside.mkdir()
+    images.mkdir()
+    (outside / "target.jpg").write_bytes(b"mine")
+    (images / "out").symlink_to(outside)
+    (images / "link.jpg").symlink_to(outside / "target.jpg")
+    write_table(tmp_path, [("", server.url(f"jpg/{i}"), name) for i, name in enumerate(BAD_NAMES)])
+    assert run(tmp_path).returncode == 0
+    rows = report(tmp_path)
+    for name, reason in BAD_NAMES.items():
+        assert rows[name]["reason"].startswith("bad_filename: ") and reason in rows[name]["reason"], name
+    assert not server.hits
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "outside", "train.csv", "download_report.csv"}
+    assert [path.read_bytes() for path in outside.iterdir()] == [b"mine"]
+
+
+def test_a_nul_byte_in_a_name_is_refused(tmp_path, server):
+    (tmp_path / "train.csv").write_bytes(b'text,url,filename\na,%s,"a\0b.jpg"\n' % server.url("jpg/x").encode())
+    run(tmp_path)
+    assert [row["reason"] for row in report(tmp_path).values()] == ["bad_filename: filename holds a NUL byte"]
+
+
+def test_private_addresses_are_refused_before_a_connection_is_made(tmp_path, server):
+    port = server.server_port
+    hosts = ["127.0.0.1", "localhost", "127.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"]
+    hosts += ["10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "[fe80::1]", "100.64.0.1", "224.0.0.1"]
+    write_table(tmp_path, [("", f"http://{host}:{port}/jpg/x", f"{i}.jpg") for i, host in enumerate(hosts)])
+    assert run(tmp_path, local=False).returncode == 0
+    for i, host in enumerate(hosts):
+        assert report(tmp_path)[f"{i}.jpg"]["reason"].startswith("private_host"), host
+    assert not server.hits
+
+
+def test_only_http_and_https_are_fetched(tmp_path):
+    urls = ["file:///etc/passwd", "ftp://example.com/x.jpg", "data:image/png;base64,AA", "", "http://", "//x/y"]
+    urls += ["http://[bad/x.jpg", "http://host:port/x.jpg"]
+    write_table(tmp_path, [("", url, f"{i}.jpg") for i, url in enumerate(urls)])
+    run(tmp_path)
+    assert {row["reason"].partition(":")[0] for row in report(tmp_path).values()} == {"bad_url"}
+    assert len(report(tmp_path)) == len(urls)
+
+
+def test_with_a_proxy_everything_goes_through_it_and_written_out_addresses_are_still_refused(tmp_path, server):
+    rows = [("", "http://no-such-host.invalid/jpg/x", "a.jpg"), ("", "http://127.1/jpg/x", "b.jpg")]
+    write_table(tmp_path, rows)
+    run(tmp_path, "--proxy", f"http://{server.address}", local=False)
+    assert files(tmp_path) == ["a.jpg"]
+    assert report(tmp_path)["b.jpg"]["reason"].startswith("private_host")
+
+
+def test_no_cookie_and_no_environment_proxy_is_used_and_the_user_agent_is_ours(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    write_table(tmp_path, [("", server.url("jpg/x"), "a.jpg")])
+    run(tmp_path, "--user_agent", "测试者/1.0".encode().decode("latin-1"))
+    assert files(tmp_path) == ["a.jpg"]
+    assert "Cookie" not in server.headers["/jpg/x"] and "/1.0" in server.headers["/jpg/x"]["User-Agent"]
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_unicode_names_commas_quotes_and_long_urls_survive(tmp_path, server):
+    long_url = server.url("jpg/u=1234,5678&fm=253?" + "&".join(f"k{i}=%E4%BD%A0{i}" for i in range(60)))
+    rows = [('一只,"猫"', long_url, "子目录/小猫 🐱.jpg"), ("狗", server.url("jpg/图片.jpg"), "狗.jpg")]
+    write_table(tmp_path, rows, encoding="utf-8-sig")
+    assert run(tmp_path).returncode == 0
+    assert files(tmp_path) == sorted(["子目录/小猫 🐱.jpg", "狗.jpg"])
+
+
+def test_duplicated_file_names_keep_the_first_url_and_further_captions_cost_nothing(tmp_path, server):
+    rows = [(text, server.url(f"jpg/{i}"), "x.jpg") for text, i in (("a", 1), ("b", 2), ("c", 1))]
+    write_table(tmp_path, rows)
+    done = run(tmp_path)
+    assert server.hits == {"/jpg/1": 1}
+    with open(tmp_path / "download_report.csv") as file:
+        failed = [row for row in csv.DictReader(file) if row["status"] == "failed"]
+    assert [(row["url"], row["reason"].partition(":")[0]) for row in failed] == [(rows[1][1], "duplicate_filename")]
+    assert re.search(r"^skipped +repeated +1 ", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no such file"),
+        (b"", "is empty"),
+        (b"text,link,filename\na,b,c\n", "no column `url` (found: text, link, filename)"),
+        ("text,url,filename\n猫,b,狗\n".encode("gb18030"), "is not UTF-8"),
+        (b'text,url,filename\na,b,c\nd,"e,f\n', "not a well-formed CSV"),
+    ],
+)
+def test_an_unusable_table_is_one_clear_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "train.csv").write_bytes(content)
+    done = run(tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "download_report.csv").exists()
+
+
+def test_a_table_without_rows_is_done_at_once(tmp_path):
+    write_table(tmp_path, [])
+    assert run(tmp_path, "--fail_over", "0").returncode == 0
+
+
+def test_a_foreign_file_is_never_taken_for_a_report(tmp_path, server):
+    write_table(tmp_path, [("", server.url("jpg/x"), "a.jpg")])
+    (tmp_path / "notes.csv").write_text("my,notes\n1,2\n")
+    done = run(tmp_path, "--report", str(tmp_path / "notes.csv"))
+    assert done.returncode == 2 and "found: my, notes" in done.stderr
+    assert (tmp_path / "notes.csv").read_text() == "my,notes\n1,2\n"
+
+
+@pytest.mark.parametrize("option", [("--shard", "0/2"), ("--proxy", "socks5://127.0.0.1:1"), ("--num_threads", "0")])
+def test_impossible_options_are_refused(tmp_path, option):
+    write_table(tmp_path, [])
+    done = run(tmp_path, *option)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_help_needs_no_heavy_import():
+    code = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    print([name for name in ("torch", "transformers", "pandas", "PIL", "requests") if name in sys.modules])
+"""
+    script = str(ROOT / "download_image.py")
+    done = subprocess.run([sys.executable, "-c", code, script, "--help"], capture_output=True, text=True)
+    assert done.stdout.startswith("usage") and done.stdout.endswith("[]\n"), done

@@ -28,14 +28,18 @@ def load_processor(path: str, tokenizer_path: str | None = None, max_length: int
 def save_processor(processor: CLIPProcessor, path: str) -> None:
     """Save the processor so that every transformers version finds its files.
 
-    transformers 5 writes processor_config.json and tokenizer.json alone; older ones look for preprocessor_config.json
-    and vocab.txt. Truncation and padding of the last call are left out of tokenizer.json.
+    transformers 5 writes processor_config.json alone; older ones look for preprocessor_config.json.
     """
-    backend = processor.tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
     processor.save_pretrained(path)
     processor.image_processor.save_pretrained(path)
-    vocabulary = processor.tokenizer.get_vocab()
+    save_tokenizer(processor.tokenizer, path)
+
+
+def save_tokenizer(tokenizer: BertTokenizerFast, path: str) -> None:
+    """Save tokenizer.json without the truncation and padding of the last call, and vocab.txt for older versions."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(path)
+    vocabulary = tokenizer.get_vocab()
     with open(os.path.join(path, "vocab.txt"), "w", encoding="utf-8") as file:
         file.writelines(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.get))

@@ -1,0 +1,163 @@
+"""Texts and pictures → points in the shared space, batch by batch.
+
+Shapes: n good items, D projection width, T tokens.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPProcessor
+
+from component.image import BadImageError, load_image, to_rgb
+from component.model import BertCLIPModel
+from component.ragged import RaggedArray
+
+_TEXTS_PER_CALL = 4096  # tokens as Python lists take ten times the memory of the flat array they go to
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Items of one kind and where they lie in the shared space.
+
+    Attributes:
+        kind: "text" or "image".
+        items: as they were given, bad pictures included.
+        embeds: (n, D) fp32 on the CPU, L2-normalised, of the good items.
+        rows: (n,) which of `items` those are.
+        bad_images: row → reason, of the pictures that were left out.
+    """
+
+    kind: Literal["text", "image"]
+    items: Sequence[str | Image.Image]
+    embeds: Tensor
+    rows: list[int]
+    bad_images: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def item(self, index: int) -> str | Image.Image:
+        """The item that row `index` of `embeds` stands for."""
+        return self.items[self.rows[index]]
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: BertCLIPModel,
+    processor: CLIPProcessor,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Embedded:
+    """Embed texts, those of like length together so that little is computed on padding.
+
+    Args:
+        texts: longer ones than the tower has positions are cut.
+        on_batch: called after each batch with the number of texts in it.
+    """
+    embeds = torch.empty(len(texts), model.config.projection_dim)
+    for rows, batch in text_batches(processor, texts, batch_size):
+        features = model.get_text_features(**{key: tensor.to(model.device) for key, tensor in batch.items()})
+        embeds[rows] = F.normalize(features.float(), dim=-1).cpu()
+        on_batch(len(rows))
+    return Embedded("text", texts, embeds, list(range(len(texts))))
+
+
+def text_batches(
+    processor: CLIPProcessor, texts: Sequence[str], batch_size: int
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yield (rows, {input_ids (B, T), attention_mask (B, T)}), the texts sorted by their number of tokens.
+
+    The longest come first, because a batch that does not fit the memory should say so at the start.
+    """
+    tokenizer = processor.tokenizer
+    tokens, lengths = RaggedArray("i"), []
+    options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False)
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
+        for input_ids in tokenizer(list(texts[start : start + _TEXTS_PER_CALL]), **options)["input_ids"]:
+            tokens.append(input_ids)
+            lengths.append(len(input_ids))
+    order = sorted(range(len(texts)), key=lengths.__getitem__, reverse=True)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        input_ids = [torch.from_numpy(tokens[row]).long() for row in rows]
+        yield (
+            rows,
+            {
+                "input_ids": pad_sequence(input_ids, batch_first=True, padding_value=tokenizer.pad_token_id),
+                "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
+            },
+        )
+
+
+@torch.inference_mode()
+def embed_images(
+    model: BertCLIPModel,
+    processor: CLIPProcessor,
+    images: Sequence[str | Image.Image],
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Embedded:
+    """Embed pictures; worker processes decode while the tower computes. Bad pictures are left out and named.
+
+    Args:
+        images: paths or PIL images. May be read lazily: an item is asked for in the worker that decodes it, and may
+            raise BadImageError.
+        num_workers: by default none for a single batch, else one per CPU core, at most 8.
+        on_batch: called after each batch with the number of pictures in it.
+    """
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count() or 1) if len(images) > batch_size else 0
+    loader = DataLoader(
+        _Pictures(images, processor.image_processor),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_stack_good,
+        pin_memory=model.device.type == "cuda",
+    )
+    embeds, good_rows, bad_images = [torch.empty(0, model.config.projection_dim)], [], {}
+    for rows, pixel_values, bad in loader:
+        if rows:
+            features = model.get_image_features(pixel_values.to(model.device, model.dtype, non_blocking=True))
+            embeds.append(F.normalize(features.float(), dim=-1).cpu())
+        good_rows += rows
+        bad_images.update(bad)
+        on_batch(len(rows) + len(bad))
+    return Embedded("image", images, torch.cat(embeds), good_rows, bad_images)
+
+
+class _Pictures(Dataset):
+    """row → (row, pixel_values (3, H, W) or the reason why there are none)."""
+
+    def __init__(self, images: Sequence[str | Image.Image], image_processor):
+        self.images, self.image_processor = images, image_processor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
+        try:
+            image = open_image(self.images[row])
+        except BadImageError as error:
+            return row, str(error)
+        return row, self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def open_image(item: str | Image.Image) -> Image.Image:
+    """RGB picture of a path or of a PIL image. Raises BadImageError."""
+    return to_rgb(item) if isinstance(item, Image.Image) else load_image(item)
+
+
+def _stack_good(examples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:
+    good = [(row, pixels) for row, pixels in examples if isinstance(pixels, Tensor)]
+    bad = {row: reason for row, reason in examples if isinstance(reason, str)}
+    return [row for row, _ in good], torch.stack([pixels for _, pixels in good]) if good else None, bad

@@ -1,0 +1,45 @@
+"""Aligned tables for a terminal, where a Chinese character takes two columns."""
+
+import unicodedata
+from collections.abc import Sequence
+
+
+def display_width(text: str) -> int:
+    """Terminal columns that a text takes: 2 for wide characters (Chinese, emoji), 0 for combining marks, else 1."""
+    return sum(_width(character) for character in text)
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf", "Cc"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def fit(text: str, columns: int, align_right: bool = False) -> str:
+    """The text in exactly `columns` columns: filled with spaces, or cut with an ellipsis."""
+    if display_width(text) > columns:
+        while display_width(text) > columns - 1:
+            text = text[:-1]
+        text += "…"
+    space = " " * (columns - display_width(text))
+    return space + text if align_right else text + space
+
+
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), widest: int = 40
+) -> str:
+    """Lay out rows under a header.
+
+    Args:
+        right: columns that are aligned to the right (numbers).
+        widest: terminal columns that one cell may take; longer ones are cut.
+    """
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
+    widths = [min(widest, max(map(display_width, column))) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            fit(cell, width, i in right) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,90 @@
+"""save_bert_checkpoint.py: the text tower on its own, through its command line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CAPTIONS, ROOT
+from transformers import BertModel, BertTokenizer, BertTokenizerFast
+
+from component.bert_checkpoint import save_bert
+from component.model import BertCLIPModel
+
+
+@pytest.fixture(scope="module")
+def bert_out(bert_clip_path, tmp_path_factory) -> str:
+    output = str(tmp_path_factory.mktemp("out") / "deep" / "bert")
+    command = [sys.executable, os.path.join(ROOT, "save_bert_checkpoint.py"), "--model", bert_clip_path]
+    done = subprocess.run([*command, "--output", output], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert output in done.stdout
+    return output
+
+
+@pytest.mark.parametrize("tokenizer_class", [BertTokenizer, BertTokenizerFast])
+def test_saved_bert_gives_the_outputs_of_the_tower_inside_bit_for_bit(bert_clip_path, bert_out, tokenizer_class):
+    tower = BertCLIPModel.from_pretrained(bert_clip_path).text_model.eval()
+    bert, info = BertModel.from_pretrained(bert_out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    inputs = tokenizer_class.from_pretrained(bert_out)(CAPTIONS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected, found = tower(**inputs), bert.eval()(**inputs)
+    assert torch.equal(found.last_hidden_state, expected.last_hidden_state)
+    assert torch.equal(found.pooler_output, expected.pooler_output)
+
+
+def test_saved_tokenizer_is_that_of_the_checkpoint(bert_clip_path, bert_out):
+    text = "一只小狗 NA 在摇尾巴 x"
+    expected = BertTokenizerFast.from_pretrained(bert_clip_path)(text)["input_ids"]
+    assert BertTokenizer.from_pretrained(bert_out)(text)["input_ids"] == expected
+    assert BertTokenizer.from_pretrained(bert_out).model_max_length == 24
+
+
+def test_config_says_plain_bert(bert_out):
+    with open(os.path.join(bert_out, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    assert (config["model_type"], config["architectures"]) == ("bert", ["BertModel"])
+
+
+def test_half_precision_weights_stay_as_they_are(bert_clip_path, tmp_path):
+    half = str(tmp_path / "half")
+    model = BertCLIPModel.from_pretrained(bert_clip_path).half()
+    model.save_pretrained(half)
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        os.link(os.path.join(bert_clip_path, name), os.path.join(half, name))
+    save_bert(half, str(tmp_path / "bert"))
+    bert = BertModel.from_pretrained(str(tmp_path / "bert"), dtype="auto")
+    assert bert.dtype == torch.float16
+    for name, tensor in model.text_model.state_dict().items():
+        assert torch.equal(bert.state_dict()[name], tensor)
+
+
+def test_a_folder_with_files_is_refused_without_overwrite(bert_clip_path, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty.*--overwrite"):
+        save_bert(bert_clip_path, str(tmp_path))
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_overwrite_replaces_the_model_and_leaves_other_files(bert_clip_path, tmp_path):
+    output = tmp_path / "bert"
+    output.mkdir()
+    (output / "mine.txt").write_text("mine")
+    (output / "config.json").write_text("old")
+    save_bert(bert_clip_path, f"{output}/", overwrite=True)
+    assert (output / "mine.txt").read_text() == "mine"
+    BertModel.from_pretrained(str(output))
+    assert os.listdir(tmp_path) == ["bert"]
+
+
+@pytest.mark.parametrize("bad", ["clip_path", "nowhere/at/all"])
+def test_what_is_no_checkpoint_is_one_clear_line(bad, request, tmp_path):
+    path = request.getfixturevalue(bad) if bad == "clip_path" else bad
+    command = [sys.executable, os.path.join(ROOT, "save_bert_checkpoint.py"), "--model", path]
+    done = subprocess.run([*command, "--output", str(tmp_path / "bert")], capture_output=True, text=True)
+    assert done.returncode != 0 and path in done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert not os.path.exists(tmp_path / "bert")

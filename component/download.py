@@ -3,14 +3,18 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import queue
 import random
+import shutil
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from component.download_report import Report
 from component.fetch import Fetcher, FetchError, FetchLimits, host_of
@@ -20,6 +24,7 @@ from component.still_image import RefusedImageError, check_image, shrink_image
 from component.url_table import Row, read_rows
 
 ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not hide the others behind it
+IN_MEMORY_BYTES = 2**20  # of each picture under way; the rest of a larger one waits in a temporary file
 MAX_RETRY_AFTER = 60.0  # seconds; who asks for more is left for another day (--retry_failed)
 SILENT_IN_A_ROW = 20  # unanswered requests after which a host counts as dead for the rest of the run
 FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further row would fail the same way
@@ -220,29 +225,18 @@ class _Run:
     def _fetch_and_check(self, job: _Job) -> int:
         """Put the picture under its final name; returns its size in bytes and adds the time spent to the job."""
         started = time.monotonic()
-        folder = os.path.dirname(job.path)
-        os.makedirs(folder, exist_ok=True)
-        # The name depends on the file name alone: what a killed run left behind is overwritten when it is resumed.
-        name = hashlib.blake2b(os.path.basename(job.path).encode(), digest_size=8).hexdigest()
-        part, small = os.path.join(folder, f".{name}.part"), os.path.join(folder, f".{name}.small.part")
         try:
-            with open(part, "wb") as sink:
-                self._fetcher.fetch(job.url, sink, self.settings.limits.timeout - job.seconds)
-            self._unanswered.pop(job.host, None)
-            with self._decoding:
-                if self.settings.resize:
-                    shrink_image(part, small, self.settings.resize)
-                    os.replace(small, part)
-                else:
-                    check_image(part)
-            size = os.path.getsize(part)
-            os.replace(part, job.path)
-            return size
+            with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as body, io.BytesIO() as small:
+                self._fetcher.fetch(job.url, body, self.settings.limits.timeout - job.seconds)
+                self._unanswered.pop(job.host, None)
+                with self._decoding:
+                    if self.settings.resize:
+                        shrink_image(body, small, self.settings.resize)
+                    else:
+                        check_image(body)
+                return _write_whole(small if self.settings.resize else body, job.path)
         finally:
             job.seconds += time.monotonic() - started
-            for leftover in (part, small):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(leftover)
 
     def _watch_host(self, host: str, error: FetchError) -> None:
         if error.http_code is None and error.reason in ("dns", "connection", "timeout"):
@@ -260,6 +254,25 @@ class _Run:
         if error.retry_after <= MAX_RETRY_AFTER:
             self.queue.pause(job.host, error.retry_after)  # the whole host: its other rows would hear the same
             raise _TryAgain(error.retry_after)
+
+
+def _write_whole(content: BinaryIO, path: str) -> int:
+    """Write a file that appears under its name only when it is whole; returns its size in bytes."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    # The temporary name depends on the name alone: what a killed run left behind is overwritten by the resumed one.
+    part = os.path.join(folder, f".{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.part")
+    content.seek(0)
+    try:
+        with open(part, "wb") as file:
+            shutil.copyfileobj(content, file)
+            size = file.tell()
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+    return size
 
 
 class Tally:

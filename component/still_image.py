@@ -1,9 +1,9 @@
 """Is this file a picture? The content decides, never the name or what a server called it."""
 
 import contextlib
-import os
 import struct
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -33,20 +33,18 @@ class ImageInfo:
     height: int
 
 
-def open_image(path: str) -> Image.Image:
+def open_image(file: BinaryIO) -> Image.Image:
     """Read the header of a picture, without decoding it.
 
     Raises:
-        RefusedImageError: `missing`, `empty`, `html`, `svg`, `not_image`, `truncated`, `gif`, `animated` or
+        RefusedImageError: `empty`, `html`, `svg`, `not_image`, `truncated`, `gif`, `animated` or
             `too_many_pixels`.
     """
     Image.init()  # fills Image.OPEN; AVIF and WebP are there only when Pillow was built with them
     try:
-        image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-    except (FileNotFoundError, NotADirectoryError):
-        raise RefusedImageError("missing") from None
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
-        raise RefusedImageError(_what_else(path)) from None
+        raise RefusedImageError(_what_else(file)) from None
     except Image.DecompressionBombError as error:
         raise RefusedImageError("too_many_pixels", str(error)) from None
     except (OSError, SyntaxError, ValueError, struct.error, KeyError, OverflowError) as error:
@@ -65,7 +63,7 @@ def open_image(path: str) -> Image.Image:
     return image
 
 
-def check_image(path: str) -> ImageInfo:
+def check_image(file: BinaryIO) -> ImageInfo:
     """Read a picture to its last byte and say what it is.
 
     JPEG is decoded at an eighth of its size: every coded bit is still read, so damage is found all the same
@@ -74,7 +72,7 @@ def check_image(path: str) -> ImageInfo:
     Raises:
         RefusedImageError: as `open_image`, and `broken`.
     """
-    with open_image(path) as image:
+    with open_image(file) as image:
         info = ImageInfo(image.format, image.width, image.height)
         image.draft(None, (1, 1))
         with _damage_refused():
@@ -82,13 +80,15 @@ def check_image(path: str) -> ImageInfo:
     return info
 
 
-def shrink_image(path: str, out: str, shorter_side: int) -> None:
+def shrink_image(file: BinaryIO, out: BinaryIO, shorter_side: int) -> None:
     """Write the picture upright, as RGB JPEG, its shorter side at most `shorter_side` pixels; never enlarged.
+
+    The filter is bicubic, the one of CLIP's own preprocessing.
 
     Raises:
         RefusedImageError: as `check_image`.
     """
-    with open_image(path) as image:
+    with open_image(file) as image:
         factor = shorter_side / min(image.size)
         # A JPEG can be decoded at 1/2, 1/4 or 1/8: take the smallest that leaves twice the pixels for a good filter.
         image.draft(None, (round(2 * factor * image.width), round(2 * factor * image.height)))
@@ -97,7 +97,7 @@ def shrink_image(path: str, out: str, shorter_side: int) -> None:
     factor = shorter_side / min(picture.size)
     if factor < 1:
         size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
     picture.save(out, "JPEG", quality=JPEG_QUALITY)
 
 
@@ -113,12 +113,12 @@ def _is_cut(error: Exception) -> bool:
     return "truncated" in str(error).lower() or isinstance(error, EOFError)
 
 
-def _what_else(path: str) -> str:
+def _what_else(file: BinaryIO) -> str:
     """Name what came in place of a picture."""
-    if os.path.getsize(path) == 0:
+    file.seek(0)
+    start = file.read(1024).lower()
+    if not start:
         return "empty"
-    with open(path, "rb") as file:
-        start = file.read(1024).lower()
     if b"<svg" in start:
         return "svg"
     if b"<html" in start or b"<!doctype html" in start:

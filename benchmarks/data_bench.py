@@ -1,0 +1,380 @@
+"""Speed and memory of the data road, side by side with what others use, on a local server that misbehaves.
+
+    python benchmarks/data_bench.py --img2dataset_python ~/venv-img2dataset/bin/python --out data_bench.json
+
+Every number of one table comes from one run on one machine, the candidates one after another. Linux only.
+
+download: 16 servers (ports) on the loopback interface send 300 x 300 JPEGs after 20 or 200 ms. "faulty": 2% never
+answer, 5% are 404 or 500, 2% send their body a byte at a time; a faulty answer is held for 60 s. "clean": no faults.
+  - ours: download_image.py with its defaults, 64 threads
+  - img2dataset: 2 processes x 32 threads, output_format=files, everything else as it comes
+  - plain: 20 processes in a loop over requests.get, without timeout
+filter: filter_data.py beside a bare Pillow decoding loop in as many processes as there are cores.
+memory: both scripts over a table of 1,000,000 rows; peak of all processes together (PSS: shared pages once).
+"""
+
+import argparse
+import asyncio
+import csv
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+NUM_SERVERS = 16
+HELD_SECONDS = 60.0  # how long a faulty answer takes; without an end the plain loop would never finish
+DRIP_SECONDS = 0.5  # between two bytes of a dripping body
+START_UP_ROWS = 64
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--img2dataset_python", help="python of an environment with requirements-bench.txt installed")
+    parser.add_argument("--parts", nargs="+", default=["download", "filter", "memory"])
+    parser.add_argument("--rows", type=int, default=4000, help="pictures for each download")
+    parser.add_argument("--plain_rows", type=int, default=400, help="the same for the plain loop; it is slow")
+    parser.add_argument("--filter_rows", type=int, default=20_000)
+    parser.add_argument("--memory_rows", type=int, default=1_000_000)
+    parser.add_argument("--out", help="JSON file with the results")
+    args = parser.parse_args()
+
+    results = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "python": sys.version.split()[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in args.parts:
+            results[part] = {"download": bench_download, "filter": bench_filter, "memory": bench_memory}[part](
+                args, Path(folder)
+            )
+    results["load_at_end"] = os.getloadavg()[0]
+    if args.out:
+        Path(args.out).write_text(json.dumps(results, indent=2) + "\n")
+        print(f"\nwritten: {args.out}")
+
+
+# --- download ----------------------------------------------------------------------------------------------------
+
+
+def bench_download(args, folder: Path) -> list[dict]:
+    candidates = {"ours": run_ours}
+    if args.img2dataset_python:
+        candidates["img2dataset"] = run_img2dataset
+    table = []
+    print(f"\n{'server':<14} resize {'candidate':<12} {'rows':>6} {'kept':>6} {'seconds':>8} {'img/s':>7} {'ratio':>6}")
+    for name, latency, faulty, resize in [
+        ("20 ms clean", 0.02, False, None),
+        ("20 ms clean", 0.02, False, 256),
+        ("20 ms faulty", 0.02, True, None),
+        ("20 ms faulty", 0.02, True, 256),
+        ("200 ms faulty", 0.2, True, None),
+        ("200 ms faulty", 0.2, True, 256),
+    ]:
+        with Servers(latency, faulty) as servers:
+            rates = {}
+            for candidate, run in candidates.items():
+                work = fresh(folder / candidate)
+                write_table(work / "warm.csv", servers.urls(START_UP_ROWS, healthy=True))
+                start_up, _ = run(args, work / "warm.csv", work / "warm", resize)
+                write_table(work / "train.csv", servers.urls(args.rows))
+                seconds, kept = run(args, work / "train.csv", work / "images", resize)
+                rates[candidate] = kept / max(seconds - start_up, 1e-3)
+                table.append(
+                    {
+                        "server": name,
+                        "resize": resize,
+                        "candidate": candidate,
+                        "rows": args.rows,
+                        "kept": kept,
+                        "seconds": seconds,
+                        "start_up_seconds": start_up,
+                        "images_per_second": rates[candidate],
+                        "load": os.getloadavg()[0],
+                    }
+                )
+                print_row(table[-1], rates["ours"] / rates[candidate])
+            if faulty and resize is None:
+                work = fresh(folder / "plain")
+                seconds, kept = run_plain(servers.urls(args.plain_rows), work)
+                row = {"server": name, "resize": None, "candidate": "plain", "rows": args.plain_rows, "kept": kept}
+                table.append(row | {"seconds": seconds, "images_per_second": kept / seconds})
+                print_row(table[-1], rates["ours"] / (kept / seconds))
+    print("img/s: pictures kept, by the seconds beyond what a run of 64 rows takes (start-up of the program)")
+    print("ratio: img/s of ours divided by img/s of this candidate")
+    return table
+
+
+def print_row(row: dict, ratio: float) -> None:
+    print(
+        f"{row['server']:<14} {row['resize'] or 'no':>6} {row['candidate']:<12} {row['rows']:>6} {row['kept']:>6} "
+        f"{row['seconds']:>8.1f} {row['images_per_second']:>7.1f} {ratio:>6.2f}",
+        flush=True,
+    )
+
+
+def run_ours(args, table: Path, images: Path, resize: int | None) -> tuple[float, int]:
+    command = [sys.executable, ROOT / "download_image.py", "--train_file", table, "--image_path", images]
+    command += ["--num_threads", "64", "--allow_private_hosts", "--report", table.with_suffix(".report.csv")]
+    return timed(command + (["--resize", str(resize)] if resize else [])), count_pictures(images)
+
+
+def run_img2dataset(args, table: Path, images: Path, resize: int | None) -> tuple[float, int]:
+    with open(table) as file:
+        rows = sum(1 for _ in file) - 1
+    command = [args.img2dataset_python, "-c", "from img2dataset.main import main; main()", "--url_list", table]
+    command += ["--input_format", "csv", "--url_col", "url", "--caption_col", "text", "--output_folder", images]
+    command += ["--output_format", "files", "--processes_count", "2", "--thread_count", "32"]
+    # one shard for each process: a process waits for the slowest row of a shard before it starts the next
+    command += ["--number_sample_per_shard", str(-(-rows // 2)), "--enable_wandb", "False"]
+    command += ["--resize_mode", "keep_ratio", "--image_size", str(resize)] if resize else ["--resize_mode", "no"]
+    return timed(command), count_pictures(images)
+
+
+def run_plain(urls: list[str], folder: Path) -> tuple[float, int]:
+    started = time.monotonic()
+    with multiprocessing.Pool(20) as pool:
+        pool.starmap(plain_download, [(url, folder / f"{i}.jpg") for i, url in enumerate(urls)], chunksize=1)
+    return time.monotonic() - started, count_pictures(folder)
+
+
+def plain_download(url: str, path: Path) -> None:
+    import requests
+
+    try:
+        body = requests.get(url).content
+    except requests.RequestException:
+        return
+    path.write_bytes(body)
+
+
+def timed(command: list) -> float:
+    started = time.monotonic()
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"{command} failed:\n{done.stdout[-3000:]}")
+    return time.monotonic() - started
+
+
+def count_pictures(folder: Path) -> int:
+    """Files that begin as a JPEG does; the plain loop saves error pages under .jpg names."""
+    return sum(path.read_bytes()[:2] == b"\xff\xd8" for path in folder.rglob("*.jpg"))
+
+
+def write_table(path: Path, urls: list[str]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "url", "filename"])
+        writer.writerows([f"caption {i}", url, f"{i}.jpg"] for i, url in enumerate(urls))
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+class Servers:
+    """The servers, in a process of their own."""
+
+    def __init__(self, latency: float, faulty: bool):
+        self._faulty = faulty
+        self._pipe, far_end = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(target=serve, args=(far_end, latency), daemon=True)
+
+    def __enter__(self):
+        self._process.start()
+        self._ports = self._pipe.recv()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._process.kill()
+        self._process.join()
+
+    def urls(self, count: int, healthy: bool = False) -> list[str]:
+        faults = ["hang"] * 2 + ["404"] * 3 + ["500"] * 2 + ["drip"] * 2
+        kinds = ["ok"] * (100 if healthy or not self._faulty else 91)
+        kinds += faults[: 100 - len(kinds)]
+        np.random.default_rng(0).shuffle(kinds)
+        ports = self._ports
+        return [f"http://127.0.0.1:{ports[i % len(ports)]}/{kinds[i // 16 % 100]}/{i}.jpg" for i in range(count)]
+
+
+def serve(pipe, latency: float) -> None:
+    pictures = [example_picture(seed, (300, 300)) for seed in range(64)]
+
+    class Answer(asyncio.Protocol):
+        """Just enough HTTP/1.1: GET, keep-alive, no pipelining. Fast, because it shares the cores with the clients."""
+
+        def connection_made(self, transport):
+            self.transport, self.received = transport, b""
+
+        def data_received(self, data):
+            self.received += data
+            if b"\r\n\r\n" in self.received:
+                _, kind, name = self.received.split(b" ", 2)[1].split(b"/")
+                self.close = b"Connection: close" in self.received
+                self.received = b""
+                picture = pictures[int(name.partition(b".")[0]) % len(pictures)]
+                loop.call_later(HELD_SECONDS if kind == b"hang" else latency, self.answer, kind, picture)
+
+        def answer(self, kind, body):
+            if kind == b"hang":
+                return self.transport.close()
+            status = kind if kind in (b"404", b"500") else b"200"
+            head = b"HTTP/1.1 %s x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+            if kind == b"drip":
+                self.transport.write(head)
+                return self.drip(body, loop.time() + HELD_SECONDS)
+            self.transport.write(head + body)
+            if self.close:
+                self.transport.close()
+
+        def drip(self, body, until):
+            if loop.time() > until or self.transport.is_closing():
+                return self.transport.close()
+            self.transport.write(body[:1])
+            loop.call_later(DRIP_SECONDS, self.drip, body[1:], until)
+
+    async def run():
+        servers = [await loop.create_server(Answer, "127.0.0.1", 0, backlog=512) for _ in range(NUM_SERVERS)]
+        pipe.send([server.sockets[0].getsockname()[1] for server in servers])
+        await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(run())
+
+
+def example_picture(seed: int, size: tuple[int, int]) -> bytes:
+    """A JPEG with the file size of a photograph: smooth shapes under a little grain."""
+    random = np.random.default_rng(seed)
+    smooth = Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    grain = random.normal(0, 8, (size[1], size[0], 3))
+    picture = Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+# --- filter ------------------------------------------------------------------------------------------------------
+
+
+def bench_filter(args, folder: Path) -> list[dict]:
+    images = fresh(folder / "filter")
+    paths = [images / f"{i}.jpg" for i in range(args.filter_rows)]
+    pictures = [example_picture(seed, (300, 300)) for seed in range(256)]
+    for i, path in enumerate(paths):
+        path.write_bytes(pictures[i % len(pictures)])
+    write_table(images / "train.csv", [f"http://example.com/{i}" for i in range(args.filter_rows)])
+    with multiprocessing.Pool(os.cpu_count()) as pool:
+        pool.map(decode, paths[:256])  # both start with the files in memory; so do the bare processes
+        started = time.monotonic()
+        for _ in pool.imap(decode, paths, chunksize=64):
+            pass
+        bare = args.filter_rows / (time.monotonic() - started)
+    command = [sys.executable, ROOT / "filter_data.py", "--train_file", images / "train.csv", "--image_path", images]
+    table = [{"what": "bare Pillow, full decoding", "images_per_second": bare}]
+    everything = "--min_side 64 --max_aspect 3 --exact_duplicates --near_duplicates"
+    for what, options in (("filter_data.py", []), ("filter_data.py " + everything, everything.split())):
+        seconds = timed([*command, "--out_file", images / "out.csv", *options])  # start-up included
+        table.append({"what": what, "images_per_second": args.filter_rows / seconds})
+    print(f"\n{'filter, ' + str(args.filter_rows) + ' pictures of 300 x 300':<88} {'img/s':>8} {'share':>6}")
+    for row in table:
+        print(f"{row['what']:<88} {row['images_per_second']:>8.0f} {row['images_per_second'] / bare:>6.2f}")
+    return table
+
+
+def decode(path: Path) -> None:
+    with Image.open(path) as image:
+        image.load()
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+def bench_memory(args, folder: Path) -> list[dict]:
+    work = fresh(folder / "memory")
+    (work / "images").mkdir()
+    for i in range(100):
+        (work / "images" / f"{i}.jpg").write_bytes(example_picture(i, (16, 16)))
+    text = "一张用来测量内存的图片,说明文字的长度和网上常见的差不多"
+    query = "&".join(f"parameter{i}=%E5%9B%BE{i}" for i in range(12))
+    refused, present = work / "refused.csv", work / "present.csv"
+    with open(refused, "w", newline="") as one, open(present, "w", newline="") as two:
+        writers = csv.writer(one), csv.writer(two)
+        for writer in writers:
+            writer.writerow(["text", "url", "filename"])
+        for i in range(args.memory_rows):
+            # 65,536 hosts, each refused as private: every row passes the queue, a thread and the report
+            url = f"http://10.0.{i // 256 % 256}.{i % 256}/it/u={i}?{query}"
+            writers[0].writerow([text, url, f"{i // 10_000}/{i}.jpg"])
+            writers[1].writerow([f"{text}{i}", url, f"{i % 100}.jpg"])
+    download = [sys.executable, ROOT / "download_image.py", "--train_file", refused, "--image_path", work / "none"]
+    filters = [sys.executable, ROOT / "filter_data.py", "--train_file", present, "--image_path", work / "images"]
+    filters += ["--out_file", work / "out.csv"]
+    table = []
+    print(f"\n{f'memory, {args.memory_rows} rows':<44} {'seconds':>8} {'peak MB':>8}")
+    for what, command in {
+        "download_image.py": download,
+        "download_image.py, resumed": download,
+        "filter_data.py": filters,
+        "filter_data.py --exact_duplicates": [*filters, "--exact_duplicates"],
+    }.items():
+        started = time.monotonic()
+        with PeakMemory() as memory:
+            command = [str(part) for part in command]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            memory.watch(process.pid)
+            _, stderr = process.communicate()
+        if process.returncode:
+            sys.exit(f"{command} failed:\n{stderr.decode()[-3000:]}")
+        table.append({"what": what, "seconds": time.monotonic() - started, "peak_megabytes": memory.peak / 2**20})
+        print(f"{what:<44} {table[-1]['seconds']:>8.0f} {table[-1]['peak_megabytes']:>8.0f}", flush=True)
+    return table
+
+
+class PeakMemory:
+    """Looks at a process and its descendants ten times a second."""
+
+    def __enter__(self):
+        self.peak, self._over = 0, threading.Event()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._over.set()
+        self._thread.join()
+
+    def watch(self, pid: int) -> None:
+        self._thread = threading.Thread(target=self._look, args=(pid,))
+        self._thread.start()
+
+    def _look(self, pid: int) -> None:
+        while not self._over.wait(0.1):
+            self.peak = max(self.peak, sum(map(proportional_set_size, family(pid))))
+
+
+def family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid] + [member for child in children for member in family(int(child))]
+
+
+def proportional_set_size(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+if __name__ == "__main__":
+    main()

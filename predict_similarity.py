@@ -4,13 +4,15 @@ import argparse
 import os
 import sys
 
+from component.image_folder import list_pictures
+from component.option import output_file, positive_int
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TASKS = ("image-text", "text-text", "image-image", "all")
-PICTURE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s --model FOLDER [options]")
     parser.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
     parser.add_argument("--images", nargs="+", default=[], help="pictures, or folders of pictures")
     parser.add_argument("--texts", nargs="+", default=[], help="texts")
@@ -18,16 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, help="default: what the given texts and pictures allow")
     parser.add_argument("--top_k", type=positive_int, default=5, help="matches per query (%(default)s)")
     parser.add_argument("--batch_size", type=positive_int, default=64, help="per forward pass (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write all matches as JSON")
-    parser.add_argument("--csv", metavar="FILE", help="write all matches as CSV")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all matches as JSON")
+    parser.add_argument("--csv", type=output_file, metavar="FILE", help="write all matches as CSV")
     return parser.parse_args()
-
-
-def positive_int(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
 
 
 def main() -> int:
@@ -51,10 +46,10 @@ def find_images(names: list[str]) -> list[str]:
     paths = []
     for name in names:
         if os.path.isdir(name):
-            found = sorted(entry for entry in os.listdir(name) if entry.lower().endswith(PICTURE_ENDINGS))
+            found = list_pictures(name)
             if not found:
-                raise ValueError(f"--images: the folder {name} holds no picture ({', '.join(PICTURE_ENDINGS)}).")
-            paths += [os.path.join(name, entry) for entry in found]
+                raise ValueError(f"--images: the folder {name} holds no picture.")
+            paths += found
         else:
             paths.append(name)
     return paths

@@ -38,8 +38,8 @@ def load_model(path: str) -> BertCLIPModel:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
-            f"{path} is not a BertCLIP checkpoint: {len(missing)} of its weights are missing (the first: {missing[0]}). "
-            "Give a folder that train_clip.py wrote, such as output/demo/checkpoint-final."
+            f"{path} is not a BertCLIP checkpoint: {len(missing)} of its weights are missing "
+            f"(the first: {missing[0]}). Give a folder that train_clip.py wrote, such as output/demo/checkpoint-final."
         )
     return model.eval()
 

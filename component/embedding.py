@@ -154,7 +154,12 @@ class _Pictures(Dataset):
 
 def open_image(item: str | Image.Image) -> Image.Image:
     """RGB picture of a path or of a PIL image. Raises BadImageError."""
-    return to_rgb(item) if isinstance(item, Image.Image) else load_image(item)
+    if not isinstance(item, Image.Image):
+        return load_image(item)
+    try:
+        return to_rgb(item)
+    except Exception as error:  # opened lazily, and its file is damaged
+        raise BadImageError(f"{type(error).__name__}: {error}") from error
 
 
 def _stack_good(examples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:

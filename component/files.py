@@ -8,10 +8,14 @@ from typing import Any
 
 def write_json(path: str, content: Any) -> None:
     """Write readable UTF-8 JSON under a temporary name, then rename."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: str, content: str) -> None:
+    """Write UTF-8 under a temporary name, then rename."""
     temporary = f"{path}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=2)
-        file.write("\n")
+        file.write(content)
     os.replace(temporary, path)
 
 

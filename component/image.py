@@ -1,6 +1,7 @@
 """One picture file → one upright RGB picture."""
 
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,11 +11,11 @@ class BadImageError(ValueError):
     """A picture that is missing, unreadable or damaged; the message is the reason without the path."""
 
 
-def load_image(path: str) -> Image.Image:
+def load_image(file: str | BinaryIO) -> Image.Image:
     """Decode a picture file completely, as people see it: RGB, upright, transparency on white, first frame.
 
     Args:
-        path: any still or animated format that Pillow reads.
+        file: path or open file, of any still or animated format that Pillow reads.
 
     Returns:
         PIL image of mode RGB.
@@ -27,7 +28,7 @@ def load_image(path: str) -> Image.Image:
             # Pillow warns of what it repairs (corrupt EXIF, palette bytes): the pixels decide, not the metadata.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 return to_rgb(image)
     except FileNotFoundError:
         raise BadImageError("no such file") from None

@@ -40,7 +40,8 @@ def retrieval_ranks(
         right = scores[query, answer]
         best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, query, right, "amax")
         scores[query, answer] = -torch.inf
-        ranks.append(1 + (scores >= best[:, None]).sum(dim=1))
+        # Not `scores >= best`: compared with NaN that is False, and a model of NaNs would have every rank 1.
+        ranks.append(1 + (~(scores < best[:, None])).sum(dim=1))
     return torch.cat(ranks)
 
 
@@ -68,10 +69,20 @@ def retrieval_metrics(
     images, texts = image_embeds[first_image].float(), text_embeds[first_text].float()
     image_index = torch.from_numpy(image_index.reshape(-1)).to(images.device)
     text_index = torch.from_numpy(text_index.reshape(-1)).to(images.device)
-    ranks = {
-        "text_to_image": retrieval_ranks(texts, images, text_index, image_index),
-        "image_to_text": retrieval_ranks(images, texts, image_index, text_index),
-    }
+    return summarise_ranks(
+        {
+            "text_to_image": retrieval_ranks(texts, images, text_index, image_index),
+            "image_to_text": retrieval_ranks(images, texts, image_index, text_index),
+        }
+    )
+
+
+def summarise_ranks(ranks: dict[str, Tensor]) -> dict[str, float]:
+    """Recall@1/5/10 of each direction, the mean of them all, and the median ranks.
+
+    Args:
+        ranks: direction → (Q,) ranks from 1, as `retrieval_ranks` gives them.
+    """
     recalls = {
         f"{direction}_recall@{k}": (rank <= k).double().mean().item()
         for direction, rank in ranks.items()
@@ -79,3 +90,24 @@ def retrieval_metrics(
     }
     medians = {f"{direction}_median_rank": float(np.median(rank.cpu())) for direction, rank in ranks.items()}
     return {**recalls, "mean_recall": sum(recalls.values()) / len(recalls), **medians}
+
+
+def classification_metrics(ranks: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy of zero-shot classification; shares between 0 and 1.
+
+    Args:
+        ranks: (Q,) rank of each picture's true class among all classes, from 1.
+        labels: (Q,) the true class; classes without a picture do not count.
+
+    Returns:
+        top1 and top5 over all pictures, and mean_per_class: top1 within each class, averaged over the classes.
+    """
+    _, label = labels.unique(return_inverse=True)
+    right = (ranks == 1).double()
+    per_class = torch.zeros(int(label.max()) + 1, dtype=torch.double, device=right.device)
+    per_class = per_class.index_add(0, label, right) / label.bincount()
+    return {
+        "top1": right.mean().item(),
+        "top5": (ranks <= 5).double().mean().item(),
+        "mean_per_class": per_class.mean().item(),
+    }

@@ -1,0 +1,89 @@
+"""How well a model finds pictures by text and texts by picture.
+
+Shapes: T texts, I images, P right pairs, D projection width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPProcessor
+
+from component.embedding import embed_images, embed_texts
+from component.metrics import retrieval_ranks, summarise_ranks
+from component.mistakes import Mistake, hardest_mistakes
+from component.model import BertCLIPModel
+from component.retrieval_data import RetrievalData
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: those of `summarise_ranks`, and how many texts, images, pairs and bad images there were.
+        ranks: direction → rank of each query's best right answer, from 1.
+        mistakes: direction → the queries whose right answer stands furthest down, the worst first.
+        bad_images: image → reason. Texts that are left without a picture are left out too.
+    """
+
+    metrics: dict[str, float]
+    ranks: dict[str, Tensor]
+    mistakes: dict[str, list[Mistake]]
+    bad_images: dict[int, str]
+
+
+def evaluate_retrieval(
+    model: BertCLIPModel,
+    processor: CLIPProcessor,
+    data: RetrievalData,
+    batch_size: int = 64,
+    num_mistakes: int = 8,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> RetrievalResult:
+    """Embed every text and picture once, and rank them against each other in both directions.
+
+    Args:
+        on_batch: called with the number of items that were embedded.
+
+    Raises:
+        ValueError: no picture with a text can be read.
+    """
+    images = embed_images(model, processor, data.images, batch_size, on_batch=on_batch)
+    texts = embed_texts(model, processor, data.texts, batch_size, on_batch=on_batch)
+    pairs = torch.tensor(data.pairs)
+    good = ~torch.isin(pairs[:, 1], torch.tensor(list(images.bad_images), dtype=torch.long))
+    if not good.any():
+        row, reason = next(iter(images.bad_images.items()))
+        raise ValueError(f"No picture with a text can be read (the first: {data.image_names[row]}: {reason}).")
+    # From here on texts and images are numbered among those that are left.
+    text_rows, text_index = pairs[good, 0].unique(return_inverse=True)
+    image_rows = torch.tensor(images.rows)
+    image_index = torch.searchsorted(image_rows, pairs[good, 1])
+    sides = {
+        "text": (text_rows, texts.embeds[text_rows], text_index),
+        "image": (image_rows, images.embeds, image_index),
+    }
+
+    ranks, mistakes = {}, {}
+    for query, gallery in (("text", "image"), ("image", "text")):
+        query_rows, query_embeds, query_index = sides[query]
+        gallery_rows, gallery_embeds, gallery_index = sides[gallery]
+        asked, query_index = query_index.unique(return_inverse=True)  # pictures without a text are no queries
+        query_embeds = query_embeds[asked]
+        direction = f"{query}_to_{gallery}"
+        ranks[direction] = retrieval_ranks(query_embeds, gallery_embeds, query_index, gallery_index)
+        mistakes[direction] = [
+            mistake.renumbered(query_rows[asked], gallery_rows)
+            for mistake in hardest_mistakes(
+                query_embeds, gallery_embeds, query_index, gallery_index, ranks[direction], num_mistakes
+            )
+        ]
+    counts = {
+        "texts": len(text_rows),
+        "images": len(image_rows),
+        "pairs": int(good.sum()),
+        "bad_images": len(images.bad_images),
+    }
+    return RetrievalResult({**summarise_ranks(ranks), **counts}, ranks, mistakes, images.bad_images)

@@ -1,0 +1,77 @@
+"""How good is a checkpoint, in the numbers that others publish: retrieval recall, or zero-shot accuracy."""
+
+import argparse
+import sys
+
+from component.option import positive_int
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage="%(prog)s --model FOLDER (--test_file FILE | --class_names FILE) --image_path PATH [options]",
+    )
+    parser.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument(
+        "--test_file", help="retrieval: our .csv (text, filename), Chinese-CLIP's .jsonl, or COCO-caption .json"
+    )
+    data.add_argument(
+        "--class_names", help="zero-shot: text file, one class a line: folder<TAB>name, or names in folder order"
+    )
+    parser.add_argument(
+        "--image_path", required=True, help="folder of the pictures (zero-shot: with a folder per class); or the .tsv"
+    )
+    parser.add_argument("--output", default="output/evaluation", help="folder for the results (%(default)s)")
+    parser.add_argument("--batch_size", type=positive_int, default=64, help="per forward pass (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        return evaluate(args)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"evaluate_clip.py: {error}", file=sys.stderr)
+        return 2
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from component import evaluation_report as report
+    from component.checkpoint import load_checkpoint
+    from component.image_folder import read_image_folder
+    from component.retrieval import evaluate_retrieval
+    from component.retrieval_data import read_retrieval_data
+    from component.zero_shot import PROMPTS, evaluate_zero_shot
+
+    if args.test_file:
+        data = read_retrieval_data(args.test_file, args.image_path)
+        names, num_texts = data.image_names, len(data.texts)
+        run, table, write = evaluate_retrieval, report.retrieval_table, report.write_retrieval_report
+    else:
+        data = read_image_folder(args.image_path, args.class_names)
+        names, num_texts = data.images, len(data.class_names) * len(PROMPTS)
+        run, table, write = evaluate_zero_shot, report.classification_table, report.write_zero_shot_report
+
+    model, processor = load_checkpoint(args.model)
+    with tqdm(total=num_texts + len(data.images), unit="item", leave=False, delay=1) as bar:
+        result = run(model, processor, data, args.batch_size, on_batch=bar.update)
+    print(table(result.metrics))
+    about = {"model": args.model, "test_data": args.test_file or args.class_names, "image_path": args.image_path}
+    try:
+        write(args.output, data, result, about)
+    except ModuleNotFoundError as error:
+        print(f"{args.output} has the numbers, but no pictures: {error}", file=sys.stderr)
+    else:
+        print(f"Written to {args.output}")
+    for row, reason in result.bad_images.items():
+        print(f"left out: {names[row]}: {reason}", file=sys.stderr)
+    return int(bool(result.bad_images))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

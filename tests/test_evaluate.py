@@ -1,0 +1,374 @@
+"""evaluate_clip.py and what it stands on: readers, metrics of both kinds, reports."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTIONS, ROOT
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+import evaluate_clip
+from component.checkpoint import load_checkpoint
+from component.embedding import embed_images, embed_texts
+from component.image import BadImageError
+from component.image_folder import read_image_folder
+from component.metrics import classification_metrics, retrieval_ranks
+from component.mistakes import Mistake, hardest_mistakes
+from component.retrieval import evaluate_retrieval
+from component.retrieval_data import read_retrieval_data
+from component.zero_shot import PROMPTS, embed_classes, evaluate_zero_shot
+
+
+@pytest.fixture(scope="module")
+def checkpoint(bert_clip_path):
+    return load_checkpoint(bert_clip_path)
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, os.path.join(ROOT, script), *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def write_jsonl(path, rows) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_tsv(data, ids) -> str:
+    lines = []
+    for number, image_id in enumerate(ids):
+        encode = base64.b64encode if number % 2 else base64.urlsafe_b64encode
+        lines.append(f"{image_id}\t{encode((data / 'images' / f'{number}.png').read_bytes()).decode()}\n")
+    (data / "imgs.tsv").write_text("".join(lines))
+    return str(data / "imgs.tsv")
+
+
+def recalls_by_hand(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Recall the slow and plain way. scores, right (bool): (texts, images)."""
+    result = {}
+    for name, score, answer in (("text_to_image", scores, right), ("image_to_text", scores.T, right.T)):
+        hits = {k: [] for k in (1, 5, 10)}
+        for row, good in zip(score, answer, strict=True):
+            if good.any():
+                order = sorted(range(len(row)), key=lambda i, row=row, good=good: (-row[i], good[i]))
+                for k in hits:
+                    hits[k].append(any(good[i] for i in order[:k]))
+        result |= {f"{name}_recall@{k}": float(np.mean(hit)) for k, hit in hits.items()}
+    return result | {"mean_recall": float(np.mean(list(result.values())))}
+
+
+# ---- retrieval ----
+
+
+def test_chinese_clip_files_give_the_recalls_worked_out_by_hand(checkpoint, data, tmp_path):
+    """Several pictures per text, several texts per picture, a repeated text, and pictures without a text."""
+    ids = [100 + number for number in range(8)]
+    wanted = {"红色的圆": [102, 103], "蓝色的方块": [103], "红色的圆 ": [100], "一只小狗": [101, 106], "狗": [101]}
+    rows = [{"text_id": i, "text": text, "image_ids": wanted[text]} for i, text in enumerate(wanted)]
+    found = read_retrieval_data(write_jsonl(tmp_path / "texts.jsonl", rows), write_tsv(data, ids))
+    assert found.image_names == [str(i) for i in ids]
+
+    model, processor = checkpoint
+    result = evaluate_retrieval(model, processor, found, batch_size=3)
+    images = embed_images(model, processor, [str(data / "images" / f"{n}.png") for n in range(8)]).embeds
+    scores = (embed_texts(model, processor, list(wanted)).embeds @ images.T).numpy()
+    right = np.array([[i in image_ids for i in ids] for image_ids in wanted.values()])
+    for key, value in recalls_by_hand(scores, right).items():
+        assert result.metrics[key] == pytest.approx(value), key
+    assert len(result.ranks["text_to_image"]) == 5
+    assert len(result.ranks["image_to_text"]) == 5  # pictures 104, 105 and 107 have no text: gallery, not query
+    assert (result.metrics["texts"], result.metrics["images"], result.metrics["pairs"]) == (5, 8, 7)
+
+
+def test_coco_captions_are_queries_of_their_own(checkpoint, data, tmp_path):
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(8)],
+        "annotations": [{"id": i, "image_id": i % 6, "caption": CAPTIONS[i % 8] + "的" * (i // 8)} for i in range(12)],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content), encoding="utf-8")
+    found = read_retrieval_data(str(tmp_path / "coco.json"), str(data / "images"))
+    assert (len(found.texts), len(found.images), len(found.pairs)) == (12, 8, 12)
+    model, processor = checkpoint
+    result = evaluate_retrieval(model, processor, found)
+    images = embed_images(model, processor, [str(data / "images" / f"{n}.png") for n in range(8)]).embeds
+    scores = (embed_texts(model, processor, found.texts).embeds @ images.T).numpy()
+    right = np.array([[image == i % 6 for image in range(8)] for i in range(12)])
+    for key, value in recalls_by_hand(scores, right).items():
+        assert result.metrics[key] == pytest.approx(value), key
+
+
+def test_equal_texts_of_a_csv_are_one_query_with_several_right_pictures(data):
+    (data / "t.csv").write_text("text,filename\n红,0.png\n蓝,1.png\n红,2.png\n红,0.png\n ,3.png\n", encoding="utf-8")
+    found = read_retrieval_data(str(data / "t.csv"), str(data / "images"))
+    assert found.texts == ["红", "蓝"]
+    assert found.image_names == ["0.png", "1.png", "2.png"]
+    assert found.pairs == [(0, 0), (1, 1), (0, 2)]
+
+
+def test_bad_pictures_are_left_out_with_the_texts_that_are_left_without(checkpoint, data):
+    (data / "t.csv").write_text("text,filename\n红,0.png\n红,gone.png\n蓝,../1.png\n绿,2.png\n", encoding="utf-8")
+    result = evaluate_retrieval(*checkpoint, read_retrieval_data(str(data / "t.csv"), str(data / "images")))
+    assert result.bad_images == {1: "no such file", 2: "filename climbs out of image_path with '..'"}
+    assert (result.metrics["texts"], result.metrics["images"], result.metrics["pairs"]) == (2, 2, 2)
+    assert result.metrics["bad_images"] == 2
+    for mistake in result.mistakes["text_to_image"]:  # numbered as in the data, gone ones included
+        assert mistake.query in (0, 2) and {mistake.first, mistake.right} == {0, 3}
+    assert any(result.mistakes.values())
+
+
+def test_nothing_readable_is_an_error(checkpoint, data):
+    (data / "t.csv").write_text("text,filename\n红,gone.png\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="gone.png: no such file"):
+        evaluate_retrieval(*checkpoint, read_retrieval_data(str(data / "t.csv"), str(data / "images")))
+
+
+def test_damaged_pictures_of_a_tsv_are_bad_pictures(data, tmp_path):
+    good = base64.b64encode((data / "images" / "0.png").read_bytes()).decode()
+    (data / "imgs.tsv").write_text(f"1\t{good}\n2\t{good[:101]}\n3\t{good[:100]}\n\n4\t\n5\t{good}", encoding="utf-8")
+    text = {"text_id": 1, "text": "红", "image_ids": [5, 6]}
+    found = read_retrieval_data(write_jsonl(tmp_path / "t.jsonl", [text]), str(data / "imgs.tsv"))
+    assert found.image_names == ["1", "2", "3", "4", "5", "6"]
+    assert found.pairs == [(0, 4), (0, 5)]
+    assert np.array_equal(np.asarray(found.images[0]), np.asarray(found.images[4]))
+    for row, reason in ((1, "not base64"), (2, "OSError"), (3, "UnidentifiedImageError"), (5, "not in imgs.tsv")):
+        with pytest.raises(BadImageError, match=reason):
+            found.images[row]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("t.txt", "", "unknown ending '.txt'"),
+        ("t.jsonl", "{", "t.jsonl, line 1 is not JSON"),
+        ("t.jsonl", '{"text": "红"}\n', "t.jsonl, line 1: `image_ids` is missing .found: text"),
+        ("t.jsonl", '{"text": "红", "image_ids": 7}\n', "`image_ids` is 7; expected list"),
+        ("t.jsonl", '{"text": "红", "image_ids": []}\n', "no text with a right picture"),
+        ("t.json", "[", "t.json is not JSON"),
+        ("t.json", "[]", "t.json: `images` is missing .found: list"),
+        ("t.json", '{"images": [], "annotations": [{"image_id": 3, "caption": "红"}]}', "no image with the id 3"),
+        ("t.csv", "text,url\n", "has no column `filename`"),
+        ("t.csv", "text,filename\n", "no text with a right picture"),
+    ],
+)
+def test_a_malformed_file_is_named_with_the_place(data, name, content, message):
+    (data / name).write_text(content, encoding="utf-8")
+    image_path = write_tsv(data, range(8)) if name.endswith("jsonl") else str(data / "images")
+    with pytest.raises(ValueError, match=message):
+        read_retrieval_data(str(data / name), image_path)
+
+
+@pytest.mark.parametrize(
+    "content, message", [("1 abc\n", "line 1: expected id<TAB>base64"), ("1\ta\n1\tb\n", "twice")]
+)
+def test_a_malformed_tsv_is_named_with_the_line(data, tmp_path, content, message):
+    (data / "imgs.tsv").write_text(content)
+    texts = write_jsonl(tmp_path / "t.jsonl", [{"text": "红", "image_ids": [1]}])
+    with pytest.raises(ValueError, match=message):
+        read_retrieval_data(texts, str(data / "imgs.tsv"))
+
+
+def test_a_folder_in_place_of_the_tsv_is_said(data, tmp_path):
+    texts = write_jsonl(tmp_path / "t.jsonl", [{"text": "红", "image_ids": [1]}])
+    with pytest.raises(ValueError, match="is no file; a .jsonl needs the tsv"):
+        read_retrieval_data(texts, str(data / "images"))
+    with pytest.raises(ValueError, match="is no folder"):
+        read_retrieval_data(str(data / "train.csv"), str(data / "train.csv"))
+
+
+# ---- mistakes ----
+
+
+def test_hardest_mistakes_worked_out_by_hand():
+    queries = torch.tensor([[1.0, 0.5, 0.2, 0.1], [0.2, 0.3, 0.1, 0.9], [0.4, 0.4, 0.3, 0.1], [0.1, 0.9, 0.9, 0.1]])
+    query_index, gallery_index = torch.tensor([0, 1, 1, 2, 3]), torch.tensor([0, 0, 2, 2, 2])
+    ranks = retrieval_ranks(queries, torch.eye(4), query_index, gallery_index)
+    assert ranks.tolist() == [1, 3, 3, 2]
+    found = hardest_mistakes(queries, torch.eye(4), query_index, gallery_index, ranks, 10)
+    assert found == [Mistake(1, 3, 0, rank=3), Mistake(2, 0, 2, rank=3), Mistake(3, 1, 2, rank=2)]
+    assert hardest_mistakes(queries, torch.eye(4), query_index, gallery_index, ranks, 1) == found[:1]
+
+
+def test_a_model_of_nans_ranks_last():
+    nan = torch.full((3, 2), torch.nan)
+    ranks = retrieval_ranks(nan, torch.eye(5, 2), torch.arange(3), torch.arange(3))
+    assert (ranks >= 5).all()
+
+
+# ---- zero-shot ----
+
+
+def make_image_folder(data, tmp_path, folders) -> str:
+    for number in range(8):
+        folder = tmp_path / "classes" / folders[number % len(folders)]
+        folder.mkdir(parents=True, exist_ok=True)
+        os.link(data / "images" / f"{number}.png", folder / f"{number}.png")
+    return str(tmp_path / "classes")
+
+
+def test_zero_shot_accuracy_agrees_with_scikit_learn(checkpoint, data, tmp_path):
+    model, processor = checkpoint
+    names = ["红色", "蓝色", "绿色", "黄色", "白色", "黑色", "狗"]
+    folder = make_image_folder(data, tmp_path, "abcdefg")
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    found = read_image_folder(folder, str(tmp_path / "names.txt"))
+    assert found.labels == [0, 0, 1, 2, 3, 4, 5, 6]
+    metrics = evaluate_zero_shot(model, processor, found, batch_size=3).metrics
+    scores = (embed_images(model, processor, found.images).embeds @ embed_classes(model, processor, names).T).numpy()
+    assert metrics["top1"] == pytest.approx(top_k_accuracy_score(found.labels, scores, k=1, labels=range(7)))
+    assert metrics["top5"] == pytest.approx(top_k_accuracy_score(found.labels, scores, k=5, labels=range(7)))
+    assert metrics["mean_per_class"] == pytest.approx(balanced_accuracy_score(found.labels, scores.argmax(axis=1)))
+    assert (metrics["images"], metrics["classes"], metrics["bad_images"]) == (8, 7, 0)
+
+
+def test_classification_metrics_worked_out_by_hand():
+    # class 0: 1 of 3 right, class 2: 1 of 1 right; class 1 has no picture
+    metrics = classification_metrics(torch.tensor([1, 2, 6, 1]), torch.tensor([0, 0, 0, 2]))
+    assert metrics == {"top1": 0.5, "top5": 0.75, "mean_per_class": pytest.approx((1 / 3 + 1) / 2)}
+
+
+def test_a_class_is_the_mean_of_its_prompts(checkpoint):
+    model, processor = checkpoint
+    texts = embed_texts(model, processor, [prompt.format("红色") for prompt in PROMPTS]).embeds
+    mean = torch.nn.functional.normalize(texts.mean(dim=0), dim=0)
+    torch.testing.assert_close(embed_classes(model, processor, ["蓝色", "红色"])[1], mean)
+    assert len(set(PROMPTS)) == len(PROMPTS) and all(prompt.count("{}") == 1 for prompt in PROMPTS)
+
+
+def test_class_names_by_folder_and_by_order(data, tmp_path):
+    folder = make_image_folder(data, tmp_path, ["10", "9"])
+    (tmp_path / "by_folder.txt").write_text("10\t十\n9\t九\n8\t八\n", encoding="utf-8")
+    (tmp_path / "by_order.txt").write_text("九\n\n十\n", encoding="utf-8")
+    for file in ("by_folder.txt", "by_order.txt"):
+        found = read_image_folder(folder, str(tmp_path / file))
+        assert found.class_names == ["九", "十"]  # folders that are numbers are sorted as numbers
+        assert found.labels == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    "names, message", [("九\n", "names 1 classes, but .* has 2 folders"), ("9\t九\n", "no line .* for 10")]
+)
+def test_class_names_that_do_not_match_are_said(data, tmp_path, names, message):
+    (tmp_path / "names.txt").write_text(names, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_image_folder(make_image_folder(data, tmp_path, ["10", "9"]), str(tmp_path / "names.txt"))
+    with pytest.raises(ValueError, match="holds no folders"):
+        read_image_folder(str(data / "images"), str(tmp_path / "names.txt"))
+
+
+# ---- the script ----
+
+
+def test_retrieval_through_the_command_line(bert_clip_path, data, tmp_path):
+    output = tmp_path / "deep" / "evaluation"
+    options = ["--test_file", data / "train.csv", "--image_path", data / "images", "--output", output]
+    done = run("evaluate_clip.py", "--model", bert_clip_path, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = (output / "metrics.md").read_text(encoding="utf-8")
+    assert table in done.stdout and table.startswith("|  | R@1 | R@5 | R@10 | median rank |")
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["model"] == bert_clip_path and metrics["images"] == 8
+    assert metrics["text_to_image_recall@10"] == 1
+    names = {"metrics.json", "metrics.md", "recall.png", "mistakes_text_to_image.png", "mistakes_image_to_text.png"}
+    assert set(os.listdir(output)) == names
+    with Image.open(output / "mistakes_text_to_image.png") as picture:
+        red, green, blue = np.asarray(picture.convert("RGB")).reshape(-1, 3).T
+    assert ((red.astype(int) - green > 60) | (blue.astype(int) - red > 60)).mean() > 0.01  # the coloured pictures
+
+
+def test_zero_shot_through_the_command_line_with_a_bad_picture(bert_clip_path, data, tmp_path):
+    folder = make_image_folder(data, tmp_path, "ab")
+    (tmp_path / "classes" / "a" / "bad.png").write_text("no picture")
+    (tmp_path / "names.txt").write_text("红色\n蓝色\n", encoding="utf-8")
+    options = ["--class_names", tmp_path / "names.txt", "--image_path", folder, "--output", tmp_path / "out"]
+    done = run("evaluate_clip.py", "--model", bert_clip_path, *options)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "bad.png: UnidentifiedImageError" in done.stderr
+    assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md", "mistakes.png"}
+    assert "| top-1 | top-5 | mean per class |" in done.stdout
+
+
+def test_without_matplotlib_the_numbers_are_there(bert_clip_path, data, tmp_path):
+    hidden = tmp_path / "hidden" / "matplotlib"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('hidden')")
+    options = ["--test_file", data / "train.csv", "--image_path", data / "images", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "evaluate_clip.py"), "--model", bert_clip_path, *map(str, options)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "hidden")},
+    )
+    assert done.returncode == 0 and "pip install -r requirements-dev.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"--model": "nowhere/at/all"}, "nowhere/at/all is not a model folder"),
+        ({"--test_file": "gone.csv"}, "gone.csv: no such file"),
+        ({"--image_path": "gone"}, "gone is no folder"),
+        ({"--batch_size": "0"}, "is not above 0"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(bert_clip_path, data, change, message, monkeypatch, capsys):
+    options = {
+        "--model": bert_clip_path,
+        "--test_file": data / "train.csv",
+        "--image_path": data / "images",
+        **change,
+    }
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate_clip.py", *(str(word) for option in options.items() for word in option)]
+    )
+    try:
+        assert evaluate_clip.main() == 2
+    except SystemExit as stop:  # argparse's own
+        assert stop.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("usage")]
+    assert len(lines) == 1 and message in lines[0]
+
+
+# ---- the trainer ----
+
+
+def test_best_model_by_mean_recall_and_the_same_numbers_after_training(train_args, data, tmp_path):
+    keys = dict(
+        test_file=str(data / "train.csv"),
+        num_train_epochs=3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="mean_recall",
+        per_device_eval_batch_size=3,
+    )
+    done = run("train_clip.py", "--train_args_file", train_args(**keys))
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "output"
+    state = json.loads((output / "trainer_state.json").read_text())
+    history = {entry["step"]: entry["eval_mean_recall"] for entry in state["log_history"] if "eval_loss" in entry}
+    assert state["best_metric"] == max(history.values())
+    best_step = int(state["best_model_checkpoint"].rsplit("-", 1)[1])
+    assert history[best_step] == state["best_metric"]
+
+    final = str(output / "checkpoint-final")
+    best, _ = load_checkpoint(state["best_model_checkpoint"])
+    for name, tensor in load_checkpoint(final)[0].state_dict().items():
+        assert torch.equal(tensor, best.state_dict()[name]), name
+
+    data_read = read_retrieval_data(keys["test_file"], str(data / "images"))
+    metrics = evaluate_retrieval(*load_checkpoint(final), data_read).metrics
+    trained = json.loads((output / "test_results.json").read_text())
+    assert trained["eval_mean_recall"] == state["best_metric"]
+    shared = [key for key in metrics if f"eval_{key}" in trained]
+    assert len(shared) >= 10
+    for key in shared:
+        assert metrics[key] == pytest.approx(trained[f"eval_{key}"]), key

@@ -5,7 +5,7 @@
 Every picture is 64 x 64 px, laid on white, with at most 64 colours. Writes into `--out`:
 
     images/{noto,twemoji,openmoji,fluent}/<code point>.png
-    train.csv           three styles; the plain name of every picture, and for some a caption with keywords
+    train.csv           three styles; the plain name of every picture, for some a caption with keywords as well
     test.csv            the style that training never sees, asked by name
     test_keywords.csv   the same pictures, asked with keywords that no training caption contains
 
@@ -122,17 +122,19 @@ def split_keywords(concepts: dict[str, dict]) -> set[str]:
 
 
 def captions(code: str, concept: dict, styles: list[str]) -> list[tuple[str, str]]:
-    """(style, caption) of one concept: its name for every style, and two variants with keywords, each for one style.
+    """(style, caption) of one concept: its name for every style, and a variant with keywords for one of the styles.
 
-    The name is what users ask for, so most rows are names; the keywords give the text tower words to join them by.
+    The name is what users ask for, so three rows of four are names; the keywords give the text tower words to join
+    them by. The variant leads with the name in about half of the concepts, and separates by the ASCII comma in some.
     """
     name, keywords = concept["name"], concept["keywords"]
     rows = [(style, name) for style in styles]
     if keywords:
-        words = sorted(keywords, key=lambda word: chance(f"{code} {word}"))[:4]
-        first = int(chance(code) * len(styles))
-        rows.append((styles[first], f"{name}，{'、'.join(words)}"))
-        rows.append((styles[(first + 1) % len(styles)], ",".join(words) if chance(name) < 0.2 else "、".join(words)))
+        words = sorted(keywords, key=lambda word: chance(f"{code} {word}"))[:3]
+        variant = ("," if chance(f"{code} comma") < 0.2 else "、").join(words)
+        if chance(f"{code} variant") < 0.5:
+            variant = f"{name}，{variant}"
+        rows.append((styles[int(chance(f"{code} style") * len(styles))], variant))
     return rows
 
 

@@ -31,7 +31,8 @@ def main() -> str | None:
             PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
             for file in (args.train_file, args.test_file)
         )
-        train_dataset.require_a_picture()
+        for dataset in filter(None, (train_dataset, test_dataset)):
+            dataset.require_a_picture()
         describe(train_dataset, test_dataset)
         record(args)
     except (ValueError, OSError) as error:

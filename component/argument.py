@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import math
 import os
 import types
 import typing
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class CLIPTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available() and not self.use_cpu
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
             self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
+        self._check_resume()
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(
@@ -114,6 +117,13 @@ class CLIPTrainingArguments(TrainingArguments):
         # A hub name is "model" or "user/model"; anything else is meant to be a folder.
         if os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise ValueError(f"`{key}`: {path} is not a model folder (no config.json in it; seen from {os.getcwd()}).")
+
+    def _check_resume(self) -> None:
+        path = self.resume_from_checkpoint
+        if path is True and (not os.path.isdir(self.output_dir) or get_last_checkpoint(self.output_dir) is None):
+            raise ValueError(f"`resume_from_checkpoint` is true, but there is no checkpoint in {self.output_dir}.")
+        if isinstance(path, str) and not os.path.isfile(os.path.join(path, "trainer_state.json")):
+            raise ValueError(f"`resume_from_checkpoint`: {path} is not a checkpoint (no trainer_state.json in it).")
 
 
 def load_arguments(path: str, overrides: Sequence[str] = ()) -> CLIPTrainingArguments:
@@ -179,27 +189,30 @@ def _translate(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
 
 def _as_type(key: str, value: Any, hint: Any) -> Any:
     """Check a JSON value against the field's type; numbers and bools written as strings are read as such."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    if value is not None and set(options) - {bool, int, float, type(None)}:
-        if options[0] is str and set(options) <= {str, type(None)} and not isinstance(value, str | bool):
-            raise ValueError(f"`{key}` is {value!r}; expected a string.")
-        return value  # strings, enums, dicts: TrainingArguments checks them itself
-    if bool in options:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = set(typing.get_args(hint)) if is_union else {hint}
+    types_of_values = options - {type(None)}
+    if value is None:
+        if type(None) in options:
+            return None
+    elif types_of_values == {str}:
+        if isinstance(value, str):
+            return value
+    elif not types_of_values <= {bool, int, float}:
+        return value  # enums, lists and dicts: TrainingArguments checks them itself
+    elif bool in types_of_values:
         word = str(value).lower()
         if word in ("true", "false", "1", "0"):
             return word in ("true", "1")
-    elif not isinstance(value, bool | None):
+    elif not isinstance(value, bool):
         try:
             number = float(value)
-            if float in options:
-                return number
-            if number.is_integer():
-                return int(number)
         except (TypeError, ValueError):
-            pass
-    wanted = " or ".join(
-        {bool: "true/false", int: "a whole number", float: "a number"}.get(o, "null") for o in options
-    )
+            number = math.nan
+        if float in types_of_values and not math.isnan(number):
+            return number
+        if number.is_integer():
+            return int(number)
+    names = {str: "a string", bool: "true/false", int: "a whole number", float: "a number", type(None): "null"}
+    wanted = " or ".join(name for type_, name in names.items() if type_ in options)
     raise ValueError(f"`{key}` is {value!r}; expected {wanted}.")

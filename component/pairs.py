@@ -31,13 +31,16 @@ def read_pairs(
         raise FileNotFoundError(f"{path}: no such file. Expected a CSV with the columns {', '.join(required)}.")
     options = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig")
     try:
-        found = list(pd.read_csv(path, nrows=0, **options).columns)
+        head = pd.read_csv(path, nrows=1, **options)
+        found = list(head.columns)
         missing = [column for column in required if column not in found]
         if missing:
             raise ValueError(
                 f"{path} has no column {', '.join(f'`{column}`' for column in missing)} (found: {', '.join(found)}). "
                 f"The first line must name the columns: {','.join(required)}."
             )
+        if not isinstance(head.index, pd.RangeIndex):  # pandas takes surplus cells of the first row for row names
+            raise pd.errors.ParserError(f"line 2 has more cells than the {len(found)} of the header")
         if only_required:
             options["usecols"] = list(required)
         with pd.read_csv(path, chunksize=chunk_rows, **options) as chunks:

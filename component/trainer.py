@@ -57,13 +57,21 @@ class CLIPTrainer(Trainer):
         rows = inputs.pop("rows")
         self._note_bad_images("train", self.train_dataset, inputs.pop("bad_images"))
         if not len(rows):
-            # Zero gradients, not no gradients: other ranks wait for ours, and the fp16 scaler wants to see some.
-            zero = sum(parameter.sum() * 0 for parameter in model.parameters() if parameter.requires_grad)
-            self.accelerator.backward(zero)
-            return torch.full_like(zero, torch.nan).detach()  # the Trainer leaves NaN out of the logged mean
+            super().training_step(model, self._placeholder_pair(), num_items_in_batch)
+            return torch.tensor(torch.nan, device=self.args.device)  # the Trainer leaves NaN out of the logged mean
         self._pairs += len(rows)
         self._ln_batch += [math.log(len(rows))]
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _placeholder_pair(self) -> dict[str, Tensor]:
+        """What stands in for a batch without any good picture.
+
+        The loss of a single pair is 0 and so are its gradients, but every rank goes through forward and backward:
+        under DDP or FSDP the others would wait forever for one that does not.
+        """
+        vision = self.model.config.vision_config
+        pixel_values = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+        return self._prepare_inputs({"input_ids": torch.zeros(1, 1, dtype=torch.long), "pixel_values": pixel_values})
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Biases, LayerNorm and the class embedding are vectors, logit_scale is a scalar.
@@ -80,10 +88,10 @@ class CLIPTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         rows = inputs.pop("rows")
         self._note_bad_images("eval", self.callback_handler.eval_dataloader.dataset, inputs.pop("bad_images"))
-        if not len(rows):
-            return torch.zeros((), device=self.args.device), None, None
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            loss, outputs = self.compute_loss(model, inputs if len(rows) else self._placeholder_pair(), True)
+        if not len(rows):
+            return loss, None, None
         self._evaluated.append((rows.cpu(), outputs.text_embeds.cpu(), outputs.image_embeds.cpu(), loss.item()))
         return loss, None, None
 

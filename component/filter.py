@@ -1,0 +1,187 @@
+"""A table of pairs → the pairs worth training on, in order, in constant memory."""
+
+import contextlib
+import csv
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import pandas as pd
+
+from component.pair_check import FilterRules, Finding, check_pairs
+from component.pairs import image_file, read_pairs
+from component.perceptual_hash import NearDuplicates
+from component.safe_path import writable_file
+
+COLUMNS = ("text", "filename")
+CHUNK_ROWS = 4096
+TASK_ROWS = 128
+CHUNKS_AHEAD = 2  # enough work for the processes while a chunk is scored and written
+# What --delete_bad_images deletes: files that no program would show, and GIFs. Not pictures that a rule finds too
+# small, and not what lies in place of a missing file.
+BAD_IMAGES = {"gif", "animated", "html", "svg", "empty", "not_image", "truncated", "broken"}
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+def count_rows(train_file: str) -> int:
+    """Number of rows. Reads the whole table, so that a malformed row shows now and not in the middle."""
+    return sum(map(len, read_pairs(train_file, COLUMNS, only_required=True, chunk_rows=CHUNK_ROWS)))
+
+
+def judge_pairs(
+    train_file: str,
+    image_path: str,
+    rules: FilterRules,
+    score: Scorer | None = None,
+    min_score: float = -1.0,
+    num_workers: int | None = None,
+) -> Iterator[tuple[pd.DataFrame, list[str]]]:
+    """Yield the table in order, in chunks, with a reason for each row: "" when it is kept.
+
+    Text and picture are looked at first, then the score, then duplicates of rows that are kept: a pair whose text is
+    wrong must not push out its twin whose text is right.
+
+    Args:
+        train_file: CSV with the columns `text` and `filename`, and any others.
+        image_path: folder of the pictures.
+        score: (texts, paths) → similarities, all in one call per chunk.
+        min_score: least similarity.
+        num_workers: processes; by default one per core that this process may use.
+
+    Raises:
+        ValueError, FileNotFoundError: `train_file` cannot be read.
+        OSError: a worker process died.
+    """
+    digests: set[int] = set()
+    pictures = NearDuplicates()
+    for chunk, paths, findings in _inspected(train_file, image_path, rules, num_workers):
+        reasons = [finding.reason for finding in findings]
+        if score:
+            good = [row for row, reason in enumerate(reasons) if not reason]
+            texts = chunk["text"].tolist()
+            similarities = score([texts[row] for row in good], [paths[row] for row in good]) if good else ()
+            for row, similarity in zip(good, similarities, strict=True):
+                if not similarity >= min_score:
+                    reasons[row] = f"dissimilar: {similarity:.3f}"
+        for row, (path, finding) in enumerate(zip(paths, findings, strict=True)):
+            if reasons[row]:
+                continue
+            if rules.exact_duplicates:
+                if finding.digest in digests:
+                    reasons[row] = "exact_duplicate"
+                    continue
+                digests.add(finding.digest)
+            if rules.near_duplicates:
+                name = hash(path)
+                owner = pictures.find(finding.looks)
+                if owner is None:
+                    pictures.add(finding.looks, name)
+                elif owner != name:  # another caption of the picture itself is no duplicate
+                    reasons[row] = "near_duplicate"
+        yield chunk, reasons
+
+
+def _inspected(
+    train_file: str, image_path: str, rules: FilterRules, num_workers: int | None
+) -> Iterator[tuple[pd.DataFrame, list[str | ValueError], list[Finding]]]:
+    """Yield chunk, paths and findings in order, while the next chunks are under way in the worker processes."""
+
+    def settled(chunk, paths, tasks: list[Future]):
+        return chunk, paths, [finding for task in tasks for finding in task.result()]
+
+    # spawn: a forked child would inherit the locks of the threads that torch runs in this process.
+    # Ctrl-C is for this process alone; the workers end with it.
+    with ProcessPoolExecutor(
+        num_workers or _usable_cores(),
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
+        ahead: deque = deque()
+        try:
+            for chunk in read_pairs(train_file, COLUMNS, chunk_rows=CHUNK_ROWS):
+                texts, paths = chunk["text"].tolist(), [_path(image_path, name) for name in chunk["filename"]]
+                parts = [slice(start, start + TASK_ROWS) for start in range(0, len(texts), TASK_ROWS)]
+                ahead.append((chunk, paths, [pool.submit(check_pairs, texts[p], paths[p], rules) for p in parts]))
+                if len(ahead) > CHUNKS_AHEAD:
+                    yield settled(*ahead.popleft())
+            while ahead:
+                yield settled(*ahead.popleft())
+        except BrokenProcessPool:
+            raise OSError("a worker process was killed, perhaps for lack of memory; try --num_workers 1") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _path(image_path: str, filename: str) -> str | ValueError:
+    try:
+        return image_file(image_path, filename)
+    except ValueError as error:
+        return error
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class FilterOutput:
+    """Everything that filtering does to the disk; a context manager. Files appear when it ends without an error.
+
+    Args:
+        out_file: CSV for the kept rows, all columns as they were; None: not written.
+        report: CSV `row,filename,reason,text` of the dropped rows, rows counted from 1; None: not written.
+        delete_in: folder in which the files of BAD_IMAGES are deleted at the end; None: nothing is deleted.
+    """
+
+    def __init__(self, out_file: str | None = None, report: str | None = None, delete_in: str | None = None):
+        self._files, self._delete_in = contextlib.ExitStack(), delete_in
+        self._renames: list[tuple[str, str]] = []
+        self._out, self._report = self._open(out_file), self._open(report)
+        self._rows = 0
+        self._bad_images: set[str] = set()
+        if self._report:
+            csv.writer(self._report).writerow(["row", "filename", "reason", "text"])
+
+    def add(self, chunk: pd.DataFrame, reasons: list[str]) -> None:
+        """Take the next rows and their reasons."""
+        if self._out:
+            kept = chunk[[not reason for reason in reasons]]
+            kept.to_csv(self._out, index=False, header=self._rows == 0)
+        if self._report:
+            writer = csv.writer(self._report)
+            for row, (name, text, reason) in enumerate(zip(chunk["filename"], chunk["text"], reasons, strict=True), 1):
+                if reason:
+                    writer.writerow([self._rows + row, name, reason, text])
+        if self._delete_in:
+            for name, reason in zip(chunk["filename"], reasons, strict=True):
+                if reason.partition(":")[0] in BAD_IMAGES:
+                    self._bad_images.add(name)
+        self._rows += len(chunk)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error_type, *exc_info):
+        self._files.close()
+        for part, path in self._renames:
+            if error_type:
+                os.unlink(part)
+            else:
+                os.replace(part, path)
+        if error_type is None:
+            for name in self._bad_images:
+                # A name that leads outside, also by a link, was good for looking and is not for deleting.
+                with contextlib.suppress(ValueError, FileNotFoundError):
+                    os.unlink(writable_file(self._delete_in, name))
+
+    def _open(self, path: str | None):
+        if path is None:
+            return None
+        part = f"{path}.part"
+        self._renames.append((part, path))
+        return self._files.enter_context(open(part, "w", newline="", encoding="utf-8"))

@@ -1,0 +1,279 @@
+"""Tables and pictures as people have them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTIONS, ROOT
+from PIL import Image
+
+from component.datacollator import PairCollator
+from component.dataset import PairDataset
+from component.image import BadImageError, load_image
+from component.pairs import image_file, read_pairs
+from component.processor import load_processor
+
+
+@pytest.fixture
+def processor(bert_clip_path):
+    return load_processor(bert_clip_path)
+
+
+def table(path, content: str, encoding: str = "utf-8") -> str:
+    path.write_text(content, encoding=encoding)
+    return str(path)
+
+
+# ---- the table ----
+
+
+def test_cells_stay_as_they_are_written(tmp_path):
+    path = table(tmp_path / "t.csv", 'text,url,filename\nNA,,007\n1e5,u,1e5\n"一,""二""",u,"a,b.jpg"\nnan,u,None\n')
+    rows = [row for chunk in read_pairs(path) for row in chunk.values.tolist()]
+    assert rows == [["NA", "", "007"], ["1e5", "u", "1e5"], ['一,"二"', "u", "a,b.jpg"], ["nan", "u", "None"]]
+
+
+def test_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
+    path = table(tmp_path / "t.csv", "text,filename\n一,1.jpg\n", "utf-8-sig")
+    assert list(next(read_pairs(path)).columns) == ["text", "filename"]
+
+
+def test_chunks_keep_the_order_and_lose_no_row(tmp_path):
+    path = table(tmp_path / "t.csv", "text,filename\n" + "".join(f"{n},{n}.jpg\n" for n in range(25)))
+    chunks = list(read_pairs(path, chunk_rows=10))
+    assert [len(chunk) for chunk in chunks] == [10, 10, 5]
+    assert [text for chunk in chunks for text in chunk["text"]] == [str(n) for n in range(25)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,url\na,b\n", "no column `filename` .found: text, url"),
+        ("", "empty"),
+        ("text,filename\na,b,c,d\n", "line 2"),
+        ('text,filename\n"a,b\n', "well-formed"),
+    ],
+)
+def test_a_bad_table_is_named_with_its_fault(tmp_path, content, message):
+    path = table(tmp_path / "t.csv", content)
+    with pytest.raises(ValueError, match=message) as error:
+        list(read_pairs(path))
+    assert path in str(error.value)
+
+
+def test_a_table_in_gbk_says_how_to_convert_it(tmp_path):
+    path = table(tmp_path / "t.csv", "text,filename\n一只小狗,1.jpg\n", "gbk")
+    with pytest.raises(ValueError, match="iconv"):
+        list(read_pairs(path))
+
+
+def test_a_missing_table_is_named():
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        list(read_pairs("nowhere.csv"))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "C:\\x.jpg", "\\\\host\\x", "", " ", "a\0b"]
+)
+def test_names_that_leave_the_folder_are_refused(name):
+    with pytest.raises(ValueError, match="filename"):
+        image_file("images", name)
+
+
+def test_names_inside_the_folder_are_taken():
+    assert image_file("images", "a/..b/图.jpg") == "images/a/..b/图.jpg"
+
+
+# ---- pictures ----
+
+
+def save(path, image: Image.Image, **options) -> str:
+    image.save(path, **options)
+    return str(path)
+
+
+def corner(path: str) -> tuple[int, int, int]:
+    image = load_image(path)
+    assert image.mode == "RGB"
+    return image.getpixel((1, 1))
+
+
+def near(pixel, wanted, tolerance: int = 6) -> bool:
+    return all(abs(a - b) <= tolerance for a, b in zip(pixel, wanted, strict=True))
+
+
+def test_transparency_lies_on_white(tmp_path):
+    assert corner(save(tmp_path / "a.png", Image.new("RGBA", (8, 8), (255, 0, 0, 0)))) == (255, 255, 255)
+    assert near(corner(save(tmp_path / "b.png", Image.new("LA", (8, 8), (0, 128)))), (127, 127, 127))
+    palette = Image.new("P", (8, 8), 3)
+    palette.putpalette([0, 0, 255] * 256)
+    assert corner(save(tmp_path / "c.png", palette)) == (0, 0, 255)
+    assert corner(save(tmp_path / "d.png", palette, transparency=3)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    grey = Image.fromarray(np.full((8, 8), 0x8000, np.uint16))
+    assert near(corner(save(tmp_path / "a.png", grey)), (128, 128, 128))
+    assert near(corner(save(tmp_path / "b.tif", grey)), (128, 128, 128))
+
+
+def test_cmyk_and_grey_become_rgb(tmp_path):
+    assert near(corner(save(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)))), (254, 0, 0), 40)
+    assert corner(save(tmp_path / "b.png", Image.new("L", (8, 8), 77))) == (77, 77, 77)
+    assert corner(save(tmp_path / "c.png", Image.new("1", (8, 8), 1))) == (255, 255, 255)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (20, 10), "blue")
+    image.paste("red", (0, 0, 10, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    upright = load_image(save(tmp_path / "a.jpg", image, exif=exif, quality=95))
+    assert upright.size == (10, 20)
+    assert near(upright.getpixel((5, 3)), (254, 0, 0), 20) and near(upright.getpixel((5, 17)), (0, 0, 254), 20)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert near(corner(path), (255, 0, 0))
+
+
+def test_what_is_no_picture_says_why(tmp_path):
+    whole = save(tmp_path / "a.jpg", Image.effect_noise((64, 64), 80))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:500])
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    (tmp_path / "empty.jpg").touch()
+    assert load_image(whole).size == (64, 64)
+    for name, reason in [("cut.jpg", "truncated"), ("page.jpg", "cannot identify"), ("empty.jpg", "cannot identify")]:
+        with pytest.raises(BadImageError, match=reason):
+            load_image(str(tmp_path / name))
+    with pytest.raises(BadImageError, match="no such file"):
+        load_image(str(tmp_path / "none.jpg"))
+    with pytest.raises(BadImageError):
+        load_image(str(tmp_path))
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.new("1", (200, 200)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    with pytest.raises(BadImageError, match="DecompressionBomb"):
+        load_image(path)
+
+
+# ---- examples and batches ----
+
+
+def test_an_example_is_what_the_processor_makes_of_it(data, processor):
+    dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
+    assert len(dataset) == 8
+    for row in (0, 7):
+        wanted = processor(
+            text=[CAPTIONS[row]], images=load_image(str(data / "images" / f"{row}.png")), return_tensors="pt"
+        )
+        example = dataset[row]
+        assert example["input_ids"].tolist() == wanted["input_ids"][0].tolist()
+        assert torch.equal(example["pixel_values"], wanted["pixel_values"][0])
+
+
+def test_a_batch_is_what_the_processor_makes_of_it(data, processor):
+    dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
+    batch = PairCollator(processor.tokenizer.pad_token_id)([dataset[row] for row in range(8)])
+    wanted = processor(text=CAPTIONS, return_tensors="pt", padding=True)
+    assert torch.equal(batch["input_ids"], wanted["input_ids"])
+    assert torch.equal(batch["attention_mask"], wanted["attention_mask"])
+    assert batch["pixel_values"].shape == (8, 3, 32, 32)
+    assert batch["rows"].tolist() == list(range(8)) and batch["bad_images"] == []
+
+
+def test_long_texts_are_cut_like_the_tokenizer_does_and_counted(data, processor):
+    path = table(data / "t.csv", f"text,filename\n{'小狗' * 20},0.png\n小狗,1.png\n{'小狗' * 3},2.png\n")
+    dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
+    wanted = processor.tokenizer("小狗" * 20, truncation=True, max_length=8)["input_ids"]
+    assert dataset[0]["input_ids"].tolist() == wanted
+    assert dataset.num_long_texts == 1
+
+
+def test_rows_without_text_are_left_out_and_counted(data, processor):
+    path = table(data / "t.csv", 'text,filename\n,0.png\n"  ",1.png\n小狗,2.png\n\u3000,3.png\n')
+    dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
+    assert len(dataset) == 1 and dataset.num_empty_texts == 3
+    assert dataset.filename(0) == "2.png"
+    with pytest.raises(ValueError, match="no row with a text"):
+        PairDataset(table(data / "e.csv", "text,filename\n,0.png\n"), str(data), processor, max_seq_length=8)
+
+
+def test_bad_pictures_leave_the_batch_with_a_reason(data, processor):
+    path = table(data / "t.csv", "text,filename\n小狗,0.png\n小猪,none.png\n小狗,../train.csv\n小狗,../t.csv\n")
+    dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
+    collate = PairCollator(0)
+    batch = collate([dataset[row] for row in range(4)])
+    assert batch["rows"].tolist() == [0] and len(batch["pixel_values"]) == 1
+    assert [row for row, _ in batch["bad_images"]] == [1, 2, 3]
+    assert "none.png: no such file" in batch["bad_images"][0][1] and ".." in batch["bad_images"][1][1]
+    assert len(collate([dataset[1], dataset[2]])["input_ids"]) == 0
+
+
+def test_a_set_without_any_good_picture_is_an_error(data, processor):
+    path = table(data / "t.csv", "text,filename\n小狗,none.png\n小猪,gone.png\n")
+    with pytest.raises(ValueError, match="None of the 2 pictures.*none.png: no such file.*image_path"):
+        PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_a_picture()
+    path = table(data / "t.csv", "text,filename\n小狗,none.png\n小猪,1.png\n")
+    PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_a_picture()
+
+
+def test_repeated_captions_are_counted(data, processor):
+    path = table(data / "t.csv", "text,filename\n小狗,0.png\n小狗,1.png\n小猪,2.png\n小狗,3.png\n")
+    dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
+    assert dataset.share_of_repeated_captions == 0.5
+
+
+@pytest.mark.slow
+def test_1_4_million_rows_fit_in_one_gigabyte(tmp_path, bert_clip_path):
+    with open(tmp_path / "t.csv", "w", encoding="utf-8") as file:
+        file.write("text,url,filename\n")
+        for n in range(1_400_000):
+            file.write(f"一只小狗在摇尾巴红色的圆{n},http://example.com/a/long/path/{n}.jpg,images/{n:08d}.jpg\n")
+    script = (
+        "import resource, sys\n"
+        "from component.dataset import PairDataset\n"
+        "from component.processor import load_processor\n"
+        f"dataset = PairDataset({str(tmp_path / 't.csv')!r}, '.', load_processor({bert_clip_path!r}), 100)\n"
+        "print(len(dataset), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    rows, megabytes = map(int, result.stdout.split())
+    assert rows == 1_400_000 and megabytes < 1000
+
+
+def test_worker_processes_do_not_copy_the_table(data, processor):
+    """A forked worker that reads every row must not grow by the size of the table."""
+    rows = "".join(f"一只小狗在摇尾巴{'红色的圆' * 20},{'x' * 200}{n}.png\n" for n in range(30_000))
+    dataset = PairDataset(table(data / "t.csv", "text,filename\n" + rows), "", processor, max_seq_length=100)
+    loader = torch.utils.data.DataLoader(_WorkerMemory(dataset), batch_size=None, num_workers=1)
+    before, after = list(loader)[0]
+    assert after - before < 5_000  # KiB; the table holds 16 MB
+
+
+class _WorkerMemory(torch.utils.data.Dataset):
+    """One item: the worker's private memory in KiB before and after it has read all rows of a dataset."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, _):
+        before = _private_memory()
+        for row in range(len(self.dataset)):
+            self.dataset.filename(row)
+            self.dataset._input_ids[row].sum()
+        return before, _private_memory()
+
+
+def _private_memory() -> int:
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith(("Private_Dirty", "Private_Clean")))

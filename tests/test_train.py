@@ -1,0 +1,281 @@
+"""train_clip.py from its command line, on small towers and real files."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CAPTIONS, ROOT
+from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel
+
+from component.argument import load_arguments
+from component.datacollator import PairCollator
+from component.dataset import PairDataset
+from component.model import BertCLIPModel, BertCLIPTextModel
+from component.processor import load_processor
+from component.trainer import CLIPTrainer
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def train(args_file: str, *options: str) -> subprocess.CompletedProcess:
+    result = run("train_clip.py", "--train_args_file", args_file, *options)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def read(*parts) -> dict:
+    with open(os.path.join(*map(str, parts)), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def table(path, *rows: str) -> str:
+    path.write_text("text,filename\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def trainer(train_args, bert_clip_path):
+    """Build a CLIPTrainer in this process; keyword arguments are keys of the JSON."""
+
+    def build(train_file: str | None = None, **keys) -> CLIPTrainer:
+        keys = {"report_to": "none", "save_strategy": "no", **keys}
+        args = load_arguments(train_args(**keys, **({"train_file": train_file} if train_file else {})))
+        processor = load_processor(bert_clip_path)
+        torch.manual_seed(0)
+        model = BertCLIPModel.from_pretrained(bert_clip_path, dtype=torch.float32)
+        if args.freeze_vision:
+            model.lock_vision()
+        datasets = [
+            PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
+            for file in (args.train_file, args.test_file)
+        ]
+        return CLIPTrainer(
+            model=model,
+            args=args,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            data_collator=PairCollator(0),
+            processing_class=processor,
+        )
+
+    return build
+
+
+def test_a_run_leaves_a_folder_that_every_class_loads(train_args, data, clip_path, tmp_path):
+    args_file = train_args(test_file=str(data / "train.csv"), eval_strategy="epoch", save_steps=1, save_total_limit=2)
+    result = train(args_file, "--set", "max_steps=3")
+    output = tmp_path / "output"
+
+    # what was asked for
+    assert "repeated captions: 0.0%" in result.stderr
+    written = set(os.listdir(output))
+    assert {
+        "train_args.json",
+        "versions.json",
+        "train_results.json",
+        "test_results.json",
+        "trainer_state.json",
+    } <= written
+    assert {name for name in written if name.startswith("checkpoint-")} == {
+        "checkpoint-2",
+        "checkpoint-3",
+        "checkpoint-final",
+    }
+    assert load_arguments(str(output / "train_args.json")).max_steps == 3
+
+    # the logs
+    history = read(output, "trainer_state.json")["log_history"]
+    first = history[0]
+    assert first["ln_batch"] == pytest.approx(math.log(4)) and first["logit_scale"] == pytest.approx(14.28, abs=0.1)
+    assert first["pairs_per_second"] > 0 and "learning_rate" in first and "loss" in first
+    assert any("eval_mean_recall" in entry for entry in history)
+
+    # the numbers
+    results = read(output, "test_results.json")
+    assert results["eval_pairs"] == 8 and results["eval_bad_images"] == 0 and results["eval_loss"] > 0
+    assert results["eval_text_to_image_recall@10"] == 1 and 0 <= results["eval_image_to_text_recall@1"] <= 1
+    assert read(output, "train_results.json")["train_bad_images"] == 0
+
+    # the weights: the image tower is CLIP's, bit for bit; the rest has moved
+    final = str(output / "checkpoint-final")
+    model, report = BertCLIPModel.from_pretrained(final, output_loading_info=True)
+    assert not any(report.values())
+    clip = CLIPModel.from_pretrained(clip_path)
+    for key, value in clip.vision_model.state_dict().items():
+        assert torch.equal(model.vision_model.state_dict()[key], value)
+    assert not torch.equal(model.visual_projection.weight, clip.visual_projection.weight)
+    assert model.logit_scale != clip.logit_scale
+    optimizer = torch.load(output / "checkpoint-3" / "optimizer.pt", weights_only=True)
+    trainable = sum(not name.startswith("vision_model.") for name, _ in model.named_parameters())
+    assert len(optimizer["state"]) == trainable
+
+    # the published examples' classes
+    processor = CLIPProcessor.from_pretrained(final)
+    inputs = processor(text=CAPTIONS, return_tensors="pt", padding=True)
+    tokenizer = BertTokenizerFast.from_pretrained(final)
+    assert tokenizer(CAPTIONS[0])["input_ids"] == inputs["input_ids"][0].tolist()
+    assert BertCLIPTextModel.from_pretrained(final)(**inputs).pooler_output.shape == (8, 32)
+    assert CLIPVisionModel.from_pretrained(final).config.hidden_size == 48
+    saved = read(final, "tokenizer.json")
+    assert saved["truncation"] is None and saved["padding"] is None
+
+
+def test_going_on_from_a_checkpoint_and_from_a_final_model(train_args, tmp_path):
+    train(train_args(save_steps=2, max_steps=2))
+    resumed = train(train_args(save_steps=2, max_steps=4, resume_from_checkpoint=True))
+    assert read(tmp_path, "output", "trainer_state.json")["global_step"] == 4
+    assert "Traceback" not in resumed.stderr
+
+    final = str(tmp_path / "output" / "checkpoint-final")
+    again = train_args(
+        clip_pretrain_path=final, bert_pretrain_path=None, load_from_bert_clip=True, output_dir=str(tmp_path / "b")
+    )
+    train(again, "--set", "learning_rate=0", "--set", "max_steps=1")
+    before, after = (
+        BertCLIPModel.from_pretrained(path).state_dict() for path in (final, tmp_path / "b/checkpoint-final")
+    )
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_bad_pictures_are_named_once_and_counted(train_args, data, tmp_path):
+    (data / "images" / "2.png").write_bytes(b"<html>")
+    rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)] + ["小狗,none.png", ",0.png"]
+    file = table(data / "t.csv", *rows)
+    result = train(train_args(train_file=file, test_file=file, num_train_epochs=3, dataloader_num_workers=2))
+    assert result.stderr.count("left out of") == 4  # each of the two once in training and once in the test
+    assert result.stderr.count("none.png: no such file") == 2
+    assert "left out for an empty text: 1" in result.stderr
+    assert read(tmp_path, "output", "train_results.json")["train_bad_images"] == 2
+    assert read(tmp_path, "output", "test_results.json")["eval_bad_images"] == 2
+    assert read(tmp_path, "output", "test_results.json")["eval_pairs"] == 7
+
+
+def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):
+    rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS[:7])] + ["小狗,none.png"]
+    file = table(data / "t.csv", *rows)
+    keys = dict(train_file=file, test_file=file, learning_rate=0, num_train_epochs=1, per_device_train_batch_size=1)
+    train(train_args(**keys, output_dir=str(tmp_path / "one")))
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_clip.py")
+    args_file = train_args(**keys, output_dir=str(tmp_path / "two"), ddp_backend="gloo")
+    result = run(*command, "--train_args_file", args_file)
+    assert result.returncode == 0, result.stderr
+    one, two = (read(tmp_path, name, "test_results.json") for name in ("one", "two"))
+    assert two["eval_pairs"] == 7 and two["eval_bad_images"] == 1
+    assert read(tmp_path, "two", "train_results.json")["train_bad_images"] == 1
+    for key in one:
+        if "recall" in key or "rank" in key:
+            assert two[key] == one[key], key
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"learning_rat": 1}, "Unknown argument `learning_rat`"),
+        ({"max_seq_length": 30}, "the text tower has 24 positions"),
+        ({"image_path": "tests"}, "None of the 8 pictures"),
+        ({"resume_from_checkpoint": True}, "no checkpoint"),
+    ],
+)
+def test_a_users_mistake_is_one_line_without_a_traceback(train_args, keys, message):
+    result = run("train_clip.py", "--train_args_file", train_args(**keys))
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_help_answers_without_loading_torch():
+    result = run("-X", "importtime", "train_clip.py", "--help")
+    assert result.returncode == 0 and "--train_args_file" in result.stdout
+    assert " torch" not in result.stderr and " transformers" not in result.stderr
+
+
+def test_an_empty_batch_in_mid_accumulation_changes_nothing(trainer, data):
+    keys = dict(per_device_train_batch_size=2, max_steps=1, train_sampling_strategy="sequential", max_grad_norm=1e9)
+    good = [f"{CAPTIONS[0]},0.png", f"{CAPTIONS[1]},1.png"]
+    bad = ["小狗,none.png", "小猪,gone.png"]
+
+    def weights(rows, accumulation):
+        # plain SGD: the step is the gradient, which accumulation divides by the number of batches
+        sgd = dict(optim="sgd", learning_rate=1e-3 * accumulation, gradient_accumulation_steps=accumulation)
+        built = trainer(table(data / "t.csv", *rows), **keys, **sgd)
+        output = built.train()
+        return output.metrics, dict(built.model.named_parameters())
+
+    plain_metrics, plain = weights(good, 1)
+    metrics, with_empty = weights(good + bad, 2)
+
+    assert metrics["train_bad_images"] == 2
+    assert metrics["train_loss"] == pytest.approx(plain_metrics["train_loss"])
+    for name, value in with_empty.items():
+        torch.testing.assert_close(value, plain[name], atol=1e-6, rtol=0)
+
+
+def test_a_step_of_nothing_but_bad_pictures_moves_nothing(trainer, data):
+    rows = ["小狗,none.png", "小猪,gone.png", f"{CAPTIONS[0]},0.png"]
+    built = trainer(
+        table(data / "t.csv", *rows), per_device_train_batch_size=2, max_steps=1, train_sampling_strategy="sequential"
+    )
+    before = {name: value.clone() for name, value in built.model.named_parameters()}
+    built.train()
+    assert all(torch.equal(value, before[name]) for name, value in built.model.named_parameters())
+
+
+def test_logit_scale_stays_below_ln_100(trainer):
+    built = trainer(max_steps=2, learning_rate=0.5)
+    with torch.no_grad():
+        built.model.logit_scale.fill_(4.6)
+    built.model.logit_scale.register_hook(lambda gradient: -torch.ones_like(gradient))  # always upwards
+    built.train()
+    assert built.model.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_weight_decay_spares_scale_biases_and_layer_norm(trainer):
+    built = trainer(weight_decay=0.1)
+    built.create_optimizer()
+    decayed, spared = built.optimizer.param_groups[:2]
+    names = {id(parameter): name for name, parameter in built.model.named_parameters()}
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
+    spared = {names[id(parameter)] for parameter in spared["params"]}
+    assert "logit_scale" in spared and all(
+        "LayerNorm" in name or name.endswith("bias") or name == "logit_scale" for name in spared
+    )
+    decayed = {names[id(parameter)] for parameter in decayed["params"]}
+    assert not any("LayerNorm" in name or name.endswith("bias") for name in decayed)
+    assert not any(name.startswith("vision_model.") for name in spared | decayed)
+
+
+def test_an_unlocked_tower_is_trained(trainer):
+    built = trainer(freeze_vision=False, max_steps=1)
+    before = {name: value.clone() for name, value in built.model.vision_model.named_parameters()}
+    built.train()
+    moved = [not torch.equal(value, before[name]) for name, value in built.model.vision_model.named_parameters()]
+    assert built.model.vision_model.training and sum(moved) > len(moved) / 2
+
+
+def test_the_loss_falls_far_below_that_of_guessing(trainer):
+    built = trainer(num_train_epochs=80, per_device_train_batch_size=8, learning_rate=5e-3, logging_steps=10)
+    built.train()
+    losses = [entry["loss"] for entry in built.state.log_history if "loss" in entry]
+    assert losses[-1] < math.log(8) / 4
+
+
+def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
+    built = trainer(test_file=str(data / "train.csv"), per_device_eval_batch_size=3)
+    metrics = built.evaluate()
+    batch = built.data_collator([built.eval_dataset[row] for row in range(8)])
+    with torch.no_grad():
+        outputs = built.model.eval()(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")})
+    hits = outputs.logits_per_text.argmax(dim=1) == torch.arange(8)
+    assert metrics["eval_text_to_image_recall@1"] == pytest.approx(hits.double().mean().item())
+
+
+def test_a_test_set_without_good_pictures_is_named(trainer, data):
+    built = trainer(test_file=table(data / "t.csv", "小狗,none.png"))
+    with pytest.raises(ValueError, match="t.csv: none of its pictures"):
+        built.evaluate()

@@ -22,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=positive_int, default=64, help="per forward pass (%(default)s)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write all matches as JSON")
     parser.add_argument("--csv", type=output_file, metavar="FILE", help="write all matches as CSV")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with pictures and a heat map")
     return parser.parse_args()
 
 
@@ -89,7 +90,9 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
 
     from component.checkpoint import load_checkpoint
     from component.embedding import embed_images, embed_texts
+    from component.files import write_text
     from component.similarity import compare
+    from component.similarity_page import similarity_page
     from component.similarity_report import terminal_table, title, write_matches_csv, write_matches_json
 
     model, processor = load_checkpoint(args.model)
@@ -113,6 +116,8 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
         write_matches_json(args.json, similarities, args.top_k)
     if args.csv:
         write_matches_csv(args.csv, similarities, args.top_k)
+    if args.html:
+        write_text(args.html, similarity_page(similarities, args.top_k))
     return int(bool(bad_images))
 
 

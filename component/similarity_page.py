@@ -22,7 +22,8 @@ body { margin: 0 auto; padding: 0 1rem 3rem; max-width: 70rem; color: #1c2733; b
   font: 16px/1.5 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem }
 .note { color: #5b6875; font-size: .875rem; margin: .25rem 0 .75rem }
-.scroll { overflow: auto; width: fit-content; max-width: 100%; max-height: 85vh; border: 1px solid #dde3e9; border-radius: 8px }
+.scroll { overflow: auto; width: fit-content; max-width: 100%; max-height: 85vh }
+.scroll, .card { border: 1px solid #dde3e9; border-radius: 8px }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums }
 td, th { padding: .25rem .4rem; text-align: center; font-weight: normal; min-width: 2.6rem }
 thead th { position: sticky; top: 0; background: #fff; z-index: 1; vertical-align: bottom }
@@ -33,7 +34,7 @@ tbody th .text { display: block; max-width: 7.5rem; overflow: hidden; text-overf
 .image { display: inline-block; width: 3rem; height: 3rem; vertical-align: middle; flex: none;
   background: #f3f5f7 center / contain no-repeat; border-radius: 4px }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)) }
-.card { border: 1px solid #dde3e9; border-radius: 8px; padding: .75rem; min-width: 0 }
+.card { padding: .75rem; min-width: 0 }
 .card h3 { margin: 0 0 .5rem; font-size: 1rem; display: flex; gap: .6rem; align-items: center }
 .card h3 .image { width: 5.5rem; height: 5.5rem }
 .card ol { margin: 0; padding: 0; list-style: none }

@@ -1,0 +1,214 @@
+"""predict_similarity.py through its command line, and the page it writes in a real browser."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import CAPTIONS, ROOT
+from PIL import Image
+
+import predict_similarity
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    script = os.path.join(ROOT, "predict_similarity.py")
+    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
+
+
+def run_here(monkeypatch, *arguments: str) -> int:
+    """The same without a new process, which takes seconds to import torch."""
+    monkeypatch.setattr(sys, "argv", ["predict_similarity.py", *map(str, arguments)])
+    try:
+        return predict_similarity.main()
+    except SystemExit as stop:  # argparse's own
+        return stop.code
+
+
+def read_csv(path) -> list[dict]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def images(data) -> list[str]:
+    return [str(data / "images" / f"{number}.png") for number in range(4)]
+
+
+def test_images_and_texts_are_compared_both_ways(bert_clip_path, images, tmp_path):
+    files = ["--csv", tmp_path / "out.csv", "--json", tmp_path / "out.json"]
+    done = run("--model", bert_clip_path, "--images", *images, "--texts", *CAPTIONS, "--top_k", "3", *files)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nimage → text\n" in done.stdout and "\ntext → image\n" in done.stdout
+    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert [{key: str(value) for key, value in row.items()} for row in rows] == read_csv(tmp_path / "out.csv")
+    assert len(rows) == 4 * 3 + 8 * 3
+    for start in range(0, len(rows), 3):
+        block = rows[start : start + 3]
+        assert [row["rank"] for row in block] == [1, 2, 3] and len({row["query"] for row in block}) == 1
+        assert block[0]["cosine"] >= block[1]["cosine"] >= block[2]["cosine"]
+    assert os.listdir(tmp_path / "data") and not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("given, title", [("--texts", "text → text"), ("--images", "image → image")])
+def test_one_kind_alone_is_compared_with_itself(bert_clip_path, images, given, title, monkeypatch, capsys):
+    items = CAPTIONS if given == "--texts" else images
+    assert run_here(monkeypatch, "--model", bert_clip_path, given, *items) == 0
+    assert re.findall(r".* → .*", capsys.readouterr().out) == [title]
+
+
+def test_nothing_but_the_model_compares_the_test_pictures(bert_clip_path, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # wherever the user stands
+    assert run_here(monkeypatch, "--model", bert_clip_path, "--task", "all") == 0
+    out = capsys.readouterr().out
+    assert re.findall(r".* → .*", out) == ["image → text", "text → image", "text → text", "image → image"]
+    assert "fluent_cat.png" in out and "一只小猫" in out
+
+
+def test_a_folder_and_a_text_file_are_read(bert_clip_path, data, tmp_path, monkeypatch):
+    (tmp_path / "texts.txt").write_text("\ufeff红色的圆\n\n  NA \n", encoding="utf-8")
+    options = ["--images", data / "images", "--text_file", tmp_path / "texts.txt", "--csv", tmp_path / "out.csv"]
+    assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 0
+    rows = [row for row in read_csv(tmp_path / "out.csv") if row["task"] == "image → text"]
+    assert {row["candidate"] for row in rows} == {"红色的圆", "NA"}
+    assert {row["query"] for row in rows} == {str(data / "images" / f"{number}.png") for number in range(8)}
+
+
+def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp_path, monkeypatch, capsys):
+    with open(images[1], "r+b") as file:
+        file.truncate(200)
+    options = ["--images", *images, "gone.png", "--texts", "红", "--csv", tmp_path / "o.csv"]
+    assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and images[1] in lines[0] and "gone.png: no such file" in lines[1]
+    good = {row["query"] for row in read_csv(tmp_path / "o.csv") if row["task"] == "image → text"}
+    assert good == {images[0], images[2], images[3]}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--task", "image-picture"], "invalid choice: 'image-picture'"),
+        (["--task", "image-text", "--texts", "红"], "--task image-text needs images: add --images."),
+        (["--task", "all", "--images", "a.png"], "--task all needs texts: add --texts."),
+        (["--texts", "红"], "text-text needs two"),
+        (["--texts", "红", " "], "--texts holds an empty text"),
+        (["--images", "gone.png"], "no image to compare: the 1 given cannot be read"),
+        (["--images", "empty"], "the folder empty holds no picture"),
+        (["--text_file", "gbk.txt"], "gbk.txt is not UTF-8"),
+        (["--text_file", "blank.txt"], "blank.txt holds no text"),
+        (["--text_file", "gone.txt"], "No such file or directory: 'gone.txt'"),
+        (["--texts", "红", "蓝", "--top_k", "0"], "0 is not above 0"),
+        (["--texts", "红", "蓝", "--json", "gone/out.json"], "there is no folder gone"),
+        (["--texts", "红", "蓝", "--html", "empty"], "empty is a folder"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(bert_clip_path, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "gbk.txt").write_bytes("红色".encode("gbk"))
+    (tmp_path / "blank.txt").write_text("\n \n")
+    assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[-1]
+    assert all(line.startswith(("usage", "left out: gone.png")) for line in lines[:-1])
+
+
+def copy_without(folder, tmp_path, *names) -> str:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    for name in names:
+        (copy / name).unlink()
+    return str(copy)
+
+
+@pytest.mark.parametrize(
+    "missing, message",
+    [
+        (["model.safetensors"], "has neither model.safetensors nor"),
+        (["preprocessor_config.json", "processor_config.json"], "has neither preprocessor_config.json nor"),
+        (["tokenizer.json", "vocab.txt"], "has neither tokenizer.json nor vocab.txt"),
+        (["config.json"], "is not a model folder: it has no config.json"),
+    ],
+)
+def test_an_incomplete_model_folder_is_said(bert_clip_path, tmp_path, monkeypatch, capsys, missing, message):
+    folder = copy_without(bert_clip_path, tmp_path, *missing)
+    assert run_here(monkeypatch, "--model", folder, "--texts", "红", "蓝") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"{folder} {message}" in lines[0]
+
+
+def test_the_folder_above_the_checkpoints_is_answered_with_a_checkpoint(tmp_path, monkeypatch, capsys):
+    for name in ("checkpoint-5", "checkpoint-final"):
+        (tmp_path / name).mkdir()
+    assert run_here(monkeypatch, "--model", tmp_path, "--texts", "红", "蓝") == 2
+    assert f"Did you mean {tmp_path / 'checkpoint-final'}?" in capsys.readouterr().err
+
+
+def test_damaged_and_foreign_weights_are_one_clear_line(bert_clip_path, bert_path, tmp_path):
+    folder = copy_without(bert_clip_path, tmp_path)
+    weights = os.path.join(folder, "model.safetensors")
+    with open(weights, "r+b") as file:
+        file.truncate(5000)
+    damaged = run("--model", folder, "--texts", "红", "蓝")
+    shutil.copyfile(os.path.join(bert_path, "model.safetensors"), weights)
+    foreign = run("--model", folder, "--texts", "红", "蓝")
+    for done, message in ((damaged, "cannot be loaded"), (foreign, "is not a BertCLIP checkpoint")):
+        assert done.returncode == 2 and message in done.stderr
+        assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+# ---- the page ----
+
+
+@pytest.fixture
+def page(bert_clip_path, tmp_path, monkeypatch):
+    """A page of two plain pictures and three texts."""
+    for colour in ("red", "lime"):
+        Image.new("RGB", (300, 200), colour).save(tmp_path / f"{colour}.png")
+    monkeypatch.chdir(tmp_path)
+    texts = ["红色的圆", "<script>alert('x')</script>", "绿色的树" * 20]
+    options = ["--images", "red.png", "lime.png", "--texts", *texts, "--task", "all", "--html", "page.html"]
+    assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 0
+    return tmp_path / "page.html"
+
+
+def test_page_is_self_contained_and_holds_each_picture_once(page):
+    html = page.read_text(encoding="utf-8")
+    assert not re.findall(r"(?:src|href)\s*=|url\((?!data:image/jpeg;base64,)|@import", html)
+    assert html.count("data:image/jpeg") == 2
+    assert html.count("<table>") == 4 and html.count('class="card"') == 2 + 3 + 3 + 2
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert '<meta name="viewport" content="width=device-width' in html
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_thumbnails_are_drawn_in_a_browser(page, tmp_path, width):
+    quiet = "--disable-background-networking --disable-component-update --disable-sync --disable-quic --no-first-run"
+    command = f"{BROWSER} --headless --no-sandbox --disable-gpu --hide-scrollbars {quiet} --window-size={width},1500"
+    where = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}", page.as_uri()]
+    subprocess.run([*command.split(), *where], check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    # 48 × 32 px in the heat map, 88 × 59 px at the head of a card: at least these two of each colour are in sight.
+    assert ((red > 230) & (green < 30) & (blue < 30)).sum() > 5000
+    assert ((green > 230) & (red < 30) & (blue < 30)).sum() > 5000
+
+
+@pytest.mark.parametrize("script", ["predict_similarity.py", "evaluate_clip.py", "save_bert_checkpoint.py"])
+def test_help_does_not_wait_for_torch(script):
+    code = (
+        "import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('heavy:', {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, os.path.join(ROOT, script)], capture_output=True, text=True)
+    assert "--model" in done.stdout and "heavy: set()" in done.stdout

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import TextIO
 
 import pandas as pd
 
@@ -25,6 +26,14 @@ CHUNKS_AHEAD = 2  # enough work for the processes while a chunk is scored and wr
 # small, and not what lies in place of a missing file.
 BAD_IMAGES = {"gif", "animated", "html", "svg", "empty", "not_image", "truncated", "broken"}
 
+# In the order in which they are asked.
+REASONS = (
+    *("empty_text", "short_text", "long_text", "little_chinese"),
+    *("bad_filename", "missing", "unreadable", "empty", "html", "svg", "not_image", "truncated", "broken"),
+    *("gif", "animated", "too_many_pixels", "small", "long_and_narrow"),
+    *("dissimilar", "exact_duplicate", "near_duplicate"),
+)
+
 Scorer = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
@@ -38,7 +47,7 @@ def judge_pairs(
     image_path: str,
     rules: FilterRules,
     score: Scorer | None = None,
-    min_score: float = -1.0,
+    min_score: float | None = None,
     num_workers: int | None = None,
 ) -> Iterator[tuple[pd.DataFrame, list[str]]]:
     """Yield the table in order, in chunks, with a reason for each row: "" when it is kept.
@@ -49,8 +58,8 @@ def judge_pairs(
     Args:
         train_file: CSV with the columns `text` and `filename`, and any others.
         image_path: folder of the pictures.
-        score: (texts, paths) → similarities, all in one call per chunk.
-        min_score: least similarity.
+        score: (texts, paths) → similarities of the pairs that pass the rules; called once for each chunk.
+        min_score: least similarity; None keeps all.
         num_workers: processes; by default one per core that this process may use.
 
     Raises:
@@ -66,7 +75,7 @@ def judge_pairs(
             texts = chunk["text"].tolist()
             similarities = score([texts[row] for row in good], [paths[row] for row in good]) if good else ()
             for row, similarity in zip(good, similarities, strict=True):
-                if not similarity >= min_score:
+                if min_score is not None and not similarity >= min_score:
                     reasons[row] = f"dissimilar: {similarity:.3f}"
         for row, (path, finding) in enumerate(zip(paths, findings, strict=True)):
             if reasons[row]:
@@ -139,18 +148,15 @@ class FilterOutput:
     """
 
     def __init__(self, out_file: str | None = None, report: str | None = None, delete_in: str | None = None):
-        self._files, self._delete_in = contextlib.ExitStack(), delete_in
-        self._renames: list[tuple[str, str]] = []
-        self._out, self._report = self._open(out_file), self._open(report)
+        self._paths, self._delete_in = (out_file, report), delete_in
+        self._files = contextlib.ExitStack()
         self._rows = 0
         self._bad_images: set[str] = set()
-        if self._report:
-            csv.writer(self._report).writerow(["row", "filename", "reason", "text"])
 
     def add(self, chunk: pd.DataFrame, reasons: list[str]) -> None:
         """Take the next rows and their reasons."""
         if self._out:
-            kept = chunk[[not reason for reason in reasons]]
+            kept = chunk.loc[[not reason for reason in reasons]]
             kept.to_csv(self._out, index=False, header=self._rows == 0)
         if self._report:
             writer = csv.writer(self._report)
@@ -164,24 +170,34 @@ class FilterOutput:
         self._rows += len(chunk)
 
     def __enter__(self):
+        with contextlib.ExitStack() as opened:
+            self._out, self._report = (opened.enter_context(_appearing(path)) for path in self._paths)
+            self._files = opened.pop_all()
+        if self._report:
+            csv.writer(self._report).writerow(["row", "filename", "reason", "text"])
         return self
 
     def __exit__(self, error_type, *exc_info):
-        self._files.close()
-        for part, path in self._renames:
-            if error_type:
-                os.unlink(part)
-            else:
-                os.replace(part, path)
+        self._files.__exit__(error_type, *exc_info)
         if error_type is None:
             for name in self._bad_images:
                 # A name that leads outside, also by a link, was good for looking and is not for deleting.
                 with contextlib.suppress(ValueError, FileNotFoundError):
                     os.unlink(writable_file(self._delete_in, name))
 
-    def _open(self, path: str | None):
-        if path is None:
-            return None
-        part = f"{path}.part"
-        self._renames.append((part, path))
-        return self._files.enter_context(open(part, "w", newline="", encoding="utf-8"))
+
+@contextlib.contextmanager
+def _appearing(path: str | None) -> Iterator[TextIO | None]:
+    """An open file that gets its name at the end of the block, unless the block fails; None for None."""
+    if path is None:
+        yield None
+        return
+    part = f"{path}.part"
+    try:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            yield file
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise

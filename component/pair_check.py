@@ -34,6 +34,14 @@ class FilterRules:
     exact_duplicates: bool = False
     near_duplicates: bool = False
 
+    def __post_init__(self):
+        if self.min_chinese is not None and not 0 <= self.min_chinese <= 1:
+            raise ValueError(f"min_chinese is {self.min_chinese}; it is a share, from 0 to 1.")
+        if self.max_aspect is not None and not self.max_aspect >= 1:
+            raise ValueError(f"max_aspect is {self.max_aspect}; longer side / shorter side is never below 1.")
+        if self.min_text is not None and self.max_text is not None and self.min_text > self.max_text:
+            raise ValueError(f"min_text {self.min_text} is above max_text {self.max_text}: no text would be kept.")
+
 
 class Finding(NamedTuple):
     """One pair: why it is dropped ("" if it is not), and what to compare it with others by, where a rule asks.

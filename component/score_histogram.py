@@ -1,0 +1,42 @@
+"""A picture of many scores, to choose a threshold by looking at it."""
+
+import numpy as np
+
+
+class ScoreHistogram:
+    """Counts cosines in bins of 0.01 and draws them.
+
+    Raises:
+        ImportError: matplotlib is not installed; it is asked for at the start, not after a night of scoring.
+    """
+
+    EDGES = np.linspace(-1, 1, 201)
+
+    def __init__(self):
+        try:
+            from matplotlib.figure import Figure  # not pyplot: no window system is touched
+        except ImportError:
+            raise ImportError("The histogram needs matplotlib: pip install -r requirements-dev.txt") from None
+        self._new_figure = Figure
+        self.counts = np.zeros(len(self.EDGES) - 1, dtype=np.int64)
+
+    def add(self, scores: np.ndarray) -> None:
+        """Count scores; NaN is left out."""
+        self.counts += np.histogram(scores[~np.isnan(scores)].clip(-1, 1), self.EDGES)[0]
+
+    def save(self, path: str, threshold: float | None = None) -> None:
+        """Draw how many pairs have each score and what share each threshold would keep, as PNG."""
+        figure = self._new_figure(figsize=(8, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.stairs(self.counts, self.EDGES, fill=True)
+        axes.set(xlabel="cosine of image and text", ylabel="pairs")
+        share = axes.twinx()
+        kept = 1 - np.concatenate([[0], self.counts.cumsum()]) / max(self.counts.sum(), 1)
+        share.plot(self.EDGES, kept, color="tab:orange")
+        share.set(ylabel="share kept at this threshold", ylim=(0, 1.02))
+        if threshold is not None:
+            axes.axvline(threshold, color="black", linestyle="--")
+        used = np.flatnonzero(self.counts)
+        if len(used):
+            axes.set_xlim(self.EDGES[max(used[0] - 5, 0)], self.EDGES[min(used[-1] + 6, len(self.EDGES) - 1)])
+        figure.savefig(path, dpi=120, format="png")

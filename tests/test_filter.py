@@ -1,0 +1,367 @@
+"""filter_data.py through its own command line, and its rules one by one."""
+
+import csv
+import io
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_server import huge_png, picture
+from PIL import Image
+
+from component.filter import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
+from component.pair_check import FilterRules, chinese_share
+from component.perceptual_hash import NearDuplicates, perceptual_hash
+from component.still_image import RefusedImageError, check_image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_table(folder, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:
+    path = folder / "train.csv"
+    with open(path, "w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def run(folder, *options, out=True) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "filter_data.py", "--train_file", folder / "train.csv"]
+    command += ["--image_path", folder / "images", *(["--out_file", folder / "out.csv"] if out else []), *options]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+
+
+def read(path) -> list[list[str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def reasons(folder, *judge, **rules) -> list[str]:
+    """The kind of each row's verdict, without a process of its own for each rule."""
+    files = str(folder / "train.csv"), str(folder / "images")
+    judged = judge_pairs(*files, FilterRules(**rules), *judge, num_workers=1)
+    return [reason.partition(":")[0] for _, chunk in judged for reason in chunk]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+def photo(seed: int, size=(300, 200)) -> Image.Image:
+    return Image.open(io.BytesIO(picture(seed, size)))
+
+
+# --- what is always asked ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def messy(tmp_path, images):
+    """file name → (content, verdict)."""
+    whole = picture(1)
+    content = {
+        "good.jpg": (whole, ""),
+        "子/图.png": (picture(2, format="PNG"), ""),
+        "really_a_jpeg.gif": (whole, ""),
+        "gif.jpg": (picture(3, format="GIF"), "gif"),
+        "cut.jpg": (whole[:-200], "truncated"),
+        "page.jpg": (b"<html><body>404</body></html>", "html"),
+        "drawing.jpg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "svg"),
+        "noise.jpg": (bytes(range(256)), "not_image"),
+        "nothing.jpg": (b"", "empty"),
+        "bomb.png": (huge_png(), "too_many_pixels"),
+    }
+    (images / "子").mkdir()
+    for name, (data, _) in content.items():
+        (images / name).write_bytes(data)
+    rows = [[f"文字,{i}", 'http://x/"1"', name] for i, name in enumerate(content)]
+    rows += [["没有图", "u", "missing.jpg"], ["", "u", "good.jpg"], [" \t\u3000", "u", "good.jpg"]]
+    rows += [["a", "u", "../train.csv"], ["a", "u", "good.jpg/x"], ["", "u", ""], ["NA", "007", "good.jpg"]]
+    write_table(tmp_path, rows)
+    verdicts = [verdict for _, verdict in content.values()]
+    verdicts += ["missing", "empty_text", "empty_text", "bad_filename", "unreadable", "empty_text", ""]
+    return rows, verdicts
+
+
+def test_good_rows_are_kept_as_they_were_and_each_dropped_row_is_named(tmp_path, messy):
+    rows, verdicts = messy
+    done = run(tmp_path, "--report", tmp_path / "report.csv")
+    assert done.returncode == 0, done.stderr
+    header, *kept = read(tmp_path / "out.csv")
+    assert header == ["text", "url", "filename"]
+    assert kept == [row for row, verdict in zip(rows, verdicts, strict=True) if not verdict]
+    header, *dropped = read(tmp_path / "report.csv")
+    assert header == ["row", "filename", "reason", "text"]
+    assert [(int(row[0]), row[1], row[2].partition(":")[0], row[3]) for row in dropped] == [
+        (i, row[2], verdict, row[0]) for i, (row, verdict) in enumerate(zip(rows, verdicts, strict=True), 1) if verdict
+    ]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_nothing_is_deleted_unasked(tmp_path, messy, images):
+    before = sorted(images.rglob("*"))
+    run(tmp_path, "--report", tmp_path / "report.csv")
+    assert sorted(images.rglob("*")) == before
+
+
+def test_asked_to_it_deletes_bad_images_and_nothing_outside(tmp_path, messy, images):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "gif.jpg").write_bytes(picture(3, format="GIF"))
+    (images / "link").symlink_to(outside)
+    with open(tmp_path / "train.csv", "a", encoding="utf-8") as file:
+        file.write("a,u,link/gif.jpg\na,u,gif.jpg\n")
+    run(tmp_path, "--delete_bad_images")
+    assert (outside / "gif.jpg").exists()
+    left = {str(path.relative_to(images)) for path in images.rglob("*.*")}
+    assert left == {"good.jpg", "子/图.png", "really_a_jpeg.gif", "bomb.png"}
+
+
+def test_a_dry_run_prints_the_funnel_and_touches_nothing(tmp_path, messy, images):
+    before = sorted(tmp_path.rglob("*"))
+    done = run(tmp_path, "--dry_run", "--delete_bad_images", "--max_text", "4", "--min_side", "50")
+    assert done.returncode == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert re.search(r"^rows in +17$", done.stdout, re.M)
+    assert re.search(r"^- empty_text +3 +14$", done.stdout, re.M)
+    assert re.search(r"^- missing +1 +12$", done.stdout, re.M)
+    assert re.search(r"^rows out +0 +0.0%$", done.stdout, re.M)  # 64 x 48 is too small
+
+
+def test_verdicts_on_damaged_jpegs_are_those_of_full_decoding():
+    """check_image decodes to small grey pictures; it must miss nothing that full decoding finds."""
+    dice = random.Random(0)
+    image = photo(1, (48, 40))
+    variants = [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 4}, {"mode": "CMYK"}]
+    for options in variants:
+        buffer = io.BytesIO()
+        image.convert(options.pop("mode", "RGB")).save(buffer, "JPEG", **options)
+        whole = buffer.getvalue()
+        damaged = [whole[:length] for length in range(0, len(whole), 3)] + [whole]
+        for _ in range(200):
+            copy = bytearray(whole)
+            copy[dice.randrange(len(copy))] = dice.randrange(256)
+            damaged.append(bytes(copy))
+        for data in damaged:
+            assert verdict(data) == fully_decodes(data)
+
+
+def verdict(data: bytes) -> bool:
+    try:
+        check_image(io.BytesIO(data))
+    except RefusedImageError:
+        return False
+    return True
+
+
+def fully_decodes(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Exception:
+        return False
+    return True
+
+
+# --- rules that are off by default -------------------------------------------------------------------------------
+
+
+def test_text_rules(tmp_path, images):
+    (images / "a.jpg").write_bytes(picture(1))
+    texts = ["猫", "两只猫", " 一二三四五六 ", "cat 猫", "only letters"]
+    write_table(tmp_path, [(text, "u", "a.jpg") for text in texts])
+    assert reasons(tmp_path) == [""] * 5
+    assert reasons(tmp_path, min_text=2) == ["short_text", "", "", "", ""]
+    assert reasons(tmp_path, max_text=6) == ["", "", "", "", "long_text"]
+    assert reasons(tmp_path, min_chinese=0.25) == ["", "", "", "", "little_chinese"]
+    assert reasons(tmp_path, min_chinese=0.5) == ["", "", "", "little_chinese", "little_chinese"]
+
+
+def test_chinese_share_counts_han_and_leaves_out_white_space():
+    assert chinese_share("一 只\u3000猫") == 1
+    assert chinese_share("猫。") == 0.5
+    assert chinese_share("かな") == 0
+    assert chinese_share("𠮷〇") == 1
+    assert chinese_share("") == 0
+
+
+def test_size_rules(tmp_path, images):
+    for width, height in ((200, 200), (100, 300), (640, 90)):
+        (images / f"{width}.jpg").write_bytes(picture(1, (width, height)))
+    write_table(tmp_path, [("a", "u", f"{width}.jpg") for width in (200, 100, 640)])
+    assert reasons(tmp_path, min_side=100) == ["", "", "small"]
+    assert reasons(tmp_path, max_aspect=3) == ["", "", "long_and_narrow"]
+    assert reasons(tmp_path, max_aspect=2.9) == ["", "long_and_narrow", "long_and_narrow"]
+
+
+def test_exact_duplicates_need_the_same_text_and_the_same_bytes(tmp_path, images):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (images / f"{name}.jpg").write_bytes(picture(seed))
+    rows = [("x", "", "a.jpg"), ("x", "", "b.jpg"), ("y", "", "b.jpg"), ("x", "", "c.jpg"), ("x", "", "a.jpg")]
+    write_table(tmp_path, rows)
+    assert reasons(tmp_path) == [""] * 5
+    assert reasons(tmp_path, exact_duplicates=True) == ["", "exact_duplicate", "", "", "exact_duplicate"]
+
+
+def test_near_duplicates_are_found_across_sizes_and_formats_and_captions_of_one_picture_stay(tmp_path, images):
+    photo(1).save(images / "a.jpg", quality=95)
+    photo(1).resize((180, 120)).save(images / "smaller.jpg", quality=60)
+    photo(1).save(images / "a.webp", quality=70)
+    photo(2).save(images / "other.jpg")
+    names = ["a.jpg", "smaller.jpg", "a.webp", "other.jpg", "a.jpg", "smaller.jpg"]
+    write_table(tmp_path, [(f"text {i}", "", name) for i, name in enumerate(names)])
+    expected = ["", "near_duplicate", "near_duplicate", "", "", "near_duplicate"]
+    assert reasons(tmp_path, near_duplicates=True) == expected
+
+
+def test_the_search_for_hashes_finds_all_within_three_bits_and_nothing_further():
+    dice = random.Random(1)
+    index = NearDuplicates()
+    known = [dice.getrandbits(64) for _ in range(300)]
+    for owner, looks in enumerate(known):
+        index.add(looks, owner)
+    for owner, looks in enumerate(known):
+        for distance in (0, 1, 2, 3, 4):
+            mask = sum(1 << bit for bit in dice.sample(range(64), distance))
+            assert index.find(looks ^ mask) == (owner if distance <= 3 else None)
+
+
+def test_a_perceptual_hash_has_64_bits_of_which_about_half_are_set():
+    hashes = [perceptual_hash(photo(seed)) for seed in range(20)]
+    assert len(set(hashes)) == 20 and max(hashes) < 2**64
+    assert all(24 <= bin(value).count("1") <= 40 for value in hashes)
+
+
+# --- similarity --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tmp_path, images):
+    for seed in range(6):
+        (images / f"{seed}.jpg").write_bytes(picture(seed))
+    (images / "broken.jpg").write_bytes(b"<html>")
+    rows = [(f"图片{i}", "", f"{i}.jpg") for i in range(6)]
+    write_table(tmp_path, [*rows[:3], ("坏", "", "broken.jpg"), *rows[3:]])
+    return tmp_path
+
+
+def cosines(checkpoint: str, folder) -> np.ndarray:
+    """The plain way: one forward pass of the model."""
+    import torch
+
+    from component.model import BertCLIPModel
+    from component.processor import load_processor
+
+    model = BertCLIPModel.from_pretrained(checkpoint).eval()
+    pictures = [Image.open(folder / "images" / f"{i}.jpg") for i in range(6)]
+    texts = [f"图片{i}" for i in range(6)]
+    inputs = load_processor(checkpoint)(text=texts, images=pictures, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    return (output.image_embeds * output.text_embeds).sum(dim=1).numpy()
+
+
+def test_the_clip_filter_keeps_pairs_above_the_threshold_and_draws_a_histogram(pairs, bert_clip_path):
+    expected = cosines(str(bert_clip_path), pairs)
+    threshold = float(np.sort(expected)[2:4].mean())
+    options = ("--clip_model", bert_clip_path, "--batch_size", "4", "--report", pairs / "report.csv")
+    done = run(pairs, *options, "--min_similarity", threshold)
+    assert done.returncode == 0, done.stderr
+    kept = [row[2] for row in read(pairs / "out.csv")[1:]]
+    assert kept == [f"{i}.jpg" for i in range(6) if expected[i] >= threshold] and len(kept) == 3
+    dropped = {row[1]: row[2] for row in read(pairs / "report.csv")[1:]}
+    assert dropped.pop("broken.jpg") == "html"
+    for name, reason in dropped.items():
+        assert reason == f"dissimilar: {expected[int(name[0])]:.3f}"
+    with Image.open(pairs / "out-similarity.png") as histogram:
+        assert histogram.format == "PNG" and histogram.width > 500
+
+
+def test_the_score_of_a_dropped_pair_does_not_make_its_twin_a_duplicate(tmp_path, images):
+    (images / "a.jpg").write_bytes(picture(1))
+    (images / "b.jpg").write_bytes(picture(1))
+    write_table(tmp_path, [("wrong", "", "a.jpg"), ("right", "", "b.jpg")])
+
+    def score(texts, paths):
+        return [float(text == "right") for text in texts]
+
+    assert reasons(tmp_path, score, 0.5, near_duplicates=True) == ["dissimilar", ""]
+    assert reasons(tmp_path, score, None, near_duplicates=True) == ["", "near_duplicate"]
+
+
+# --- the table and the command line ------------------------------------------------------------------------------
+
+
+def test_order_and_all_columns_survive_many_chunks(tmp_path, images):
+    for i in range(10):
+        (images / f"{i}.jpg").write_bytes(picture(i, (8, 8)))
+    (images / "9.jpg").unlink()
+    rows = [[f"{i}", f"{i % 10}.jpg", f'quote " comma , line\n{i}', "007"] for i in range(9001)]
+    write_table(tmp_path, rows, header=["text", "filename", "其他", "id"], encoding="utf-8-sig")
+    run(tmp_path)
+    assert read(tmp_path / "out.csv") == [["text", "filename", "其他", "id"]] + [r for r in rows if r[1] != "9.jpg"]
+
+
+def test_a_table_without_rows_gives_a_table_without_rows(tmp_path, images):
+    write_table(tmp_path, [])
+    assert run(tmp_path).returncode == 0
+    assert read(tmp_path / "out.csv") == [["text", "url", "filename"]]
+
+
+@pytest.mark.parametrize(
+    "content, options, message",
+    [
+        ("text,url\na,b\n", [], "no column `filename` (found: text, url)"),
+        ("", [], "is empty"),
+        ("text,filename\na,b\n", ["--min_chinese", "3"], "from 0 to 1"),
+        ("text,filename\na,b\n", ["--min_text", "9", "--max_text", "2"], "above max_text"),
+        ("text,filename\na,b\n", ["--min_similarity", "0.2"], "needs --clip_model"),
+        ("text,filename\na,b\n", ["--clip_model", "no/such/folder/here"], "no/such/folder/here"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_leave_no_file(tmp_path, images, content, options, message):
+    (tmp_path / "train.csv").write_text(content)
+    done = run(tmp_path, *options)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "train.csv"}
+
+
+def test_the_table_itself_is_never_overwritten(tmp_path, images):
+    write_table(tmp_path, [("a", "u", "gone.jpg")])
+    done = run(tmp_path, "--out_file", tmp_path / "images" / ".." / "train.csv", out=False)
+    assert done.returncode == 2 and "--out_file is --train_file" in done.stderr
+    assert len(read(tmp_path / "train.csv")) == 2
+    assert run(tmp_path, out=False).returncode == 2
+
+
+def test_an_old_result_survives_a_run_that_fails(tmp_path):
+    (tmp_path / "out.csv").write_text("old")
+    with pytest.raises(RuntimeError), FilterOutput(str(tmp_path / "out.csv"), str(tmp_path / "report.csv")):
+        raise RuntimeError
+    assert (tmp_path / "out.csv").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_every_deletable_reason_is_a_known_reason():
+    assert set(REASONS) >= BAD_IMAGES
+
+
+def test_help_needs_no_heavy_import():
+    code = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    print([name for name in ("torch", "transformers", "pandas", "PIL", "matplotlib") if name in sys.modules])
+"""
+    script = str(ROOT / "filter_data.py")
+    done = subprocess.run([sys.executable, "-c", code, script, "--help"], capture_output=True, text=True)
+    assert done.stdout.startswith("usage") and done.stdout.endswith("[]\n"), done

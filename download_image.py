@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
         "Run the same command again to resume: whole files are skipped, only missing ones are fetched.",
     )
     parser.add_argument("--train_file", required=True, help="CSV with the columns url and filename")
-    parser.add_argument("--image_path", required=True, help="folder for the pictures")
+    parser.add_argument("--image_path", help="folder for the pictures")
     parser.add_argument("--num_threads", type=positive_int, default=64, help="pictures under way (%(default)s)")
     parser.add_argument("--per_host", type=positive_int, default=16, help="of these at one host (%(default)s)")
     parser.add_argument("--timeout", type=positive, default=30.0, help="seconds for one picture in all (%(default)s)")
@@ -28,7 +28,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--allow_private_hosts", action="store_true", help="also fetch from loopback, link-local and private addresses"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--to_webdataset_input", metavar="PARQUET", help="download nothing: write the table for img2dataset"
+    )
+    args = parser.parse_args()
+    if not args.image_path and not args.to_webdataset_input:
+        parser.error("the following arguments are required: --image_path")
+    return args
 
 
 def positive(text: str) -> float:
@@ -90,6 +96,17 @@ def download(args: argparse.Namespace) -> int:
     return int(args.fail_over is not None and tally.failed_share > args.fail_over)
 
 
+def hand_over(args: argparse.Namespace) -> int:
+    from component.img2dataset_table import write_img2dataset_table
+
+    rows = write_img2dataset_table(args.train_file, args.to_webdataset_input)
+    print(f"{rows} rows written. On the machine or cluster that is to download:\n")
+    print(f"img2dataset --url_list {args.to_webdataset_input} --input_format parquet --url_col url \\")
+    print("  --caption_col caption --save_additional_columns '[\"filename\"]' --output_format webdataset \\")
+    print("  --output_folder shards --resize_mode keep_ratio --image_size 256 --processes_count 16 --thread_count 64")
+    return 0
+
+
 def print_summary(tally, report: str) -> None:
     total = max(tally.by_status.total(), 1)
     print(f"\n{'status':<8} {'reason':<20} {'rows':>9} {'share':>7}")
@@ -106,10 +123,10 @@ def print_summary(tally, report: str) -> None:
 if __name__ == "__main__":
     arguments = parse_args()
     try:
-        sys.exit(download(arguments))
+        sys.exit(hand_over(arguments) if arguments.to_webdataset_input else download(arguments))
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to resume.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

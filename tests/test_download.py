@@ -407,6 +407,18 @@ def test_impossible_options_are_refused(tmp_path, option):
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+def test_the_hand_off_to_img2dataset_keeps_texts_as_they_are(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [('一只,"猫"\n', "http://x/1", "1.jpg"), ("007", "http://x/2", "2.jpg"), ("NA", "http://x/3", "")]
+    write_table(tmp_path, rows, encoding="utf-8-sig")
+    done = run(tmp_path, "--to_webdataset_input", str(tmp_path / "links.parquet"))
+    assert done.returncode == 0 and "img2dataset --url_list" in done.stdout
+    table = parquet.read_table(tmp_path / "links.parquet")
+    assert table.column_names == ["url", "caption", "filename"]
+    assert list(zip(*(table[name].to_pylist() for name in ("caption", "url", "filename")), strict=True)) == rows
+    assert not (tmp_path / "images").exists()
+
+
 def test_help_needs_no_heavy_import():
     code = """
 import runpy, sys

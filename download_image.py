@@ -103,7 +103,7 @@ def hand_over(args: argparse.Namespace) -> int:
     print(f"{rows} rows written. On the machine or cluster that is to download:\n")
     print(f"img2dataset --url_list {args.to_webdataset_input} --input_format parquet --url_col url \\")
     print("  --caption_col caption --save_additional_columns '[\"filename\"]' --output_format webdataset \\")
-    print("  --output_folder shards --resize_mode keep_ratio --image_size 256 --processes_count 16 --thread_count 64")
+    print("  --output_folder shards --resize_mode keep_ratio --image_size 256 --resize_only_if_bigger True")
     return 0
 
 
@@ -112,8 +112,10 @@ def print_summary(tally, report: str) -> None:
     print(f"\n{'status':<8} {'reason':<20} {'rows':>9} {'share':>7}")
     for (status, reason), rows in sorted(tally.by_reason.items(), key=lambda entry: (entry[0][0] != "ok", -entry[1])):
         print(f"{status:<8} {reason:<20} {rows:>9} {rows / total:>7.1%}")
-    print(f"\n{'host (most failures first)':<48} {'ok':>9} {'failed':>9}")
-    for host, ok, failed in tally.worst_hosts(10):
+    hosts = tally.worst_hosts(10)
+    if hosts:
+        print(f"\n{'host (most failures first)':<48} {'ok':>9} {'failed':>9}")
+    for host, ok, failed in hosts:
         print(f"{host:<48} {ok:>9} {failed:>9}")
     print(f"\nReport: {report}")
     if tally.by_status["failed"] or tally.by_reason["skipped", "failed_before"]:

@@ -109,7 +109,8 @@ class Fetcher:
         """Write the body of `url` to `sink`, following redirects.
 
         Args:
-            seconds: everything must be over by then, however the bytes dribble in.
+            seconds: everything must be over by then, however the bytes dribble in. (Resolving a name is in the hands
+                of the system, which gives up by its own clock, usually within 5 to 20 s.)
 
         Raises:
             FetchError: for everything the network or the server did wrong.

@@ -66,8 +66,7 @@ def judge_pairs(
         ValueError, FileNotFoundError: `train_file` cannot be read.
         OSError: a worker process died.
     """
-    digests: set[int] = set()
-    pictures = NearDuplicates()
+    duplicates = _Duplicates(rules)
     for chunk, paths, findings in _inspected(train_file, image_path, rules, num_workers):
         reasons = [finding.reason for finding in findings]
         if score:
@@ -78,21 +77,31 @@ def judge_pairs(
                 if min_score is not None and not similarity >= min_score:
                     reasons[row] = f"dissimilar: {similarity:.3f}"
         for row, (path, finding) in enumerate(zip(paths, findings, strict=True)):
-            if reasons[row]:
-                continue
-            if rules.exact_duplicates:
-                if finding.digest in digests:
-                    reasons[row] = "exact_duplicate"
-                    continue
-                digests.add(finding.digest)
-            if rules.near_duplicates:
-                name = hash(path)
-                owner = pictures.find(finding.looks)
-                if owner is None:
-                    pictures.add(finding.looks, name)
-                elif owner != name:  # another caption of the picture itself is no duplicate
-                    reasons[row] = "near_duplicate"
+            reasons[row] = reasons[row] or duplicates.reason(path, finding)
         yield chunk, reasons
+
+
+class _Duplicates:
+    """Remembers the pairs that are kept, and tells which further ones repeat them."""
+
+    def __init__(self, rules: FilterRules):
+        self._rules = rules
+        self._digests: set[int] = set()
+        self._pictures = NearDuplicates()
+
+    def reason(self, path: str, finding: Finding) -> str:
+        """Why this pair is dropped; "" when it is kept, and remembered."""
+        if self._rules.exact_duplicates:
+            if finding.digest in self._digests:
+                return "exact_duplicate"
+            self._digests.add(finding.digest)
+        if self._rules.near_duplicates:
+            owner = self._pictures.find(finding.looks)
+            if owner is None:
+                self._pictures.add(finding.looks, hash(path))
+            elif owner != hash(path):  # another caption of the picture itself is no duplicate
+                return "near_duplicate"
+        return ""
 
 
 def _inspected(
@@ -149,7 +158,6 @@ class FilterOutput:
 
     def __init__(self, out_file: str | None = None, report: str | None = None, delete_in: str | None = None):
         self._paths, self._delete_in = (out_file, report), delete_in
-        self._files = contextlib.ExitStack()
         self._rows = 0
         self._bad_images: set[str] = set()
 

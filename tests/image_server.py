@@ -41,8 +41,8 @@ class ImageServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, host: str = "127.0.0.1"):
+        super().__init__((host, 0), _Handler)
         self.hits: Counter[str] = Counter()
         self.headers: dict[str, dict[str, str]] = {}
         self.lock = threading.Lock()
@@ -50,7 +50,7 @@ class ImageServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
+        return f"{self.server_name}:{self.server_port}"
 
     def url(self, path: str) -> str:
         return f"http://{self.address}/{path}"

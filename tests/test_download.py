@@ -1,6 +1,7 @@
 """download_image.py through its own command line, against a real server that misbehaves."""
 
 import csv
+import io
 import re
 import signal
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 from image_server import ImageServer, picture
 from PIL import Image
+
+from component import fetch
+from component.host_queue import HostQueue
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -180,6 +184,28 @@ def test_a_hanging_host_does_not_hold_up_the_others(tmp_path, server):
     assert set(list(report(tmp_path))[:50]) == {f"{i}.jpg" for i in range(50)}  # one thread was enough
 
 
+def test_the_queue_serves_hosts_in_turn_and_holds_each_to_its_share():
+    queue = HostQueue(per_host=2)
+    for i in range(3):
+        queue.put("a", f"a{i}")
+    queue.put("b", "b0")
+    assert [queue.take() for _ in range(3)] == ["a0", "b0", "a1"]
+    queue.done("b")
+    queue.done("a")
+    assert queue.take() == "a2"
+
+
+def test_a_delayed_item_and_a_paused_host_come_back_by_themselves():
+    queue = HostQueue(per_host=1)
+    queue.put("a", "late", delay=0.2)
+    queue.put("b", "held")
+    queue.pause("b", 0.1)
+    queue.put("c", "now")
+    assert [queue.take() for _ in range(3)] == ["now", "held", "late"]
+    queue.close()
+    assert queue.take() is None
+
+
 # --- resume ------------------------------------------------------------------------------------------------------
 
 
@@ -331,11 +357,27 @@ def test_only_http_and_https_are_fetched(tmp_path):
 
 
 def test_with_a_proxy_everything_goes_through_it_and_written_out_addresses_are_still_refused(tmp_path, server):
-    rows = [("", "http://no-such-host.invalid/jpg/x", "a.jpg"), ("", "http://127.1/jpg/x", "b.jpg")]
-    write_table(tmp_path, rows)
+    urls = ["http://no-such-host.invalid/jpg/x", "http://127.1/jpg/x", "http://localhost./jpg/x"]
+    urls += [f"http://no-such-host.invalid/to/{server.url('jpg/x')}"]
+    write_table(tmp_path, [("", url, f"{i}.jpg") for i, url in enumerate(urls)])
     run(tmp_path, "--proxy", f"http://{server.address}", local=False)
-    assert files(tmp_path) == ["a.jpg"]
-    assert report(tmp_path)["b.jpg"]["reason"].startswith("private_host")
+    assert files(tmp_path) == ["0.jpg"]
+    for i in (1, 2, 3):
+        assert report(tmp_path)[f"{i}.jpg"]["reason"].startswith("private_host")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers on 127.0.0.2")
+def test_a_redirect_to_a_private_host_is_refused_before_a_connection_is_made(monkeypatch, server):
+    refuse = fetch._refuse_private  # 127.0.0.2 plays the public internet; everything else is as it is
+    monkeypatch.setattr(fetch, "_refuse_private", lambda host, ip: ip == "127.0.0.2" or refuse(host, ip))
+    with ImageServer("127.0.0.2") as public:
+        fetcher = fetch.Fetcher(fetch.FetchLimits(), connections_per_host=1)
+        fetcher.fetch(public.url("jpg/x"), body := io.BytesIO(), seconds=5)
+        assert body.getvalue().startswith(b"\xff\xd8")
+        for address in (server.address, f"localhost:{server.server_port}"):
+            with pytest.raises(fetch.FetchError, match="private_host"):
+                fetcher.fetch(public.url(f"to/http://{address}/jpg/x"), io.BytesIO(), seconds=5)
+    assert not server.hits
 
 
 def test_no_cookie_and_no_environment_proxy_is_used_and_the_user_agent_is_ours(tmp_path, server, monkeypatch):

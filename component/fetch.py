@@ -142,8 +142,7 @@ class Fetcher:
         except (requests.exceptions.Timeout, TimeoutError):
             raise FetchError("timeout", "no answer") from None
         except requests.exceptions.ConnectionError as error:
-            dns = "NameResolutionError" in repr(error)
-            raise FetchError("dns" if dns else "connection", _root(error)) from None
+            raise FetchError("connection", _root(error)) from None
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
             raise FetchError("bad_url", _root(error)) from None
 
@@ -277,16 +276,17 @@ class _Guarded:
     response_class = _Response
 
     def _new_conn(self) -> socket.socket:
-        if _request.allow_private_hosts or self.proxy is not None:
+        if self.proxy is not None:
             return super()._new_conn()
         name = self._dns_host
         try:
             found = socket.getaddrinfo(name, self.port, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as error:
-            raise urllib3.exceptions.NameResolutionError(name, self, error) from None
+            raise FetchError("dns", f"{name}: {getattr(error, 'strerror', error)}") from None
         addresses = list(dict.fromkeys(entry[4][0] for entry in found))
-        for address in addresses:
-            _refuse_private(name, address)
+        if not _request.allow_private_hosts:
+            for address in addresses:
+                _refuse_private(name, address)
         try:
             while True:
                 self._dns_host = addresses.pop(0)

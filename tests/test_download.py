@@ -347,6 +347,16 @@ def test_private_addresses_are_refused_before_a_connection_is_made(tmp_path, ser
     assert not server.hits
 
 
+def test_an_unknown_host_and_a_refused_connection_are_told_apart(tmp_path):
+    with ImageServer() as gone:
+        pass
+    write_table(tmp_path, [("", "http://no-such-host.invalid/x", "a.jpg"), ("", gone.url("jpg/x"), "b.jpg")])
+    run(tmp_path, "--retries", "0")
+    reasons = {name: row["reason"] for name, row in report(tmp_path).items()}
+    assert reasons["a.jpg"].startswith("dns: no-such-host.invalid: ")
+    assert reasons["b.jpg"] == "connection: Connection refused"
+
+
 def test_only_http_and_https_are_fetched(tmp_path):
     urls = ["file:///etc/passwd", "ftp://example.com/x.jpg", "data:image/png;base64,AA", "", "http://", "//x/y"]
     urls += ["http://[bad/x.jpg", "http://host:port/x.jpg"]

@@ -68,8 +68,8 @@ def report_path(args: argparse.Namespace) -> str:
 def download(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from component.download import DownloadSettings, Tally, download_images
-    from component.download_report import Report
+    from component.download import DownloadSettings, download_images
+    from component.download_report import Report, Tally
     from component.fetch import FetchLimits
     from component.url_table import count_rows
 

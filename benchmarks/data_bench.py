@@ -69,7 +69,9 @@ def bench_download(args, folder: Path) -> list[dict]:
     if args.img2dataset_python:
         candidates["img2dataset"] = run_img2dataset
     table = []
-    print(f"\n{'server':<14} resize {'candidate':<12} {'rows':>6} {'kept':>6} {'seconds':>8} {'img/s':>7} {'ratio':>6}")
+    print(
+        f"\n{'server':<14} resize {'candidate':<12} {'rows':>6} {'kept':>6} {'seconds':>8} {'img/s':>7} {'ratio':>6}"
+    )
     for name, latency, faulty, resize in [
         ("20 ms clean", 0.02, False, None),
         ("20 ms clean", 0.02, False, 256),

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from component.download_report import Report
+from component.download_report import Outcome, Report
 from component.fetch import Fetcher, FetchError, FetchLimits, host_of
 from component.host_queue import HostQueue
 from component.safe_path import writable_file
@@ -46,25 +46,6 @@ class DownloadSettings:
     retries: int = 2
     resize: int | None = None
     limits: FetchLimits = field(default_factory=FetchLimits)
-
-
-@dataclass
-class Outcome:
-    """What became of one row.
-
-    Attributes:
-        status: `ok`, `failed`, or `skipped` (needs nothing; not in the report).
-        reason: one word to count by, then perhaps a colon and details; empty when ok.
-        bytes: size of the file written. seconds: network and decoding time, without waiting for a turn.
-    """
-
-    filename: str
-    url: str
-    status: str
-    http_code: int | None = None
-    reason: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -273,38 +254,3 @@ def _write_whole(content: BinaryIO, path: str) -> int:
             os.unlink(part)
         raise
     return size
-
-
-class Tally:
-    """Counts outcomes by reason and by host, in bounded memory."""
-
-    MAX_HOSTS = 100_000
-    OTHER_HOSTS = "(further hosts)"
-
-    def __init__(self):
-        self.by_status: Counter[str] = Counter()
-        self.by_reason: Counter[tuple[str, str]] = Counter()
-        self.by_host: dict[str, list[int]] = {}
-
-    def add(self, outcome: Outcome) -> None:
-        self.by_status[outcome.status] += 1
-        self.by_reason[outcome.status, outcome.reason.partition(":")[0]] += 1
-        if outcome.status != "skipped":
-            try:
-                host = host_of(outcome.url)
-            except FetchError:
-                return
-            if host not in self.by_host and len(self.by_host) >= self.MAX_HOSTS:
-                host = self.OTHER_HOSTS
-            self.by_host.setdefault(host, [0, 0])[outcome.status == "failed"] += 1
-
-    @property
-    def failed_share(self) -> float:
-        """Share of all rows without a picture, those of earlier runs included."""
-        failed = self.by_status["failed"] + self.by_reason["skipped", "failed_before"]
-        return failed / max(self.by_status.total(), 1)
-
-    def worst_hosts(self, count: int) -> list[tuple[str, int, int]]:
-        """(host, ok, failed), most failures first."""
-        ordered = sorted(self.by_host.items(), key=lambda entry: (-entry[1][1], -entry[1][0], entry[0]))
-        return [(host, ok, failed) for host, (ok, failed) in ordered[:count]]

@@ -1,14 +1,37 @@
-"""The CSV that says what became of each row: written as it goes, read back to resume."""
+"""What became of each row: a CSV that is written as it goes and read back to resume, and the totals."""
 
 import csv
 import os
+from collections import Counter
+from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 
+from component.fetch import FetchError, host_of
 from component.pairs import read_pairs
 from component.url_table import row_hashes
 
-COLUMNS = ("filename", "url", "status", "http_code", "reason", "bytes", "seconds")
+
+@dataclass
+class Outcome:
+    """What became of one row.
+
+    Attributes:
+        status: `ok`, `failed`, or `skipped` (needs nothing; not in the report).
+        reason: one word to count by, then perhaps a colon and details; empty when ok.
+        bytes: size of the file written. seconds: network and decoding time, without waiting for a turn.
+    """
+
+    filename: str
+    url: str
+    status: str
+    http_code: int | None = None
+    reason: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+COLUMNS = [field.name for field in fields(Outcome)]
 
 
 class Report:
@@ -38,19 +61,9 @@ class Report:
         self._text.close()
         self._file.close()
 
-    def add(self, outcome) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Write one outcome through to the operating system, where a killed process cannot lose it."""
-        self._csv.writerow(
-            [
-                outcome.filename,
-                outcome.url,
-                outcome.status,
-                outcome.http_code,
-                outcome.reason,
-                outcome.bytes,
-                f"{outcome.seconds:.3f}",
-            ]
-        )
+        self._csv.writerow(astuple(replace(outcome, seconds=round(outcome.seconds, 3))))
         self._text.flush()
 
     def failed_rows(self) -> np.ndarray:
@@ -85,3 +98,38 @@ class Report:
         if tail and not tail.endswith(b"\n"):
             self._file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
         self._file.seek(0, os.SEEK_END)
+
+
+class Tally:
+    """Counts outcomes by reason and by host, in bounded memory."""
+
+    MAX_HOSTS = 100_000
+    OTHER_HOSTS = "(further hosts)"
+
+    def __init__(self):
+        self.by_status: Counter[str] = Counter()
+        self.by_reason: Counter[tuple[str, str]] = Counter()
+        self.by_host: dict[str, list[int]] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        self.by_status[outcome.status] += 1
+        self.by_reason[outcome.status, outcome.reason.partition(":")[0]] += 1
+        if outcome.status != "skipped":
+            try:
+                host = host_of(outcome.url)
+            except FetchError:
+                return
+            if host not in self.by_host and len(self.by_host) >= self.MAX_HOSTS:
+                host = self.OTHER_HOSTS
+            self.by_host.setdefault(host, [0, 0])[outcome.status == "failed"] += 1
+
+    @property
+    def failed_share(self) -> float:
+        """Share of all rows without a picture, those of earlier runs included."""
+        failed = self.by_status["failed"] + self.by_reason["skipped", "failed_before"]
+        return failed / max(self.by_status.total(), 1)
+
+    def worst_hosts(self, count: int) -> list[tuple[str, int, int]]:
+        """(host, ok, failed), most failures first."""
+        ordered = sorted(self.by_host.items(), key=lambda entry: (-entry[1][1], -entry[1][0], entry[0]))
+        return [(host, ok, failed) for host, (ok, failed) in ordered[:count]]

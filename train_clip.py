@@ -35,6 +35,7 @@ def main() -> str | None:
             dataset.require_a_picture()
         describe(train_dataset, test_dataset)
         record(args)
+        cache_images(args, model, train_dataset, test_dataset)
     except (ValueError, OSError) as error:
         return f"train_clip.py: {error}"
 
@@ -91,6 +92,37 @@ def describe(*datasets) -> None:
             dataset.num_empty_texts,
             dataset.num_long_texts,
             100 * dataset.share_of_repeated_captions,
+        )
+
+
+def cache_images(args, model, *datasets) -> None:
+    """Put every picture through the locked tower once, if the arguments allow it."""
+    if args.image_feature_cache == "off":
+        return
+    import torch
+
+    from component.feature_cache import FeatureCache, cache_features, fingerprint
+
+    # In the precision of training, so that training on the cache is training without it.
+    precision = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
+    tower = model.vision_model.to(args.device)
+
+    @torch.no_grad()
+    def encode(pixel_values):
+        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
+            return tower(pixel_values.to(args.device)).pooler_output
+
+    datasets = [dataset for dataset in datasets if dataset is not None]
+    key = fingerprint(tower, datasets[0].image_processor, str(precision))
+    cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size)
+    for dataset in datasets:
+        cache_features(
+            dataset,
+            cache,
+            encode,
+            args.per_device_eval_batch_size,
+            args.dataloader_num_workers,
+            show_progress=not args.disable_tqdm,
         )
 
 

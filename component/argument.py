@@ -64,6 +64,13 @@ class CLIPTrainingArguments(TrainingArguments):
         default=100, metadata={"help": "Tokens per text, [CLS] and [SEP] included; longer texts are cut."}
     )
     freeze_vision: bool = field(default=True, metadata={"help": "Lock the vision tower (LiT)."})
+    image_feature_cache: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute the locked tower's output of each picture once, and keep it in this folder; auto: in "
+            "`image_features` beside output_dir; off: put every picture through the tower in every epoch."
+        },
+    )
     resume_from_checkpoint: str | bool | None = field(
         default=None, metadata={"help": "true: go on from the last checkpoint in output_dir; or a checkpoint folder."}
     )
@@ -92,6 +99,17 @@ class CLIPTrainingArguments(TrainingArguments):
             self._check_model_path(key)
         if self.eval_strategy != "no" and not self.test_file:
             raise ValueError(f"`eval_strategy` is {self.eval_strategy!r} but there is no `test_file` to evaluate on.")
+        if not self.freeze_vision:
+            if self.image_feature_cache not in ("auto", "off"):
+                raise ValueError(
+                    "`image_feature_cache` is a folder, but `freeze_vision` is false, and an unlocked tower gives "
+                    'something else every step. Set freeze_vision to true, or image_feature_cache to "off".'
+                )
+            self.image_feature_cache = "off"
+        elif self.image_feature_cache == "auto":
+            self.image_feature_cache = os.path.join(
+                os.path.dirname(os.path.abspath(self.output_dir)), "image_features"
+            )
         if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             logger.warning("fp16 needs a GPU and none is in use: training in fp32.")
             self.fp16 = False

@@ -25,6 +25,7 @@ class PairDataset(Dataset):
     Attributes:
         num_empty_texts: rows left out because their text is empty.
         num_long_texts: rows whose text was cut.
+        bad_images: (row, reason) of the pairs that `use_features` left out.
         text_ids, image_ids: (rows,) uint64; equal ids mean equal captions, equal file names.
 
     Raises:
@@ -40,6 +41,8 @@ class PairDataset(Dataset):
             texts = chunk["text"].str.strip()
             filled = (texts != "").to_numpy()
             self.num_empty_texts += int((~filled).sum())
+            if not filled.any():
+                continue
             texts, filenames = texts[filled], chunk["filename"][filled]
             for input_ids in self._tokenize(texts.tolist(), processor.tokenizer, max_seq_length):
                 self._input_ids.append(input_ids)
@@ -47,13 +50,28 @@ class PairDataset(Dataset):
                 self._filenames.append(filename.encode())
             text_ids.append(pd.util.hash_array(texts.to_numpy(object)))
             image_ids.append(pd.util.hash_array(filenames.to_numpy(object)))
-        if not len(self):
+        if not text_ids:
             raise ValueError(f"{file} has no row with a text ({self.num_empty_texts} rows with an empty one).")
         self.text_ids, self.image_ids = np.concatenate(text_ids), np.concatenate(image_ids)
+        self.bad_images: list[tuple[int, str]] = []
+        self._rows, self._features = np.arange(len(self.text_ids)), None
+
+    def use_features(self, cache, positions: np.ndarray) -> None:
+        """Take the tower's output of each picture from a `FeatureCache`, and leave out the rows that have none.
+
+        Args:
+            cache: `cache[positions[row]]` is the feature, (vision_hidden,), of the row's picture.
+            positions: one for each row of the table.
+        """
+        good = cache.good(positions)
+        self._features, self._positions, self._rows = cache, positions, np.flatnonzero(good)
+        overflow = "the vision tower gives NaN for it"
+        self.bad_images = [
+            (row, self._examine(row).get("bad_image", f"{self.filename(row)}: {overflow}"))
+            for row in np.flatnonzero(~good).tolist()
+        ]
 
     def _tokenize(self, texts: list[str], tokenizer, max_seq_length: int):
-        if not texts:
-            return
         # Cut here: what the tokenizer is asked to cut, it writes into every tokenizer.json that training saves.
         options = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
         for tokens in tokenizer(texts, **options, verbose=False)["input_ids"]:
@@ -61,10 +79,17 @@ class PairDataset(Dataset):
             yield [tokenizer.cls_token_id, *tokens[: max_seq_length - 2], tokenizer.sep_token_id]
 
     def __len__(self) -> int:
-        return len(self._filenames)
+        return len(self._rows)
 
     def filename(self, row: int) -> str:
         return self._filenames[row].tobytes().decode()
+
+    def path(self, row: int) -> str | None:
+        """Where the row's picture should lie; None for a name that leaves image_path."""
+        try:
+            return image_file(self.image_path, self.filename(row))
+        except ValueError:
+            return None
 
     def pixel_values(self, row: int) -> torch.Tensor:
         """(3, H, W) of the row's picture. Raises BadImageError where there is none to be had."""
@@ -74,30 +99,38 @@ class PairDataset(Dataset):
             raise BadImageError(str(error)) from None
         return self.image_processor(load_image(path), return_tensors="pt")["pixel_values"][0]
 
-    def __getitem__(self, row: int) -> dict:
-        """The example of one row: row, input_ids (T,), and pixel_values (3, H, W) or the reason why there are none."""
-        example = {"row": row, "input_ids": self._input_ids[row]}
+    def _examine(self, row: int) -> dict:
+        """The row's pixel_values, or as bad_image the reason why there are none."""
         try:
-            example["pixel_values"] = self.pixel_values(row)
+            return {"pixel_values": self.pixel_values(row)}
         except BadImageError as error:
-            example["bad_image"] = f"{self.filename(row)}: {error}"
-        return example
+            return {"bad_image": f"{self.filename(row)}: {error}"}
+
+    def __getitem__(self, index: int) -> dict:
+        """One example: its row in the table, input_ids (T,), and one of
+        pixel_values (3, H, W), vision_pooler_output (vision_hidden,) from the cache, or bad_image, the reason why not.
+        """
+        row = int(self._rows[index])
+        if self._features is not None:
+            image = {"vision_pooler_output": self._features[self._positions[row]]}
+        else:
+            image = self._examine(row)
+        return {"row": row, "input_ids": self._input_ids[row], **image}
 
     @property
     def share_of_repeated_captions(self) -> float:
         """Share of rows whose caption already occurred: in one batch, each repeat is a false negative."""
-        return 1 - len(np.unique(self.text_ids)) / len(self)
+        return 1 - len(np.unique(self.text_ids)) / len(self.text_ids)
 
     def require_a_picture(self) -> None:
         """Raise ValueError when not one picture of the table can be read; stops at the first good one."""
-        reasons = []
-        for row in range(len(self)):
-            try:
-                self.pixel_values(row)
+        first = None
+        for row in self._rows.tolist():
+            image = self._examine(row)
+            if "pixel_values" in image:
                 return
-            except BadImageError as error:
-                reasons = reasons or [f"{self.filename(row)}: {error}"]
+            first = first or image["bad_image"]
         raise ValueError(
             f"None of the {len(self)} pictures of {self.file} can be read under image_path {self.image_path} "
-            f"(the first: {reasons[0]}). Check image_path; the column `filename` is relative to it."
+            f"(the first: {first}). Check image_path; the column `filename` is relative to it."
         )

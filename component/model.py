@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel, CLIPModel, CLIPVisionModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
@@ -188,6 +188,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         token_type_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         return_dict: bool | None = None,
+        vision_pooler_output: Tensor | None = None,
         **kwargs,
     ) -> CLIPOutput | tuple:
         """Embed texts and images, and compare each with each.
@@ -196,6 +197,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             input_ids: (B_text, T); attention_mask, token_type_ids and position_ids likewise, all optional.
             pixel_values: (B_image, 3, H, W).
             return_loss: also compute the contrastive loss; text i belongs to image i.
+            vision_pooler_output: (B_image, vision_hidden), instead of pixel_values: what the vision tower gave for
+                the images earlier. A locked tower gives the same every time.
             return_dict: False gives the tuple (loss, logits_per_image, logits_per_text, text_embeds, image_embeds,
                 text_model_output, vision_model_output), without the loss where none was asked for.
 
@@ -206,14 +209,20 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         Raises:
             ValueError: texts or images are missing, or `return_loss` with unequal numbers of them.
         """
-        if input_ids is None or pixel_values is None:
+        if input_ids is None or (pixel_values is None) == (vision_pooler_output is None):
             raise ValueError(
-                "BertCLIPModel compares texts with images: pass input_ids and pixel_values. "
+                "BertCLIPModel compares texts with images: pass input_ids, and pixel_values or vision_pooler_output. "
                 "For one side alone use get_text_features or get_image_features."
             )
-        vision_outputs = self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-        )
+        if vision_pooler_output is not None:
+            vision_outputs = BaseModelOutputWithPooling(pooler_output=vision_pooler_output.to(self.dtype))
+        else:
+            vision_outputs = self.vision_model(
+                pixel_values=pixel_values,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+                **kwargs,
+            )
         text_outputs = self._encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
 
         image_embeds = F.normalize(self.visual_projection(vision_outputs.pooler_output), dim=-1)

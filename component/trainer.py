@@ -41,6 +41,7 @@ class CLIPTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.add_callback(ClampLogitScale())
         self._bad_images: dict[str, set[int]] = {"train": set(), "eval": set()}
+        self._named: set[tuple[str, int]] = set()
         self._evaluated: list[tuple[Tensor, Tensor, Tensor, float]] = []
         self._start_log_window()
 
@@ -78,6 +79,7 @@ class CLIPTrainer(Trainer):
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def train(self, *args, **kwargs):
+        self._note_bad_images("train", self.train_dataset, self.train_dataset.bad_images)
         output = super().train(*args, **kwargs)
         output.metrics["train_bad_images"] = self._count_bad_images("train")
         return output
@@ -102,11 +104,12 @@ class CLIPTrainer(Trainer):
             ValueError: not one picture of the test set can be read.
         """
         start = time.perf_counter()
+        dataset = dataloader.dataset
         self._evaluated, self._bad_images["eval"] = [], set()
+        self._note_bad_images("eval", dataset, dataset.bad_images)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         batches = gather_object(self._evaluated)
         self._evaluated = []
-        dataset = dataloader.dataset
         if not batches:
             raise ValueError(f"{dataset.file}: none of its pictures can be read under {dataset.image_path}.")
         # Ranks fill up their last batch with rows that others have too: keep each row once.
@@ -127,10 +130,10 @@ class CLIPTrainer(Trainer):
     # ---- bad pictures ----
 
     def _note_bad_images(self, split: str, dataset, bad_images: list[tuple[int, str]]) -> None:
-        seen = self._bad_images[split]
         for row, reason in bad_images:
-            if row not in seen:
-                seen.add(row)
+            self._bad_images[split].add(row)
+            if (dataset.file, row) not in self._named:
+                self._named.add((dataset.file, row))
                 logger.warning("left out of %s: %s", dataset.file, reason)
 
     def _count_bad_images(self, split: str) -> int:

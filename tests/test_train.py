@@ -144,13 +144,15 @@ def test_going_on_from_a_checkpoint_and_from_a_final_model(train_args, tmp_path)
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-def test_bad_pictures_are_named_once_and_counted(train_args, data, tmp_path):
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_bad_pictures_are_named_once_and_counted(train_args, data, tmp_path, cache):
     (data / "images" / "2.png").write_bytes(b"<html>")
     rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)] + ["小狗,none.png", ",0.png"]
     file = table(data / "t.csv", *rows)
-    result = train(train_args(train_file=file, test_file=file, num_train_epochs=3, dataloader_num_workers=2))
-    assert result.stderr.count("left out of") == 4  # each of the two once in training and once in the test
-    assert result.stderr.count("none.png: no such file") == 2
+    keys = dict(num_train_epochs=3, dataloader_num_workers=2, image_feature_cache=cache, eval_strategy="epoch")
+    result = train(train_args(train_file=file, test_file=file, **keys))
+    assert result.stderr.count("left out of") == 2
+    assert result.stderr.count("none.png: no such file") == 1
     assert "left out for an empty text: 1" in result.stderr
     assert read(tmp_path, "output", "train_results.json")["train_bad_images"] == 2
     assert read(tmp_path, "output", "test_results.json")["eval_bad_images"] == 2

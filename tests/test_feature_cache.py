@@ -1,0 +1,246 @@
+"""The locked tower's output on disk: same training, and never a wrong feature."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTIONS, ROOT
+from PIL import Image
+
+from component import feature_cache
+from component.argument import load_arguments
+from component.datacollator import PairCollator
+from component.dataset import PairDataset
+from component.feature_cache import FeatureCache, cache_features, fingerprint, picture_key
+from component.model import BertCLIPModel
+from component.processor import load_processor
+from component.trainer import CLIPTrainer
+
+
+@pytest.fixture
+def model(bert_clip_path) -> BertCLIPModel:
+    model = BertCLIPModel.from_pretrained(bert_clip_path, dtype=torch.float32)
+    model.lock_vision()
+    return model
+
+
+@pytest.fixture
+def dataset(data, bert_clip_path):
+    return lambda file="train.csv": PairDataset(
+        str(data / file), str(data / "images"), load_processor(bert_clip_path), max_seq_length=16
+    )
+
+
+class Tower:
+    """The model's tower, counting the pictures that it is given."""
+
+    def __init__(self, model):
+        self.model, self.pictures = model, 0
+
+    @torch.no_grad()
+    def __call__(self, pixel_values):
+        self.pictures += len(pixel_values)
+        return self.model.vision_model(pixel_values).pooler_output
+
+
+def cached(dataset, model, folder, dtype=torch.float16) -> int:
+    """Give the dataset a cache in `folder`; returns how many pictures went through the tower for it."""
+    tower = Tower(model)
+    key = fingerprint(model.vision_model, dataset.image_processor, "fp32")
+    cache = FeatureCache(str(folder), key, width=48, dtype=dtype)
+    cache_features(dataset, cache, tower, batch_size=3, show_progress=False)
+    return tower.pictures
+
+
+def shards(folder) -> list[str]:
+    return sorted(os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)
+
+
+def assert_features_are_right(dataset, model):
+    """Every example's feature is what the tower gives for its picture as it lies on disk now."""
+    for index in range(len(dataset)):
+        example = dataset[index]
+        wanted = Tower(model)(dataset.pixel_values(example["row"])[None])[0]
+        torch.testing.assert_close(example["vision_pooler_output"].float(), wanted, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+def test_same_losses_with_and_without_the_cache(dataset, train_args, bert_clip_path, tmp_path, dtype, tolerance):
+    def losses(with_cache: bool) -> list[float]:
+        model = BertCLIPModel.from_pretrained(bert_clip_path, dtype=torch.float32)
+        model.lock_vision()
+        pairs = dataset()
+        if with_cache:
+            cached(pairs, model, tmp_path / "cache", dtype)
+        trainer = CLIPTrainer(
+            model=model,
+            args=load_arguments(train_args(max_steps=20, save_strategy="no", image_feature_cache="off")),
+            train_dataset=pairs,
+            data_collator=PairCollator(0),
+            processing_class=load_processor(bert_clip_path),
+        )
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    plain, with_cache = losses(False), losses(True)
+    assert len(plain) == 20
+    assert with_cache == pytest.approx(plain, abs=tolerance)
+
+
+def test_each_picture_goes_through_the_tower_once(dataset, data, model, tmp_path):
+    with open(data / "train.csv", "a", encoding="utf-8") as file:
+        file.write("另一句话,,0.png\n")
+    pairs = dataset()
+    assert len(pairs) == 9 and cached(pairs, model, tmp_path / "cache") == 8
+    assert_features_are_right(pairs, model)
+    assert cached(dataset(), model, tmp_path / "cache") == 0
+
+
+def test_a_changed_picture_is_computed_alone(dataset, data, model, tmp_path):
+    cached(dataset(), model, tmp_path / "cache")
+    Image.new("RGB", (50, 40), "purple").save(data / "images" / "3.png")
+    pairs = dataset()
+    assert cached(pairs, model, tmp_path / "cache") == 1
+    assert_features_are_right(pairs, model)
+
+
+def test_a_longer_table_computes_its_new_pictures_alone(dataset, data, model, tmp_path):
+    cached(dataset(), model, tmp_path / "cache")
+    Image.new("RGB", (50, 40), "purple").save(data / "images" / "new.png")
+    (data / "more.csv").write_text("text,filename\n小狗,new.png\n小猪,5.png\n", encoding="utf-8")
+    pairs = dataset("more.csv")
+    assert cached(pairs, model, tmp_path / "cache") == 1
+    assert_features_are_right(pairs, model)
+
+
+def test_other_weights_or_settings_never_use_the_same_cache(dataset, model, tmp_path):
+    pairs = dataset()
+    before = fingerprint(model.vision_model, pairs.image_processor, "fp32")
+    assert fingerprint(model.vision_model, pairs.image_processor, "fp16") != before
+    pairs.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert fingerprint(model.vision_model, pairs.image_processor, "fp32") != before
+
+    pairs = dataset()
+    cached(pairs, model, tmp_path / "cache")
+    with torch.no_grad():
+        model.vision_model.post_layernorm.bias[0] += 0.5
+    pairs = dataset()
+    assert cached(pairs, model, tmp_path / "cache") == 8
+    assert_features_are_right(pairs, model)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 3)
+    tower = Tower(model)
+
+    def interrupted(pixel_values):
+        if tower.pictures >= 6:
+            raise KeyboardInterrupt
+        return tower(pixel_values)
+
+    pairs = dataset()
+    key = fingerprint(model.vision_model, pairs.image_processor, "fp32")
+    with pytest.raises(KeyboardInterrupt):
+        cache_features(pairs, FeatureCache(str(tmp_path), key, 48), interrupted, batch_size=3, show_progress=False)
+    pairs = dataset()
+    assert cached(pairs, model, tmp_path) == 2
+    assert_features_are_right(pairs, model)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_shard_is_noticed_and_built_anew(dataset, model, tmp_path, caplog, damage):
+    cached(dataset(), model, tmp_path / "cache")
+    (shard,) = shards(tmp_path / "cache")
+    with open(shard, "rb") as file:
+        content = bytearray(file.read())
+    content[-100] ^= 255
+    with open(shard, "wb") as file:
+        file.write({"flipped": content, "cut": content[:-50], "empty": b""}[damage])
+    pairs = dataset()
+    assert cached(pairs, model, tmp_path / "cache") == 8
+    assert "is damaged" in caplog.text
+    assert_features_are_right(pairs, model)
+
+
+def test_bad_pictures_leave_the_set_with_their_reason(dataset, data, model, tmp_path):
+    (data / "images" / "2.png").write_bytes(b"<html>")
+    (data / "images" / "4.png").unlink()
+    for _ in range(2):  # built, and reused
+        pairs = dataset()
+        cached(pairs, model, tmp_path)
+        assert [row for row, _ in pairs.bad_images] == [2, 4]
+        assert "cannot identify" in pairs.bad_images[0][1] and "4.png: no such file" in pairs.bad_images[1][1]
+        assert [pairs[index]["row"] for index in range(len(pairs))] == [0, 1, 3, 5, 6, 7]
+        assert_features_are_right(pairs, model)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file.*image_feature_cache"):
+        FeatureCache(str(tmp_path / "file"), "key", 48)
+
+
+def test_too_little_room_is_said_before_the_work(tmp_path):
+    with pytest.raises(ValueError, match="MB free"):
+        FeatureCache(str(tmp_path), "key", 48).require_space(10**13)
+
+
+def test_a_shard_that_cannot_be_written_whole_is_not_left_behind(dataset, model, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # as a full disk: the write stops half way
+    try:
+        with pytest.raises(OSError, match="cannot be written"):
+            cached(dataset(), model, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert shards(tmp_path / "cache") == []
+    assert cached(dataset(), model, tmp_path / "cache") == 8
+
+
+def test_the_key_of_a_picture_tells_its_state(data):
+    path = data / "images" / "0.png"
+    before = picture_key(str(path))
+    assert picture_key(str(path)) == before != picture_key(str(data / "images" / "1.png"))
+    os.utime(path, ns=(1, 1))
+    assert picture_key(str(path)) != before
+    assert picture_key(str(data / "none.png")) == picture_key(None) == feature_cache.NO_FILE
+
+
+def start(args_file: str, *launcher: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, *launcher, "train_clip.py", "--train_args_file", args_file]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def assert_whole(folder):
+    """All eight pictures are in the cache, by the digests of all shards."""
+    (key,) = os.listdir(folder)
+    cache = FeatureCache(str(folder), key, 48)
+    assert not [name for name in shards(folder) if not name.endswith(".safetensors")]
+    return cache
+
+
+def test_two_processes_may_build_one_cache_at_once(train_args, data, tmp_path):
+    args_file = train_args(max_steps=1, image_feature_cache=str(tmp_path / "cache"), save_strategy="no")
+    both = [start(args_file), start(args_file)]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    keys = np.array([picture_key(str(data / "images" / f"{n}.png")) for n in range(len(CAPTIONS))])
+    assert (assert_whole(tmp_path / "cache").find(keys) >= 0).all()
+
+
+def test_ranks_share_the_work(train_args, data, tmp_path):
+    args_file = train_args(max_steps=1, save_strategy="no", ddp_backend="gloo", test_file=str(data / "train.csv"))
+    process = start(args_file, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    cache = assert_whole(tmp_path / "image_features")
+    keys = np.array([picture_key(str(data / "images" / f"{n}.png")) for n in range(len(CAPTIONS))])
+    assert (cache.find(keys) >= 0).all()
+    ranks_with_work = len(set((keys % 2).tolist()))
+    assert len(shards(tmp_path / "image_features")) == ranks_with_work

@@ -7,7 +7,7 @@ import sys
 from component.image_folder import list_pictures
 from component.option import output_file, positive_int
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
 TASKS = ("image-text", "text-text", "image-image", "all")
 
 
@@ -31,8 +31,8 @@ def main() -> int:
     try:
         images, texts = find_images(args.images), find_texts(args)
         if not (images or texts):
-            images = find_images([os.path.join(HERE, "images", "test")])
-            texts = read_lines(os.path.join(HERE, "images", "test", "texts.txt"))
+            folder = os.path.relpath(EXAMPLES)
+            images, texts = find_images([folder]), read_lines(os.path.join(folder, "texts.txt"))
         tasks = choose_tasks(args.task, bool(images), bool(texts))
         return predict(args, tasks, images, texts)
     except KeyboardInterrupt:

@@ -122,8 +122,7 @@ def _cut_note(count: int, shown: int) -> str:
 
 def _heat_map(similarity: Similarity, thumbnails: _Thumbnails) -> str:
     queries, candidates = similarity.queries, similarity.candidates
-    cosines = queries.embeds[:MOST_CELLS] @ candidates.embeds[:MOST_CELLS].T
-    shown = cosines.clone()
+    shown = queries.embeds[:MOST_CELLS] @ candidates.embeds[:MOST_CELLS].T
     if similarity.is_among_themselves:
         shown.fill_diagonal_(float("nan"))
     lowest, highest = shown.nan_to_num(2).min().item(), shown.nan_to_num(-2).max().item()

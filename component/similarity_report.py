@@ -43,7 +43,8 @@ def terminal_table(similarity: Similarity, top_k: int, num_queries: int) -> str:
         for row in islice(match_rows(similarity, top_k), num_queries * top_k)
     ]
     kinds = similarity.queries.kind, similarity.candidates.kind
-    table = text_table([kinds[0], "#", kinds[1], "score", "cosine"], rows, right=(1, 3, 4))
+    header = [kinds[0], "#", kinds[1], "score", "cosine"]
+    table = text_table(header, rows, right=(1, 3, 4), paths=[i for i, name in enumerate(header) if name == "image"])
     more = len(similarity.queries) - num_queries
     return table + (f"\n… and {more:,} more" if more > 0 else "")
 

@@ -15,31 +15,34 @@ def _width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def fit(text: str, columns: int, align_right: bool = False) -> str:
-    """The text in exactly `columns` columns: filled with spaces, or cut with an ellipsis."""
+def fit(text: str, columns: int, align_right: bool = False, keep_end: bool = False) -> str:
+    """The text in exactly `columns` columns: filled with spaces, or cut with an ellipsis at its end or start."""
     if display_width(text) > columns:
         while display_width(text) > columns - 1:
-            text = text[:-1]
-        text += "…"
+            text = text[1:] if keep_end else text[:-1]
+        text = f"…{text}" if keep_end else f"{text}…"
     space = " " * (columns - display_width(text))
     return space + text if align_right else text + space
 
 
 def text_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), widest: int = 40
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    paths: Sequence[int] = (),
+    widest: int = 40,
 ) -> str:
     """Lay out rows under a header.
 
     Args:
         right: columns that are aligned to the right (numbers).
+        paths: columns whose cells are cut at their start, where others are cut at their end.
         widest: terminal columns that one cell may take; longer ones are cut.
     """
     rows = [[" ".join(cell.split()) for cell in row] for row in rows]
     widths = [min(widest, max(map(display_width, column))) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(
-        "  ".join(
-            fit(cell, width, i in right) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
+        "  ".join(fit(cell, widths[i], i in right, i in paths) for i, cell in enumerate(line)).rstrip()
         for line in lines
     )

@@ -187,6 +187,10 @@ def test_columns_of_a_table_stand_under_each_other():
     assert lines[-1].startswith("很" * 9 + "…")
 
 
+def test_a_long_path_keeps_its_end():
+    assert text_table(["image"], [("pictures/很长的名字/cat.png",)], paths=[0], widest=12).endswith("\n…字/cat.png")
+
+
 def test_a_line_break_in_a_text_does_not_break_the_table():
     assert "一 二" in text_table(["text"], [("一\n二",)])
 

@@ -16,7 +16,7 @@ from component.embedding import Embedded, embed_images, embed_texts
 from component.model import BertCLIPModel
 
 SELF_LOGIT = -10000.0  # of an item with itself, as in the published recipe
-_CELLS_PER_CHUNK = 2**22  # 16 MB of fp32
+_CELLS_PER_CHUNK = 2**20  # 4 MB of fp32, and a few times that for sorting
 
 
 class Match(NamedTuple):

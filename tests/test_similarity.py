@@ -1,6 +1,8 @@
 """component/similarity.py and what it stands on: embeddings, scores, tables."""
 
 import os
+import resource
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -101,6 +103,14 @@ def test_chunked_equals_unchunked(monkeypatch):
     for found, expected in zip(whole.best(4), expected_best, strict=True):
         assert [m.candidate for m in found] == [m.candidate for m in expected]
         np.testing.assert_allclose([m.score for m in found], [m.score for m in expected], rtol=1e-5)
+
+
+def test_a_large_comparison_needs_no_matrix():
+    queries, candidates = (side(torch.randn(count, 4).tolist()) for count in (20_000, 50_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    matches = list(islice(Similarity(queries, candidates, logit_scale=10.0).best(5), 100))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert len(matches) == 100 and grown < 200_000  # kB; the whole matrix would be 4 GB
 
 
 def test_nothing_to_compare_with_is_said(checkpoint):

@@ -5,7 +5,8 @@
 
 Without --model the towers have the published sizes (ViT-B/32 at 224 px and BERT-base) and random weights.
 embed: batches made beforehand and only forwarded (bare), beside embed_images from JPEG files of 400 px and embed_texts
-  from strings; the two take turns, the table has the medians. padding: share of a text batch's cells that is padding.
+  from strings; the two take turns, reported are the medians. On a busy machine look at the CPU seconds, which are
+  those of the embedding process alone. padding: share of a text batch's cells that is padding.
 compare: the best 5 of 10,000 images x 1,000 texts and the other way round, from embeddings; peak memory beside it.
 ranks: text -> image ranks of 1,000 queries in a gallery of 1,000,000 pictures.
 help: `--help` of every script, fastest of three.
@@ -76,29 +77,33 @@ def bench_embed(args) -> dict:
                 lambda: embed_texts(model, processor, texts, args.batch_size),
             ),
         }
-        counts = {"image": len(images), "text": len(texts)}
         results = {"device": str(model.device), "batch_size": args.batch_size}
         for kind, (bare, ours) in ways.items():
-            bare_seconds, our_seconds = take_turns(bare, ours, args.rounds)
-            results[kind] = {
-                "count": counts[kind],
-                "bare_per_second": round(counts[kind] / bare_seconds, 1),
-                "ours_per_second": round(counts[kind] / our_seconds, 1),
-                "slower_percent": round(100 * (our_seconds / bare_seconds - 1), 1),
-            }
+            count = {"image": len(images), "text": len(texts)}[kind]
+            results[kind] = {"count": count, **take_turns(bare, ours, args.rounds)}
         results["text"]["padding_percent"] = round(100 * padding, 2)
     return results
 
 
-def take_turns(bare, ours, rounds: int) -> tuple[float, float]:
-    times = {bare: [], ours: []}
+def take_turns(bare, ours, rounds: int) -> dict:
+    """Medians of both ways, in wall seconds and in CPU seconds of this process (workers that decode left out)."""
     bare()  # the first pass allocates
+    wall, cpu = {bare: [], ours: []}, {bare: [], ours: []}
     for _ in range(rounds):
-        for way, seconds in times.items():
-            start = time.perf_counter()
+        for way in (bare, ours):
+            start, start_cpu = time.perf_counter(), time.process_time()
             way()
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(times[bare]), statistics.median(times[ours])
+            wall[way].append(time.perf_counter() - start)
+            cpu[way].append(time.process_time() - start_cpu)
+    result = {}
+    for name, seconds in (("wall", wall), ("cpu", cpu)):
+        medians = [statistics.median(seconds[way]) for way in (bare, ours)]
+        result[name] = {
+            "bare_seconds": round(medians[0], 2),
+            "our_seconds": round(medians[1], 2),
+            "slower_percent": round(100 * (medians[1] / medians[0] - 1), 1),
+        }
+    return result
 
 
 def load(path: str | None):

@@ -20,6 +20,7 @@ from component.image import BadImageError, load_image, to_rgb
 from component.model import BertCLIPModel
 from component.ragged import RaggedArray
 
+MOST_PADDING = 0.1  # of a batch of texts
 _TEXTS_PER_CALL = 4096  # tokens as Python lists take ten times the memory of the flat array they go to
 
 
@@ -74,10 +75,7 @@ def embed_texts(
 def text_batches(
     processor: CLIPProcessor, texts: Sequence[str], batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield (rows, {input_ids (B, T), attention_mask (B, T)}), the texts sorted by their number of tokens.
-
-    The longest come first, because a batch that does not fit the memory should say so at the start.
-    """
+    """Yield (rows, {input_ids (B, T), attention_mask (B, T)}); less than a tenth of each batch is padding."""
     tokenizer = processor.tokenizer
     tokens, lengths = RaggedArray("i"), []
     options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False)
@@ -85,9 +83,7 @@ def text_batches(
         for input_ids in tokenizer(list(texts[start : start + _TEXTS_PER_CALL]), **options)["input_ids"]:
             tokens.append(input_ids)
             lengths.append(len(input_ids))
-    order = sorted(range(len(texts)), key=lengths.__getitem__, reverse=True)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in rows_by_length(lengths, batch_size):
         input_ids = [torch.from_numpy(tokens[row]).long() for row in rows]
         yield (
             rows,
@@ -96,6 +92,24 @@ def text_batches(
                 "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
             },
         )
+
+
+def rows_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Put rows of like length together: at most `batch_size`, and fewer where padding would reach MOST_PADDING.
+
+    The longest come first, because a batch that does not fit the memory should say so at the start.
+    """
+    batch, filled = [], 0
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if batch:
+            cells = lengths[batch[0]] * (len(batch) + 1)
+            if len(batch) == batch_size or filled + lengths[row] <= (1 - MOST_PADDING) * cells:
+                yield batch
+                batch, filled = [], 0
+        batch.append(row)
+        filled += lengths[row]
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from component import fetch
 from component.host_queue import HostQueue
+from component.safe_path import writable_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -331,9 +332,11 @@ def test_file_names_cannot_leave_the_folder(tmp_path, server):
 
 
 def test_a_nul_byte_in_a_name_is_refused(tmp_path, server):
+    with pytest.raises(ValueError, match="NUL"):
+        writable_file(str(tmp_path), "a\0b.jpg")
     (tmp_path / "train.csv").write_bytes(b'text,url,filename\na,%s,"a\0b.jpg"\n' % server.url("jpg/x").encode())
-    run(tmp_path)
-    assert [row["reason"] for row in report(tmp_path).values()] == ["bad_filename: filename holds a NUL byte"]
+    assert run(tmp_path).returncode == 0
+    assert files(tmp_path) in ([], ["a"])  # before pandas 3, a cell ends at the NUL
 
 
 def test_private_addresses_are_refused_before_a_connection_is_made(tmp_path, server):

@@ -5,7 +5,7 @@ import shutil
 
 from transformers import BertConfig, BertTokenizerFast
 
-from component.checkpoint import load_model, quiet_transformers
+from component.checkpoint import load_model, loading, quiet_transformers
 from component.processor import save_tokenizer
 
 
@@ -27,7 +27,8 @@ def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
     bert = load_model(model_path).text_model
     config = bert.config.to_dict()
     bert.config = BertConfig(**{**config, "model_type": "bert", "architectures": ["BertModel"]})
-    tokenizer = BertTokenizerFast.from_pretrained(model_path)
+    with loading(model_path):
+        tokenizer = BertTokenizerFast.from_pretrained(model_path)
     tokenizer.model_max_length = min(tokenizer.model_max_length, bert.config.max_position_embeddings)
 
     temporary = f"{output.rstrip(os.sep)}.tmp"

@@ -19,22 +19,19 @@ def load_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor]:
     """Load a BertCLIP folder (or hub name) in eval mode, on the GPU where there is one.
 
     Raises:
-        ValueError: no such folder, no weights, no processor, damaged weights, or weights of another kind of model.
+        ValueError: no such folder, no weights, no processor, damaged files, or weights of another kind of model.
     """
     model = load_model(path)
-    processor = load_processor(path, max_length=model.config.text_config.max_position_embeddings)
+    with loading(path):
+        processor = load_processor(path, max_length=model.config.text_config.max_position_embeddings)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def load_model(path: str) -> BertCLIPModel:
     """Load the model alone, on the CPU, in the precision that it was saved in. Raises like `load_checkpoint`."""
     _check_folder(path)
-    try:
-        with quiet_transformers():
-            model, info = BertCLIPModel.from_pretrained(path, output_loading_info=True)
-    except Exception as error:  # OSError, RuntimeError, SafetensorError, UnpicklingError, … each for a damaged file
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be loaded: {reason}") from error
+    with loading(path):
+        model, info = BertCLIPModel.from_pretrained(path, output_loading_info=True)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
@@ -42,6 +39,17 @@ def load_model(path: str) -> BertCLIPModel:
             f"(the first: {missing[0]}). Give a folder that train_clip.py wrote, such as output/demo/checkpoint-final."
         )
     return model.eval()
+
+
+@contextmanager
+def loading(path: str) -> Iterator[None]:
+    """Around a `from_pretrained`: any fault becomes one ValueError, and no progress bar is drawn."""
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, UnpicklingError, … each for a damaged file
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be loaded: {reason}") from error
 
 
 def _check_folder(path: str) -> None:
@@ -64,7 +72,7 @@ def _check_folder(path: str) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without the progress bar and the table of missing weights: the caller says in one line what is wrong."""
+    """Without progress bars, and without the table of missing weights: the caller says in one line what is wrong."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

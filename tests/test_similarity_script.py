@@ -152,6 +152,15 @@ def test_the_folder_above_the_checkpoints_is_answered_with_a_checkpoint(tmp_path
     assert f"Did you mean {tmp_path / 'checkpoint-final'}?" in capsys.readouterr().err
 
 
+def test_a_damaged_tokenizer_is_one_clear_line(bert_clip_path, tmp_path, monkeypatch, capsys):
+    folder = copy_without(bert_clip_path, tmp_path)
+    with open(os.path.join(folder, "tokenizer.json"), "r+b") as file:
+        file.truncate(100)
+    assert run_here(monkeypatch, "--model", folder, "--texts", "红", "蓝") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"{folder} cannot be loaded" in lines[0]
+
+
 def test_damaged_and_foreign_weights_are_one_clear_line(bert_clip_path, bert_path, tmp_path):
     folder = copy_without(bert_clip_path, tmp_path)
     weights = os.path.join(folder, "model.safetensors")

@@ -86,7 +86,7 @@ def download(args: argparse.Namespace) -> int:
     )
     total = count_rows(args.train_file, args.shard)
     tally = Tally()
-    with Report(report_path(args)) as report, tqdm(total=total, unit="img", mininterval=0.5) as bar:
+    with Report(report_path(args)) as report, tqdm(total=total, unit="img", miniters=1) as bar:
         outcomes = download_images(args.train_file, args.image_path, report, settings, args.shard, args.retry_failed)
         for outcome in outcomes:
             tally.add(outcome)

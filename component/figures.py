@@ -55,7 +55,9 @@ def draw_recall(path: str, ranks: dict[str, Tensor]) -> None:
     _save(figure, path)
 
 
-def draw_mistakes(path: str, mistakes: Sequence[tuple[str | Image.Image, str | Image.Image, str | Image.Image, int]]):
+def draw_mistakes(
+    path: str, mistakes: Sequence[tuple[str | Image.Image, str | Image.Image, str | Image.Image, int]]
+) -> None:
     """One row per mistake: query, what was ranked first, what was right; texts and pictures as they are.
 
     Args:

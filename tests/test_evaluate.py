@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 import evaluate_clip
+from component import figures
 from component.checkpoint import load_checkpoint
 from component.embedding import embed_images, embed_texts
 from component.image import BadImageError
@@ -308,6 +309,21 @@ def test_without_matplotlib_the_numbers_are_there(bert_clip_path, data, tmp_path
     assert done.returncode == 0 and "pip install -r requirements-dev.txt" in done.stderr
     assert "Traceback" not in done.stderr
     assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md"}
+
+
+def test_without_a_chinese_font_the_pictures_are_drawn_and_it_is_said(tmp_path, monkeypatch, caplog, recwarn):
+    monkeypatch.setattr(figures, "CHINESE_FONTS", ("no such font",))
+    path = tmp_path / "mistakes.png"
+    figures.draw_mistakes(str(path), [(Image.new("RGB", (8, 8)), "红色$的", "一只很长很长很长很长很长的狗", 2)])
+    assert "no Chinese font is installed" in caplog.text
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert Image.open(path).format == "PNG" and os.listdir(tmp_path) == ["mistakes.png"]
+
+
+def test_a_model_without_mistakes_is_drawn_too(tmp_path):
+    figures.draw_mistakes(str(tmp_path / "mistakes.png"), [])
+    figures.draw_recall(str(tmp_path / "recall.png"), {"text → image": torch.ones(3, dtype=torch.long)})
+    assert len(os.listdir(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from component.fetch import Fetcher, FetchError, FetchLimits, host_of
 from component.host_queue import HostQueue
 from component.safe_path import writable_file
 from component.still_image import RefusedImageError, check_image, shrink_image
-from component.url_table import Row, read_rows
+from component.url_table import NOTHING_FAILED, Row, read_rows
 
 ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not hide the others behind it
 IN_MEMORY_BYTES = 2**20  # of each picture under way; the rest of a larger one waits in a temporary file
@@ -91,7 +91,7 @@ def download_images(
     """
     os.makedirs(image_path, exist_ok=True)
     run = _Run(settings)
-    known_failures = () if retry_failed else report.failed_rows()
+    known_failures = NOTHING_FAILED if retry_failed else report.failed_rows()
     in_hand = 0
     try:
         for row in read_rows(train_file, shard, known_failures):

@@ -9,7 +9,7 @@ import numpy as np
 
 from component.fetch import FetchError, host_of
 from component.pairs import read_pairs
-from component.url_table import row_hashes
+from component.url_table import NOTHING_FAILED, row_hashes
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Report:
 
         Those that succeeded later are among them; their file exists, which is looked at first.
         """
-        hashes = [np.empty(0, dtype=np.uint64)]
+        hashes = [NOTHING_FAILED]
         for chunk in read_pairs(self.path, ("filename", "url", "status"), only_required=True, chunk_rows=20_000):
             hashes.append(row_hashes(chunk[chunk["status"] == "failed"]))
         return np.unique(np.concatenate(hashes))

@@ -9,6 +9,7 @@ import pandas as pd
 from component.pairs import read_pairs
 
 CHUNK_ROWS = 20_000
+NOTHING_FAILED = np.empty(0, dtype=np.uint64)
 
 
 class Row(NamedTuple):
@@ -31,7 +32,7 @@ def read_rows(train_file: str, shard: tuple[int, int], failed_before: np.ndarray
         train_file: CSV with the columns `url` and `filename`.
         shard: (i, n), i from 1 to n. Rows are dealt by the hash of the file name, so rows that share a name meet in
             one shard and no two machines ever write the same file.
-        failed_before: `row_hashes` of the rows known as failed.
+        failed_before: sorted `row_hashes` of the rows known as failed.
 
     Raises:
         ValueError, FileNotFoundError: as `read_pairs`.
@@ -41,7 +42,7 @@ def read_rows(train_file: str, shard: tuple[int, int], failed_before: np.ndarray
         names, urls = _hashes(chunk["filename"]), _hashes(chunk["url"])
         seen, same_url = first.compare(names, urls)
         kind = np.where(seen, np.where(same_url, "repeated", "duplicate"), "new")
-        failed = np.isin(row_hashes(chunk), failed_before)
+        _, failed = _look_up(row_hashes(chunk), failed_before)
         yield from map(Row, chunk["filename"], chunk["url"], kind.tolist(), failed.tolist())
 
 
@@ -67,6 +68,15 @@ def _hashes(column: pd.Series) -> np.ndarray:
     return pd.util.hash_array(column.to_numpy(dtype=object), categorize=False)
 
 
+def _look_up(values: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each value its place in a sorted array, and whether it stands there."""
+    place = np.searchsorted(ordered, values)
+    found = np.zeros(len(values), dtype=bool)
+    inside = place < len(ordered)
+    found[inside] = ordered[place[inside]] == values[inside]
+    return place, found
+
+
 class _FirstUrls:
     """Remembers with which URL each file name came first: two arrays of hashes, sorted by name."""
 
@@ -77,11 +87,7 @@ class _FirstUrls:
     def compare(self, names: np.ndarray, urls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two boolean arrays, one value per row: the name was seen before; its first URL is the one of this row."""
         unique, first_row, which = np.unique(names, return_index=True, return_inverse=True)
-        place = np.searchsorted(self._names, unique)
-        known = np.zeros(len(unique), dtype=bool)
-        inside = place < len(self._names)
-        known[inside] = self._names[place[inside]] == unique[inside]
-
+        place, known = _look_up(unique, self._names)
         first_url = urls[first_row]
         first_url[known] = self._urls[place[known]]
         self._names = np.insert(self._names, place[~known], unique[~known])

@@ -1,13 +1,16 @@
 """Rows of the pair table → examples."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
 from transformers import CLIPProcessor
 
-from component.image import BadImageError, load_image
+from component.image import BadImageError
 from component.pairs import image_file, read_pairs
+from component.preprocess import ImageTransform
 from component.ragged import RaggedArray
 
 
@@ -19,8 +22,9 @@ class PairDataset(Dataset):
     Args:
         file: CSV with the columns `text` and `filename`.
         image_path: folder that the file names are relative to.
-        processor: its tokenizer cuts the texts to tokens, its image processor makes the pixel_values.
+        processor: its tokenizer cuts the texts to tokens, its image processor says what pixel_values are.
         max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are cut and counted.
+        transform: makes the pixel_values; None: as the image processor does.
 
     Attributes:
         num_empty_texts: rows left out because their text is empty.
@@ -32,8 +36,16 @@ class PairDataset(Dataset):
         FileNotFoundError, ValueError: the file cannot be read, or has no row with a text.
     """
 
-    def __init__(self, file: str, image_path: str, processor: CLIPProcessor, max_seq_length: int):
-        self.file, self.image_path, self.image_processor = file, image_path, processor.image_processor
+    def __init__(
+        self,
+        file: str,
+        image_path: str,
+        processor: CLIPProcessor,
+        max_seq_length: int,
+        transform: ImageTransform | None = None,
+    ):
+        self.file, self.image_path = file, image_path
+        self.transform = transform or ImageTransform(processor.image_processor)
         self.num_empty_texts = self.num_long_texts = 0
         self._input_ids, self._filenames = RaggedArray("i"), RaggedArray("B")
         text_ids, image_ids = [], []
@@ -60,16 +72,16 @@ class PairDataset(Dataset):
         """Take the tower's output of each picture from a `FeatureCache`, and leave out the rows that have none.
 
         Args:
-            cache: `cache[positions[row]]` is the feature, (vision_hidden,), of the row's picture.
+            cache: `cache[positions[rows]]` are the features, (n, vision_hidden), of the rows' pictures.
             positions: one for each row of the table.
         """
         good = cache.good(positions)
         self._features, self._positions, self._rows = cache, positions, np.flatnonzero(good)
         overflow = "the vision tower gives NaN for it"
-        self.bad_images = [
-            (row, self._examine(row).get("bad_image", f"{self.filename(row)}: {overflow}"))
-            for row in np.flatnonzero(~good).tolist()
-        ]
+        self.bad_images = []
+        for row in np.flatnonzero(~good).tolist():
+            _, _, bad_images = self.load_images([row])
+            self.bad_images += bad_images or [(row, f"{self.filename(row)}: {overflow}")]
 
     def _tokenize(self, texts: list[str], tokenizer, max_seq_length: int):
         # Cut here: what the tokenizer is asked to cut, it writes into every tokenizer.json that training saves.
@@ -91,31 +103,56 @@ class PairDataset(Dataset):
         except ValueError:
             return None
 
-    def pixel_values(self, row: int) -> torch.Tensor:
-        """(3, H, W) of the row's picture. Raises BadImageError where there is none to be had."""
+    def load_images(self, rows: Sequence[int]) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:
+        """Read the pictures of some rows.
+
+        Returns:
+            The rows with a good picture; their pixel_values (good, 3, H, W), or None where there is none; and
+            (row, reason) of the others.
+        """
+        good, pictures, bad = [], [], []
+        for row in rows:
+            try:
+                pictures.append(self._read(row))
+                good.append(row)
+            except BadImageError as error:
+                bad.append((row, f"{self.filename(row)}: {error}"))
+        return good, self.transform.pixel_values(pictures) if good else None, bad
+
+    def _read(self, row: int) -> np.ndarray:
         try:
             path = image_file(self.image_path, self.filename(row))
         except ValueError as error:
             raise BadImageError(str(error)) from None
-        return self.image_processor(load_image(path), return_tensors="pt")["pixel_values"][0]
-
-    def _examine(self, row: int) -> dict:
-        """The row's pixel_values, or as bad_image the reason why there are none."""
-        try:
-            return {"pixel_values": self.pixel_values(row)}
-        except BadImageError as error:
-            return {"bad_image": f"{self.filename(row)}: {error}"}
+        return self.transform.read(path)
 
     def __getitem__(self, index: int) -> dict:
-        """One example: its row in the table, input_ids (T,), and one of
-        pixel_values (3, H, W), vision_pooler_output (vision_hidden,) from the cache, or bad_image, the reason why not.
+        """The example at `index`, in the form that `__getitems__` has for several."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict:
+        """The n good pairs at some indices, column by column; this is what a DataLoader calls, once for a batch.
+
+        Returns:
+            rows (n,) in the table; tokens, of all texts one after the other, and their lengths (n,); pixel_values
+            (n, 3, H, W), or from the cache vision_pooler_output (n, vision_hidden), or neither if n is 0; and
+            bad_images, (row, reason) of the pairs without a picture, which are left out.
         """
-        row = int(self._rows[index])
+        rows, bad_images, images = self._rows[indices], [], {}
         if self._features is not None:
-            image = {"vision_pooler_output": self._features[self._positions[row]]}
+            images["vision_pooler_output"] = self._features[self._positions[rows]]
         else:
-            image = self._examine(row)
-        return {"row": row, "input_ids": self._input_ids[row], **image}
+            good, pixel_values, bad_images = self.load_images(rows.tolist())
+            rows = np.array(good, np.int64)
+            if good:
+                images["pixel_values"] = pixel_values
+        tokens, lengths = self._input_ids.gather(rows)
+        return {"rows": rows, "tokens": tokens, "lengths": lengths, "bad_images": bad_images, **images}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(len(self),) tokens of each text."""
+        return self._input_ids.lengths[self._rows]
 
     @property
     def share_of_repeated_captions(self) -> float:
@@ -126,10 +163,10 @@ class PairDataset(Dataset):
         """Raise ValueError when not one picture of the table can be read; stops at the first good one."""
         first = None
         for row in self._rows.tolist():
-            image = self._examine(row)
-            if "pixel_values" in image:
+            _, _, bad_images = self.load_images([row])
+            if not bad_images:
                 return
-            first = first or image["bad_image"]
+            first = first or bad_images[0][1]
         raise ValueError(
             f"None of the {len(self)} pictures of {self.file} can be read under image_path {self.image_path} "
             f"(the first: {first}). Check image_path; the column `filename` is relative to it."

@@ -18,10 +18,8 @@ import safetensors.torch
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
-
-from component.image import BadImageError
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +105,14 @@ class FeatureCache:
         good[good] = ~self._is_bad[positions[good]]
         return good
 
-    def __getitem__(self, position: int) -> Tensor:
-        """(width,) feature at a position that is `good`."""
-        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self._shards[shard][position - self._starts[shard]]
+    def __getitem__(self, positions: np.ndarray) -> Tensor:
+        """(n,) positions that are all `good` → (n, width) features."""
+        features = torch.empty(len(positions), self.width, dtype=self.dtype)
+        shards = np.searchsorted(self._starts, positions, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            inside = torch.from_numpy(shards == shard)
+            features[inside] = self._shards[shard][torch.from_numpy(positions)[inside] - self._starts[shard]]
+        return features
 
     def add(self, batches: Iterable[tuple[np.ndarray, Tensor]]) -> None:
         """Write (keys (n,), features (n, width)) batches as shards. Call `refresh` to see them."""
@@ -179,40 +181,24 @@ def cache_features(
     mine = (cache.find(keys) < 0) & (keys != NO_FILE) & (keys % state.num_processes == state.process_index)
     if mine.any():
         cache.require_space(int(mine.sum()) * state.num_processes)
-        decoded = _Decoded(dataset, rows[mine])
-        loader = DataLoader(decoded, batch_size, num_workers=num_workers, collate_fn=list)
-        with tqdm(total=len(decoded), unit=" images", desc="image features", disable=not show_progress) as bar:
-            cache.add(_encoded(loader, keys[mine], encode, cache.width, bar))
+        rows, missing = rows[mine], keys[mine]
+        loader = DataLoader(rows.tolist(), batch_size, num_workers=num_workers, collate_fn=dataset.load_images)
+        with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
+            cache.add(_encoded(loader, rows, missing, encode, cache.width, bar))
     state.wait_for_everyone()
     cache.refresh()
     dataset.use_features(cache, cache.find(keys)[picture_of_row])
 
 
-def _encoded(loader, keys: np.ndarray, encode, width: int, bar: tqdm) -> Iterator[tuple[np.ndarray, Tensor]]:
-    for batch in loader:
-        good = torch.tensor([pixel_values is not None for pixel_values in batch])
-        features = torch.full((len(batch), width), torch.nan)
-        if good.any():
-            features[good] = encode(torch.stack([one for one in batch if one is not None])).float().cpu()
-        yield keys[: len(batch)], features
-        keys = keys[len(batch) :]
-        bar.update(len(batch))
-
-
-class _Decoded(Dataset):
-    """The pixel_values of some rows of a `PairDataset`, None for a bad picture."""
-
-    def __init__(self, dataset, rows: np.ndarray):
-        self.dataset, self.rows = dataset, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor | None:
-        try:
-            return self.dataset.pixel_values(self.rows[index])
-        except BadImageError:
-            return None
+def _encoded(loader, rows, keys, encode, width: int, bar: tqdm) -> Iterator[tuple[np.ndarray, Tensor]]:
+    for good_rows, pixel_values, bad_images in loader:
+        size = len(good_rows) + len(bad_images)
+        features = torch.full((size, width), torch.nan)
+        if good_rows:
+            features[torch.from_numpy(np.isin(rows[:size], good_rows))] = encode(pixel_values).float().cpu()
+        yield keys[:size], features
+        rows, keys = rows[size:], keys[size:]
+        bar.update(size)
 
 
 def _shard_name(content: bytes) -> str:

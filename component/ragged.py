@@ -29,3 +29,17 @@ class RaggedArray:
 
     def __getitem__(self, row: int) -> np.ndarray:
         return np.asarray(self._flat[self._offsets[row] : self._offsets[row + 1]])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int64."""
+        return np.diff(np.frombuffer(self._offsets, np.int64))
+
+    def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) rows → their values one after the other, (sum of lengths,), and their lengths, (n,)."""
+        offsets = np.frombuffer(self._offsets, np.int64)
+        starts = offsets[rows]
+        lengths = offsets[rows + 1] - starts
+        shifts = starts - (lengths.cumsum() - lengths)  # from a value's place in the result to its place in the buffer
+        places = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
+        return np.frombuffer(self._flat, self._flat.typecode)[places], lengths

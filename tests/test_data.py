@@ -174,14 +174,15 @@ def test_an_example_is_what_the_processor_makes_of_it(data, processor):
             text=[CAPTIONS[row]], images=load_image(str(data / "images" / f"{row}.png")), return_tensors="pt"
         )
         example = dataset[row]
-        assert example["input_ids"].tolist() == wanted["input_ids"][0].tolist()
-        assert torch.equal(example["pixel_values"], wanted["pixel_values"][0])
+        assert example["tokens"].tolist() == wanted["input_ids"][0].tolist()
+        assert torch.equal(example["pixel_values"], wanted["pixel_values"])
 
 
 def test_a_batch_is_what_the_processor_makes_of_it(data, processor):
     dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
-    batch = PairCollator(processor.tokenizer.pad_token_id)([dataset[row] for row in range(8)])
-    wanted = processor(text=CAPTIONS, return_tensors="pt", padding=True)
+    batch = PairCollator(processor.tokenizer.pad_token_id)(dataset.__getitems__(range(8)))
+    wanted = processor(text=CAPTIONS, return_tensors="pt", padding=True, pad_to_multiple_of=8)
+    assert wanted["input_ids"].shape == (8, 16)
     assert torch.equal(batch["input_ids"], wanted["input_ids"])
     assert torch.equal(batch["attention_mask"], wanted["attention_mask"])
     assert batch["pixel_values"].shape == (8, 3, 32, 32)
@@ -192,7 +193,7 @@ def test_long_texts_are_cut_like_the_tokenizer_does_and_counted(data, processor)
     path = table(data / "t.csv", f"text,filename\n{'小狗' * 20},0.png\n小狗,1.png\n{'小狗' * 3},2.png\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     wanted = processor.tokenizer("小狗" * 20, truncation=True, max_length=8)["input_ids"]
-    assert dataset[0]["input_ids"].tolist() == wanted
+    assert dataset[0]["tokens"].tolist() == wanted
     assert dataset.num_long_texts == 1
 
 
@@ -209,11 +210,33 @@ def test_bad_pictures_leave_the_batch_with_a_reason(data, processor):
     path = table(data / "t.csv", "text,filename\n小狗,0.png\n小猪,none.png\n小狗,../train.csv\n小狗,../t.csv\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     collate = PairCollator(0)
-    batch = collate([dataset[row] for row in range(4)])
+    batch = collate(dataset.__getitems__(range(4)))
     assert batch["rows"].tolist() == [0] and len(batch["pixel_values"]) == 1
     assert [row for row, _ in batch["bad_images"]] == [1, 2, 3]
     assert "none.png: no such file" in batch["bad_images"][0][1] and ".." in batch["bad_images"][1][1]
-    assert len(collate([dataset[1], dataset[2]])["input_ids"]) == 0
+    assert len(collate(dataset.__getitems__([1, 2]))["input_ids"]) == 0
+
+
+def test_a_data_loader_gives_every_pair_with_its_own_text_and_picture(data, processor):
+    """Whatever the order, and with a text that is the longest in one batch only."""
+    dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=3, shuffle=True, collate_fn=PairCollator(0))
+    rows = []
+    for batch in loader:
+        for row, input_ids, mask, pixel_values in zip(
+            *(batch[key] for key in ("rows", "input_ids", "attention_mask", "pixel_values")), strict=True
+        ):
+            example = dataset[row.item()]
+            assert input_ids[mask.bool()].tolist() == example["tokens"].tolist()
+            assert not input_ids[~mask.bool()].any()
+            assert torch.equal(pixel_values[None], example["pixel_values"])
+            rows.append(row.item())
+    assert sorted(rows) == list(range(8))
+
+
+def test_lengths_are_those_of_the_tokens(data, processor):
+    dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=8)
+    assert dataset.lengths.tolist() == [min(len(caption) + 2, 8) for caption in CAPTIONS]
 
 
 def test_a_set_without_any_good_picture_is_an_error(data, processor):

@@ -50,7 +50,7 @@ class Tower:
 def cached(dataset, model, folder, dtype=torch.float16) -> int:
     """Give the dataset a cache in `folder`; returns how many pictures went through the tower for it."""
     tower = Tower(model)
-    key = fingerprint(model.vision_model, dataset.image_processor, "fp32")
+    key = fingerprint(model.vision_model, dataset.transform.image_processor, "fp32")
     cache = FeatureCache(str(folder), key, width=48, dtype=dtype)
     cache_features(dataset, cache, tower, batch_size=3, show_progress=False)
     return tower.pictures
@@ -64,7 +64,8 @@ def assert_features_are_right(dataset, model):
     """Every example's feature is what the tower gives for its picture as it lies on disk now."""
     for index in range(len(dataset)):
         example = dataset[index]
-        wanted = Tower(model)(dataset.pixel_values(example["row"])[None])[0]
+        _, pixel_values, _ = dataset.load_images(example["rows"])
+        wanted = Tower(model)(pixel_values)
         torch.testing.assert_close(example["vision_pooler_output"].float(), wanted, atol=5e-3, rtol=0)
 
 
@@ -117,12 +118,23 @@ def test_a_longer_table_computes_its_new_pictures_alone(dataset, data, model, tm
     assert_features_are_right(pairs, model)
 
 
+def test_a_batch_may_come_from_many_shards_in_any_order(dataset, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 3)
+    pairs = dataset()
+    cached(pairs, model, tmp_path / "cache")
+    assert len(shards(tmp_path / "cache")) == 3
+    order = [5, 0, 7, 0, 3]
+    together = pairs.__getitems__(order)["vision_pooler_output"]
+    assert torch.equal(together, torch.cat([pairs[index]["vision_pooler_output"] for index in order]))
+    assert_features_are_right(pairs, model)
+
+
 def test_other_weights_or_settings_never_use_the_same_cache(dataset, model, tmp_path):
     pairs = dataset()
-    before = fingerprint(model.vision_model, pairs.image_processor, "fp32")
-    assert fingerprint(model.vision_model, pairs.image_processor, "fp16") != before
-    pairs.image_processor.image_mean = [0.1, 0.2, 0.3]
-    assert fingerprint(model.vision_model, pairs.image_processor, "fp32") != before
+    before = fingerprint(model.vision_model, pairs.transform.image_processor, "fp32")
+    assert fingerprint(model.vision_model, pairs.transform.image_processor, "fp16") != before
+    pairs.transform.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert fingerprint(model.vision_model, pairs.transform.image_processor, "fp32") != before
 
     pairs = dataset()
     cached(pairs, model, tmp_path / "cache")
@@ -143,7 +155,7 @@ def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monke
         return tower(pixel_values)
 
     pairs = dataset()
-    key = fingerprint(model.vision_model, pairs.image_processor, "fp32")
+    key = fingerprint(model.vision_model, pairs.transform.image_processor, "fp32")
     with pytest.raises(KeyboardInterrupt):
         cache_features(pairs, FeatureCache(str(tmp_path), key, 48), interrupted, batch_size=3, show_progress=False)
     pairs = dataset()
@@ -174,7 +186,7 @@ def test_bad_pictures_leave_the_set_with_their_reason(dataset, data, model, tmp_
         cached(pairs, model, tmp_path)
         assert [row for row, _ in pairs.bad_images] == [2, 4]
         assert "cannot identify" in pairs.bad_images[0][1] and "4.png: no such file" in pairs.bad_images[1][1]
-        assert [pairs[index]["row"] for index in range(len(pairs))] == [0, 1, 3, 5, 6, 7]
+        assert [pairs[index]["rows"].item() for index in range(len(pairs))] == [0, 1, 3, 5, 6, 7]
         assert_features_are_right(pairs, model)
 
 

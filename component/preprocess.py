@@ -1,0 +1,97 @@
+"""Picture files → pixel_values: what CLIPImageProcessorPil gives, in a fraction of its time.
+
+Each picture stays in Pillow and in 8 bits; a batch is then rescaled and normalised at once, by a table of the 256
+values that a pixel can have.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from component.image import load_draft, load_image
+
+MAX_ASPECT = 4 / 3  # of random pieces, upright or lying
+DRAFT_GAP = 2  # a draft has this many times the pixels to a side that it needs, as in Pillow's own thumbnails
+
+
+class ImageTransform:
+    """Reads pictures, and makes the pixel_values of a batch; without options equal to `image_processor` to the bit.
+
+    Args:
+        image_processor: a `CLIPImageProcessorPil`; its size, crop, rescaling and normalisation are taken over.
+        min_crop_area: for training: cut a random piece instead of the centre, with at least this share of the
+            picture's area, in (0, 1).
+        flip: for training: mirror every second picture. Captions that say left or right then become wrong.
+        draft: let the decoder halve large JPEGs, to no less than twice the size that they are scaled to. Several
+            times as fast for photographs as cameras make them; pixel_values differ by less than 0.02 in the mean.
+    """
+
+    def __init__(self, image_processor, min_crop_area: float | None = None, flip: bool = False, draft: bool = False):
+        self.image_processor, self.min_crop_area, self.flip = image_processor, min_crop_area, flip
+        self._draft_edge = None
+        if draft:
+            size = image_processor.size
+            edge = size.shortest_edge or max(size.height, size.width)
+            # The smallest piece must still have that many pixels at its narrowest.
+            share = math.sqrt(min_crop_area / MAX_ASPECT) if min_crop_area else 1
+            self._draft_edge = math.ceil(DRAFT_GAP * edge / share)
+        # Asked from the processor, so that its arithmetic is met to the last bit. (3, 256): channel, pixel.
+        ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+        options = dict(do_resize=False, do_center_crop=False, input_data_format="channels_last")
+        self._values = image_processor(ramp, **options, return_tensors="pt")["pixel_values"][0, :, :, 0].float()
+
+    def read(self, path: str) -> np.ndarray:
+        """The picture in (H, W, 3) uint8, H and W being the same for all. Raises BadImageError."""
+        if self._draft_edge is None:
+            image = load_image(path)
+            size = image.size
+        else:
+            image, size = load_draft(path, self._draft_edge)
+        image = self._cut_centre(image, size) if self.min_crop_area is None else self._cut_anywhere(image)
+        # torch's generator: a DataLoader seeds it anew in every worker and epoch.
+        if self.flip and torch.rand(()) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
+
+    def pixel_values(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """B pictures that `read` gave → (B, 3, H, W) float32."""
+        pixels = torch.from_numpy(np.stack(pictures)).int()
+        return torch.stack([self._values[c][pixels[..., c]] for c in range(3)], dim=1)
+
+    def _cut_centre(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        # `size`, not image.size: rounded in the draft, it can move the centre by a pixel of the result.
+        processor = self.image_processor
+        if processor.do_resize:
+            image = image.resize(self._scaled(*size), processor.resample)
+        if processor.do_center_crop:
+            width, height = processor.crop_size.width, processor.crop_size.height
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))  # black where it reaches outside
+        return image
+
+    def _scaled(self, width: int, height: int) -> tuple[int, int]:
+        size = self.image_processor.size
+        if not size.shortest_edge:
+            return size.width, size.height
+        long = int(size.shortest_edge * max(width, height) / min(width, height))
+        return (size.shortest_edge, long) if width <= height else (long, size.shortest_edge)
+
+    def _cut_anywhere(self, image: Image.Image) -> Image.Image:
+        """A random piece, scaled to the tower's size (Inception, arXiv:1409.4842, section 6)."""
+        area = image.width * image.height * _uniform(self.min_crop_area, 1)
+        aspect = math.exp(_uniform(-math.log(MAX_ASPECT), math.log(MAX_ASPECT)))
+        width = min(max(round(math.sqrt(area * aspect)), 1), image.width)
+        height = min(max(round(math.sqrt(area / aspect)), 1), image.height)
+        left, top = round(_uniform(0, image.width - width)), round(_uniform(0, image.height - height))
+        crop_size = self.image_processor.crop_size
+        return image.resize(
+            (crop_size.width, crop_size.height), self.image_processor.resample, (left, top, left + width, top + height)
+        )
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()

@@ -1,0 +1,127 @@
+"""The fast way from a picture file to pixel_values, against CLIPImageProcessor."""
+
+import glob
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from component.image import BadImageError, load_draft, load_image
+from component.preprocess import ImageTransform
+
+PICTURES = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.png")))
+PHOTOS = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.jpg")))
+
+
+def pixel_values(transform: ImageTransform, *paths) -> torch.Tensor:
+    return transform.pixel_values([transform.read(str(path)) for path in paths])
+
+
+def processed(processor, *paths) -> torch.Tensor:
+    return processor([load_image(str(path)) for path in paths], return_tensors="pt")["pixel_values"]
+
+
+@pytest.fixture
+def gradient(tmp_path):
+    """Save a picture whose pixels tell where they come from: red grows to the right, green downwards."""
+
+    def save(width: int, height: int, name: str = "a.png", **options) -> str:
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[..., 0] = np.linspace(0, 255, width)
+        pixels[..., 1] = np.linspace(0, 255, height)[:, None]
+        Image.fromarray(pixels).save(tmp_path / name, **options)
+        return str(tmp_path / name)
+
+    return save
+
+
+def test_equal_to_the_image_processor_to_the_bit():
+    processor = CLIPImageProcessorPil()
+    ours = pixel_values(ImageTransform(processor), *PICTURES, *PHOTOS)
+    assert ours.shape == (len(PICTURES) + len(PHOTOS), 3, 224, 224) and ours.dtype == torch.float32
+    assert torch.equal(ours, processed(processor, *PICTURES, *PHOTOS))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 301), (225, 224), (7, 5), (1, 90), (333, 331)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"size": {"height": 40, "width": 30}, "do_center_crop": False},
+        {"size": {"shortest_edge": 32}, "crop_size": {"height": 41, "width": 50}},
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [1.0, 2.0, 3.0]},
+        {"resample": Image.Resampling.BILINEAR},
+    ],
+)
+def test_equal_for_every_shape_and_setting(gradient, size, settings):
+    processor = CLIPImageProcessorPil(**{"size": {"shortest_edge": 32}, "crop_size": 32, **settings})
+    path = gradient(*size)
+    assert torch.equal(pixel_values(ImageTransform(processor), path), processed(processor, path))
+
+
+def test_draft_decoding_changes_photos_by_less_than_0_02(tmp_path):
+    processor = CLIPImageProcessorPil()
+    transform = ImageTransform(processor, draft=True)
+    path = tmp_path / "large.jpg"
+    for photo, edge in zip(PHOTOS, (896, 900, 1800, 2400, 3601), strict=True):
+        small = Image.open(photo)
+        small.resize((small.width * edge // min(small.size), small.height * edge // min(small.size))).save(path)
+        assert 0 < (pixel_values(transform, path) - processed(processor, path)).abs().mean() < 0.02
+
+
+def test_no_draft_where_the_picture_is_hardly_larger_than_needed():
+    processor = CLIPImageProcessorPil()
+    assert torch.equal(pixel_values(ImageTransform(processor, draft=True), *PHOTOS), processed(processor, *PHOTOS))
+
+
+@pytest.mark.parametrize(
+    ("edge", "wanted"), [(224, (300, 225)), (225, (300, 225)), (226, (600, 450)), (30, (150, 113))]
+)
+def test_a_draft_is_no_smaller_than_the_target(gradient, edge, wanted):
+    draft, size = load_draft(gradient(1200, 900, "a.jpg"), edge)
+    assert draft.size == wanted and size == (1200, 900)
+
+
+def test_a_draft_is_upright_and_leaves_other_formats_alone(gradient):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    draft, size = load_draft(gradient(1200, 900, "a.jpg", exif=exif), 224)
+    assert draft.size == (225, 300) and size == (900, 1200)
+    assert load_draft(gradient(1200, 900, "a.png"), 224)[0].size == (1200, 900)
+
+
+def test_a_damaged_draft_is_a_bad_image(gradient, tmp_path):
+    with open(gradient(1200, 900, "a.jpg"), "rb") as file:
+        (tmp_path / "cut.jpg").write_bytes(file.read()[:5000])
+    with pytest.raises(BadImageError, match="truncated"):
+        load_draft(str(tmp_path / "cut.jpg"), 224)
+
+
+def test_random_pieces_keep_their_share_and_lie_everywhere(gradient):
+    torch.manual_seed(0)
+    raw = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32, do_normalize=False)
+    transform = ImageTransform(raw, min_crop_area=0.25)
+    pieces = pixel_values(transform, *[gradient(160, 120)] * 200)
+    assert pieces.shape == (200, 3, 32, 32)
+    left, right = pieces[:, 0, 16, 0], pieces[:, 0, 16, -1]
+    top, bottom = pieces[:, 1, 0, 16], pieces[:, 1, -1, 16]
+    # the 32 pixels' centres span 31/32 of the piece
+    share = (right - left) * (bottom - top) * (32 / 31) ** 2
+    assert 0.2 < share.min() < 0.35 and share.max() > 0.8
+    assert left.min() < 0.05 and right.max() > 0.95 and top.min() < 0.05 and bottom.max() > 0.95
+
+
+def test_flip_mirrors_every_second_picture(gradient):
+    torch.manual_seed(0)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    path = gradient(50, 40)
+    straight = processed(processor, path)[0]
+    pictures = pixel_values(ImageTransform(processor, flip=True), *[path] * 100)
+    mirrored = [torch.equal(picture, straight.flip(-1)) for picture in pictures]
+    assert all(mirror or torch.equal(picture, straight) for mirror, picture in zip(mirrored, pictures, strict=True))
+    assert 30 < sum(mirrored) < 70

@@ -19,7 +19,6 @@ def main() -> str | None:
     # Only now, because these imports take seconds: --help and a mistyped option are answered at once.
     from component.argument import load_arguments
     from component.datacollator import PairCollator
-    from component.dataset import PairDataset
     from component.trainer import CLIPTrainer
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -27,10 +26,7 @@ def main() -> str | None:
         args = load_arguments(options.train_args_file, options.set)
         log_on_first_process(args.process_index)
         model, processor = load_model(args)
-        train_dataset, test_dataset = (
-            PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
-            for file in (args.train_file, args.test_file)
-        )
+        train_dataset, test_dataset = load_datasets(args, processor)
         for dataset in filter(None, (train_dataset, test_dataset)):
             dataset.require_a_picture()
         describe(train_dataset, test_dataset)
@@ -73,13 +69,28 @@ def load_model(args):
         model = BertCLIPModel.from_pretrained(args.clip_pretrain_path, dtype=torch.float32)
     else:
         model = BertCLIPModel.from_vision_text_pretrained(args.clip_pretrain_path, args.bert_pretrain_path)
-    if args.freeze_vision:
-        model.lock_vision()
+    if args.trainable_vision_blocks is not None:
+        model.lock_vision(args.trainable_vision_blocks)
     positions = model.config.text_config.max_position_embeddings
     if args.max_seq_length > positions:
         raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")
     tokenizer_path = None if args.load_from_bert_clip else args.bert_pretrain_path
     return model, load_processor(args.clip_pretrain_path, tokenizer_path, max_length=positions)
+
+
+def load_datasets(args, processor):
+    """The pairs for training, their pictures augmented as the arguments say, and those for testing, if any."""
+    from component.dataset import PairDataset
+    from component.preprocess import ImageTransform
+
+    # Pictures that are decoded once, or tested on, are worth the exact decoder.
+    transform = ImageTransform(
+        processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
+    )
+    return tuple(
+        PairDataset(file, args.image_path, processor, args.max_seq_length, transform) if file else None
+        for file, transform in ((args.train_file, transform), (args.test_file, None))
+    )
 
 
 def describe(*datasets) -> None:
@@ -113,7 +124,7 @@ def cache_images(args, model, *datasets) -> None:
             return tower(pixel_values.to(args.device)).pooler_output
 
     datasets = [dataset for dataset in datasets if dataset is not None]
-    key = fingerprint(tower, datasets[0].image_processor, str(precision))
+    key = fingerprint(tower, datasets[0].transform.image_processor, str(precision))
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size)
     for dataset in datasets:
         cache_features(

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -63,7 +64,17 @@ class CLIPTrainingArguments(TrainingArguments):
     max_seq_length: int = field(
         default=100, metadata={"help": "Tokens per text, [CLS] and [SEP] included; longer texts are cut."}
     )
-    freeze_vision: bool = field(default=True, metadata={"help": "Lock the vision tower (LiT)."})
+    freeze_vision: bool | str = field(
+        default=True,
+        metadata={
+            "help": "Lock the vision tower (LiT); false: train it; last_n_blocks:k: train its last k blocks alone."
+        },
+    )
+    min_crop_area: float | None = field(
+        default=None,
+        metadata={"help": "Train on random pieces with at least this share of a picture's area, e.g. 0.5; null: off."},
+    )
+    random_flip: bool = field(default=False, metadata={"help": "Mirror every second training picture."})
     image_feature_cache: str = field(
         default="auto",
         metadata={
@@ -99,17 +110,7 @@ class CLIPTrainingArguments(TrainingArguments):
             self._check_model_path(key)
         if self.eval_strategy != "no" and not self.test_file:
             raise ValueError(f"`eval_strategy` is {self.eval_strategy!r} but there is no `test_file` to evaluate on.")
-        if not self.freeze_vision:
-            if self.image_feature_cache not in ("auto", "off"):
-                raise ValueError(
-                    "`image_feature_cache` is a folder, but `freeze_vision` is false, and an unlocked tower gives "
-                    'something else every step. Set freeze_vision to true, or image_feature_cache to "off".'
-                )
-            self.image_feature_cache = "off"
-        elif self.image_feature_cache == "auto":
-            self.image_feature_cache = os.path.join(
-                os.path.dirname(os.path.abspath(self.output_dir)), "image_features"
-            )
+        self._check_images()
         if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             logger.warning("fp16 needs a GPU and none is in use: training in fp32.")
             self.fp16 = False
@@ -123,6 +124,42 @@ class CLIPTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process. Choose one with CUDA_VISIBLE_DEVICES=0, or use all of "
                 f"them with: torchrun --nproc_per_node {self.n_gpu} train_clip.py …"
+            )
+
+    @property
+    def trainable_vision_blocks(self) -> int | None:
+        """So many of the vision tower's last blocks are trained; None: all of the tower is."""
+        if isinstance(self.freeze_vision, bool):
+            return 0 if self.freeze_vision else None
+        return int(self.freeze_vision.removeprefix("last_n_blocks:"))
+
+    @property
+    def images_change(self) -> bool:
+        """The vision tower's output of a picture is not the same in every step."""
+        return self.freeze_vision is not True or self.min_crop_area is not None or self.random_flip
+
+    def _check_images(self) -> None:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        self.freeze_vision = words.get(str(self.freeze_vision).lower(), self.freeze_vision)
+        if not (
+            isinstance(self.freeze_vision, bool) or re.fullmatch(r"last_n_blocks:[1-9]\d*", str(self.freeze_vision))
+        ):
+            raise ValueError(
+                f"`freeze_vision` is {self.freeze_vision!r}; expected true, false, or last_n_blocks:k with k from 1."
+            )
+        if self.min_crop_area is not None and not 0 < self.min_crop_area < 1:
+            raise ValueError(f"`min_crop_area` is {self.min_crop_area}; expected a share between 0 and 1, or null.")
+        if self.images_change and self.image_feature_cache not in ("auto", "off"):
+            raise ValueError(
+                f"`image_feature_cache` is {self.image_feature_cache}, but features can only be kept where they are "
+                "the same in every step. Set it to off, or train with freeze_vision true and without min_crop_area "
+                "and random_flip."
+            )
+        if self.images_change:
+            self.image_feature_cache = "off"
+        elif self.image_feature_cache == "auto":
+            self.image_feature_cache = os.path.join(
+                os.path.dirname(os.path.abspath(self.output_dir)), "image_features"
             )
 
     def _help(self, key: str) -> str:

@@ -127,19 +127,31 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             model.text_projection.load_state_dict(clip.text_projection.state_dict())
         return model
 
-    @property
-    def vision_is_locked(self) -> bool:
-        return not any(parameter.requires_grad for parameter in self.vision_model.parameters())
+    def lock_vision(self, trainable_blocks: int = 0):
+        """Freeze the vision tower: no gradient, no optimizer state, always in eval mode.
 
-    def lock_vision(self):
-        """Freeze the vision tower: no gradient, no optimizer state, always in eval mode."""
-        self.vision_model.requires_grad_(False)
-        self.vision_model.eval()
+        Args:
+            trainable_blocks: so many of the last encoder blocks stay unlocked, and post_layernorm with them.
+
+        Raises:
+            ValueError: the tower has not so many blocks.
+        """
+        tower = self.vision_model
+        blocks = len(tower.encoder.layers)
+        if not 0 <= trainable_blocks <= blocks:
+            raise ValueError(f"The last {trainable_blocks} blocks cannot be unlocked: the vision tower has {blocks}.")
+        tower.requires_grad_(False)
+        if trainable_blocks:
+            tower.encoder.layers[-trainable_blocks:].requires_grad_(True)
+            tower.post_layernorm.requires_grad_(True)
+        self.train(self.training)
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.vision_is_locked:
-            self.vision_model.eval()
+        tower = self.vision_model
+        for part in (tower, tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:

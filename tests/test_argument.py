@@ -59,6 +59,28 @@ def test_booleans_written_as_words(load, value, meaning):
     assert load(freeze_vision=value).freeze_vision is meaning
 
 
+@pytest.mark.parametrize(
+    ("value", "blocks"), [(True, 0), (False, None), ("last_n_blocks:1", 1), ("last_n_blocks:12", 12)]
+)
+def test_how_many_blocks_of_the_vision_tower_are_trained(load, value, blocks):
+    assert load(freeze_vision=value).trainable_vision_blocks == blocks
+
+
+@pytest.mark.parametrize("keys", [{}, {"image_feature_cache": "there"}])
+def test_images_are_cached_where_they_do_not_change(load, tmp_path, keys):
+    assert load(**keys).image_feature_cache == keys.get("image_feature_cache", str(tmp_path / "image_features"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"freeze_vision": False}, {"freeze_vision": "last_n_blocks:1"}, {"min_crop_area": 0.5}, {"random_flip": 1}],
+)
+def test_images_that_change_are_not_cached(load, keys):
+    assert load(**keys).image_feature_cache == "off"
+    with pytest.raises(ValueError, match="`image_feature_cache` is there.*freeze_vision true and without"):
+        load(**keys, image_feature_cache="there")
+
+
 def test_numbers_written_as_strings(load):
     args = load(learning_rate="5e-5", max_seq_length="20", save_total_limit=None)
     assert args.learning_rate == 5e-5 and args.max_seq_length == 20 and args.save_total_limit is None
@@ -78,6 +100,12 @@ def test_set_overrides_the_file(train_args):
         ({"max_steps": 1.5}, "`max_steps` is 1.5"),
         ({"learning_rate": None}, "`learning_rate` is None; expected a number"),
         ({"fp16": "perhaps"}, "`fp16` is 'perhaps'; expected true/false"),
+        ({"freeze_vision": "perhaps"}, "`freeze_vision` is 'perhaps'; expected true, false, or last_n_blocks:k"),
+        ({"freeze_vision": "last_n_blocks:0"}, "k from 1"),
+        ({"freeze_vision": "last_n_blocks:-1"}, "k from 1"),
+        ({"freeze_vision": None}, "`freeze_vision` is None"),
+        ({"min_crop_area": 1.5}, "`min_crop_area` is 1.5; expected a share"),
+        ({"min_crop_area": 0}, "`min_crop_area` is 0"),
         ({"image_path": 7}, "`image_path` is 7; expected a string"),
         ({"lr_scheduler_type": "cosin"}, "cosin"),
         ({"train_file": "nowhere.csv"}, "`train_file`: there is no file nowhere.csv"),

@@ -147,6 +147,24 @@ def test_every_parameter_gets_a_gradient_and_a_locked_tower_none(model, batch):
     assert all((p.grad is None) == name.startswith("vision_model.") for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("trainable_blocks", [1, 2])
+def test_unlocked_blocks_get_gradients_and_the_rest_stays_in_eval_mode(model, batch, trainable_blocks):
+    model.lock_vision(trainable_blocks)
+    model.train()
+    model(**batch, return_loss=True).loss.backward()
+    tower = model.vision_model
+    unlocked = [*tower.encoder.layers[-trainable_blocks:], tower.post_layernorm]
+    locked = [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:-trainable_blocks]]
+    assert all(part.training and all(p.grad is not None for p in part.parameters()) for part in unlocked)
+    assert all(not part.training and all(p.grad is None for p in part.parameters()) for part in locked)
+
+
+def test_blocks_that_the_tower_has_not_are_refused(model):
+    for blocks in (3, -1):
+        with pytest.raises(ValueError, match="the vision tower has 2"):
+            model.lock_vision(blocks)
+
+
 def test_unequal_numbers_have_logits_but_no_loss(model, batch):
     batch["pixel_values"] = batch["pixel_values"][:1]
     assert model(**batch).logits_per_image.shape == (1, 3)

@@ -15,6 +15,7 @@ from component.files import replace_folder
 from component.loss import clip_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
+from component.sampler import LengthGroupedSampler
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class CLIPTrainer(Trainer):
     - A bad picture is left out of its batch, named once in the log, and counted in the metrics.
     - Evaluation gives recall over the whole test set beside the loss.
     - No weight decay on logit_scale, biases and LayerNorm; logit_scale is clamped at ln 100.
+    - `train_sampling_strategy: "group_by_length"` needs no pass over the data, and keeps batches in random order.
     - Logs carry ln(batch), logit_scale and pairs per second.
     """
 
@@ -46,6 +48,17 @@ class CLIPTrainer(Trainer):
         self._start_log_window()
 
     # ---- training ----
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            self.train_dataset.lengths,
+            self.args.train_batch_size * self.args.world_size,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            # Not set_epoch: under several ranks, accelerate does not pass it on after a resumption.
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)

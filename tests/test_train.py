@@ -17,6 +17,7 @@ from component.dataset import PairDataset
 from component.model import BertCLIPModel, BertCLIPTextModel
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
+from train_clip import load_datasets
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -50,8 +51,8 @@ def trainer(train_args, bert_clip_path):
         processor = load_processor(bert_clip_path)
         torch.manual_seed(0)
         model = BertCLIPModel.from_pretrained(bert_clip_path, dtype=torch.float32)
-        if args.freeze_vision:
-            model.lock_vision()
+        if args.trainable_vision_blocks is not None:
+            model.lock_vision(args.trainable_vision_blocks)
         datasets = [
             PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
             for file in (args.train_file, args.test_file)
@@ -144,6 +145,29 @@ def test_going_on_from_a_checkpoint_and_from_a_final_model(train_args, tmp_path)
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+def test_grouped_by_length_two_processes_resume_in_mid_epoch_as_if_never_stopped(train_args, data, tmp_path):
+    rows = [f"{caption * (n % 2 + 1)},{n}.png" for n, caption in enumerate(CAPTIONS)]
+    keys = dict(
+        train_file=table(data / "t.csv", *rows),
+        train_sampling_strategy="group_by_length",
+        per_device_train_batch_size=1,
+        num_train_epochs=3,
+        save_steps=6,  # in the middle of the second epoch
+        ddp_backend="gloo",
+    )
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_clip.py")
+
+    def losses(**more) -> list[float]:
+        result = run(*command, "--train_args_file", train_args(**keys, **more))
+        assert result.returncode == 0, result.stderr
+        history = read(tmp_path, "output", "trainer_state.json")["log_history"]
+        return [entry["loss"] for entry in history if "loss" in entry]
+
+    whole = losses()
+    resumed = losses(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-6"))
+    assert len(whole) == 12 and resumed == pytest.approx(whole, abs=1e-5)
+
+
 @pytest.mark.parametrize("cache", ["auto", "off"])
 def test_bad_pictures_are_named_once_and_counted(train_args, data, tmp_path, cache):
     (data / "images" / "2.png").write_bytes(b"<html>")
@@ -181,6 +205,7 @@ def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):
     [
         ({"learning_rat": 1}, "Unknown argument `learning_rat`"),
         ({"max_seq_length": 30}, "the text tower has 24 positions"),
+        ({"freeze_vision": "last_n_blocks:3"}, "last 3 blocks cannot be unlocked: the vision tower has 2"),
         ({"image_path": "tests"}, "None of the 8 pictures"),
         ({"resume_from_checkpoint": True}, "no checkpoint"),
     ],
@@ -260,6 +285,25 @@ def test_an_unlocked_tower_is_trained(trainer):
     assert built.model.vision_model.training and sum(moved) > len(moved) / 2
 
 
+def test_the_last_blocks_alone_are_trained(trainer):
+    built = trainer(freeze_vision="last_n_blocks:1", max_steps=1)
+    before = {name: value.clone() for name, value in built.model.vision_model.named_parameters()}
+    built.train()
+    for name, value in built.model.vision_model.named_parameters():
+        if not name.startswith(("encoder.layers.1.", "post_layernorm.")):
+            assert torch.equal(value, before[name]) and value not in built.optimizer.state, name
+        elif not name.endswith("k_proj.bias"):  # shifts all scores of a query alike: its gradient is 0
+            assert not torch.equal(value, before[name]) and value in built.optimizer.state, name
+
+
+def test_pictures_change_in_training_alone(train_args, data, bert_clip_path):
+    args = load_arguments(train_args(test_file=str(data / "train.csv"), min_crop_area=0.3, random_flip=True))
+    training, testing = load_datasets(args, load_processor(bert_clip_path))
+    images = [[dataset.load_images(range(8))[1] for _ in range(2)] for dataset in (training, testing)]
+    assert images[0][0].shape == images[1][0].shape and not torch.equal(*images[0])
+    assert torch.equal(*images[1])
+
+
 def test_the_loss_falls_far_below_that_of_guessing(trainer):
     built = trainer(num_train_epochs=80, per_device_train_batch_size=8, learning_rate=5e-3, logging_steps=10)
     built.train()
@@ -270,7 +314,7 @@ def test_the_loss_falls_far_below_that_of_guessing(trainer):
 def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
     built = trainer(test_file=str(data / "train.csv"), per_device_eval_batch_size=3)
     metrics = built.evaluate()
-    batch = built.data_collator([built.eval_dataset[row] for row in range(8)])
+    batch = built.data_collator(built.eval_dataset.__getitems__(range(8)))
     with torch.no_grad():
         outputs = built.model.eval()(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")})
     hits = outputs.logits_per_text.argmax(dim=1) == torch.arange(8)

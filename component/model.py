@@ -89,6 +89,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self._locked: list[nn.Module] = []
         self.post_init()
 
     @torch.no_grad()
@@ -140,18 +141,18 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         blocks = len(tower.encoder.layers)
         if not 0 <= trainable_blocks <= blocks:
             raise ValueError(f"The last {trainable_blocks} blocks cannot be unlocked: the vision tower has {blocks}.")
-        tower.requires_grad_(False)
         if trainable_blocks:
-            tower.encoder.layers[-trainable_blocks:].requires_grad_(True)
-            tower.post_layernorm.requires_grad_(True)
+            self._locked = [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:-trainable_blocks]]
+        else:
+            self._locked = [tower]
+        for part in self._locked:
+            part.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True):
         super().train(mode)
-        tower = self.vision_model
-        for part in (tower, tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
+        for part in self._locked:
+            part.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:

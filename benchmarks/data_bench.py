@@ -230,7 +230,9 @@ def serve(pipe, latency: float) -> None:
         def answer(self, kind, body):
             if kind == b"hang":
                 return self.transport.close()
-            status = kind if kind in (b"404", b"500") else b"200"
+            status = b"200"
+            if kind in (b"404", b"500"):
+                status, body = kind, b"<html>sorry</html>"
             head = b"HTTP/1.1 %s x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
             if kind == b"drip":
                 self.transport.write(head)

@@ -42,7 +42,8 @@ class ImageTransform:
         # Asked from the processor, so that its arithmetic is met to the last bit. (3, 256): channel, pixel.
         ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
         options = dict(do_resize=False, do_center_crop=False, input_data_format="channels_last")
-        self._values = image_processor(ramp, **options, return_tensors="pt")["pixel_values"][0, :, :, 0].float()
+        values = image_processor(ramp, **options, return_tensors="np")["pixel_values"]
+        self._values = values[0, :, :, 0].astype(np.float32)
 
     def read(self, path: str) -> np.ndarray:
         """The picture in (H, W, 3) uint8, H and W being the same for all. Raises BadImageError."""
@@ -59,8 +60,8 @@ class ImageTransform:
 
     def pixel_values(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """B pictures that `read` gave → (B, 3, H, W) float32."""
-        pixels = torch.from_numpy(np.stack(pictures)).int()
-        return torch.stack([self._values[c][pixels[..., c]] for c in range(3)], dim=1)
+        pixels = np.stack(pictures)
+        return torch.from_numpy(np.stack([self._values[c][pixels[..., c]] for c in range(3)], axis=1))
 
     def _cut_centre(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         # `size`, not image.size: rounded in the draft, it can move the centre by a pixel of the result.

@@ -253,6 +253,22 @@ def test_a_step_of_nothing_but_bad_pictures_moves_nothing(trainer, data):
     assert all(torch.equal(value, before[name]) for name, value in built.model.named_parameters())
 
 
+def test_towers_run_in_half_precision_and_the_loss_does_not(trainer, monkeypatch):
+    built = trainer(bf16=True, max_steps=2)
+    dtypes, compute_loss = [], built.compute_loss
+
+    def recorded(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)
+        dtypes.append(loss.dtype)
+        return loss
+
+    monkeypatch.setattr(built, "compute_loss", recorded)
+    built.model.text_projection.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    built.train()
+    assert dtypes == [torch.bfloat16, torch.float32] * 2
+    assert all(value.dtype == torch.float32 for value in built.model.parameters())
+
+
 def test_logit_scale_stays_below_ln_100(trainer):
     built = trainer(max_steps=2, learning_rate=0.5)
     with torch.no_grad():

@@ -1,0 +1,307 @@
+"""Pairs per second in training, against the published loop above and the bare text tower below.
+
+    python benchmarks/train_bench.py --preset tiny|small|base [--precision bf16] [--out train_bench.json]
+
+a  published loop: Pillow and the HF image processor for each picture, ViT forward in every step, HF Trainer
+b  ours with the feature cache
+c  ours without it
+d  the text tower alone, forward and backward on ready tensors, those of b's batches: the limit of LiT
+"grouped" stands for `train_sampling_strategy: "group_by_length"`.
+
+All on the same towers (random weights), JPEGs of 400 x 300 and captions of 5 to 40 characters, made here. The loops
+take turns, `--rounds` times; reported are the medians. a runs in the precision of the published recipe: fp16 on a
+GPU, fp32 without. base is ViT-B/32 with BERT-base; for it the time of the published recipe is extrapolated.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from data_bench import example_picture
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import BertTokenizerFast, CLIPProcessor, Trainer, TrainerCallback, TrainingArguments
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from component.argument import CLIPTrainingArguments
+from component.configuration import BertCLIPConfig
+from component.datacollator import PairCollator
+from component.dataset import PairDataset
+from component.model import BertCLIPModel
+from component.trainer import CLIPTrainer
+from train_clip import cache_images
+
+# layers, width and heads of both towers; pairs per step
+PRESETS = {"tiny": (2, 64, 2, 64), "small": (4, 256, 4, 64), "base": (12, 768, 12, 32)}
+RECIPE_STEPS, RECIPE_BATCH, RECIPE_PICTURES = 73_100, 768, 1_400_000
+WARMUP_STEPS = 2
+CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 20_000)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--batch_size", type=int, help="pairs per step; by default that of the preset")
+    parser.add_argument("--steps", type=int, default=8, help="of each loop and round, after the warm-up")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data, for a and ours")
+    parser.add_argument("--precision", choices=DTYPES, help="of b, c and d; by default bf16 on a GPU, fp32 without")
+    parser.add_argument("--out", help="JSON file with the results")
+    options = parser.parse_args()
+    options.batch_size = options.batch_size or PRESETS[options.preset][-1]
+    options.precision = options.precision or ("bf16" if DEVICE == "cuda" else "fp32")
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, Path(folder))
+        caching_seconds = bench.fill_cache()
+        speeds = {}
+        for _ in range(options.rounds):
+            for name, speed in bench.round().items():
+                speeds.setdefault(name, []).append(speed)
+    speeds = {name: statistics.median(values) for name, values in speeds.items()}
+    results = {
+        **vars(options),
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "pairs_per_second": speeds,
+        "b / d": speeds["b"] / speeds["d"],
+        "b grouped / d grouped": speeds["b grouped"] / speeds["d grouped"],
+        "b / a": speeds["b"] / speeds["a"],
+        "b grouped / a": speeds["b grouped"] / speeds["a"],
+        "c / a": speeds["c"] / speeds["a"],
+        "c grouped / a": speeds["c grouped"] / speeds["a"],
+        "padding": bench.padding("b"),
+        "padding, grouped": bench.padding("b grouped"),
+        "images_cached_per_second": bench.num_pairs / caching_seconds,
+        "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / matmul_peak(options.precision),
+    }
+    if options.preset == "base":
+        seconds = (
+            RECIPE_STEPS * RECIPE_BATCH / speeds["b grouped"] + RECIPE_PICTURES / bench.num_pairs * caching_seconds
+        )
+        results["published recipe extrapolated, hours"] = seconds / 3600
+    report(results)
+    if options.out:
+        Path(options.out).write_text(json.dumps(results, indent=2) + "\n")
+
+
+class Bench:
+    """The data, the towers and the loops of one run."""
+
+    def __init__(self, options, folder: Path):
+        self.options, self.folder = options, folder
+        self.num_pairs = options.batch_size * (options.steps + WARMUP_STEPS)
+        self.captions = make_data(folder, self.num_pairs)
+        self.batches: dict[str, list] = {}
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
+        (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+        self.processor = CLIPProcessor(CLIPImageProcessorPil(), BertTokenizerFast(str(folder / "vocab.txt")))
+        self.cached, self.decoded = (
+            PairDataset(str(folder / "train.csv"), str(folder), self.processor, max_seq_length=100) for _ in range(2)
+        )
+
+    def model(self) -> BertCLIPModel:
+        layers, width, heads, _ = PRESETS[self.options.preset]
+        tower = dict(
+            num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
+        )
+        text = dict(vocab_size=len(CHARACTERS) + 5, **tower)
+        torch.manual_seed(0)
+        model = BertCLIPModel(BertCLIPConfig(text, dict(image_size=224, patch_size=32, **tower)))
+        model.lock_vision()
+        return model
+
+    def arguments(self, grouped: bool = False) -> CLIPTrainingArguments:
+        return CLIPTrainingArguments(
+            clip_pretrain_path="none",
+            bert_pretrain_path="none",
+            train_file=str(self.folder / "train.csv"),
+            image_path=str(self.folder),
+            image_feature_cache=str(self.folder / "cache"),
+            train_sampling_strategy="group_by_length" if grouped else "random",
+            bf16=self.options.precision == "bf16",
+            fp16=self.options.precision == "fp16",
+            **self.common_arguments(),
+        )
+
+    def common_arguments(self) -> dict:
+        return dict(
+            output_dir=str(self.folder / "output"),
+            per_device_train_batch_size=self.options.batch_size,
+            max_steps=self.options.steps + WARMUP_STEPS,
+            dataloader_num_workers=self.options.workers,
+            learning_rate=5e-5,
+            logging_steps=10**6,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=DEVICE == "cpu",
+        )
+
+    def fill_cache(self) -> float:
+        """Seconds that it takes."""
+        start = time.perf_counter()
+        cache_images(self.arguments(), self.model(), self.cached)
+        return time.perf_counter() - start
+
+    def round(self) -> dict[str, float]:
+        """Loop → pairs per second."""
+        return {
+            "a": self.published(),
+            "b": self.ours("b", self.cached),
+            "d": self.text_tower("b"),
+            "b grouped": self.ours("b grouped", self.cached, grouped=True),
+            "d grouped": self.text_tower("b grouped"),
+            "c": self.ours("c", self.decoded),
+            "c grouped": self.ours("c grouped", self.decoded, grouped=True),
+        }
+
+    def published(self) -> float:
+        model = self.model().train()
+        arguments = TrainingArguments(
+            optim="adamw_torch", fp16=DEVICE == "cuda", remove_unused_columns=False, **self.common_arguments()
+        )
+        return self.timed(Trainer(model, arguments, self.collate_texts, PublishedDataset(self)))
+
+    def collate_texts(self, examples: list[dict]) -> dict:
+        texts = [example["text"] for example in examples]
+        inputs = self.processor.tokenizer(texts, max_length=100, truncation=True, padding=True, return_tensors="pt")
+        pixel_values = torch.cat([example["pixel_values"] for example in examples])
+        return {**inputs, "pixel_values": pixel_values, "return_loss": True}
+
+    def ours(self, name: str, dataset: PairDataset, grouped: bool = False) -> float:
+        trainer = RecordingTrainer(
+            model=self.model(),
+            args=self.arguments(grouped),
+            train_dataset=dataset,
+            data_collator=PairCollator(self.processor.tokenizer.pad_token_id),
+        )
+        speed = self.timed(trainer)
+        self.batches[name] = trainer.batches[WARMUP_STEPS:]
+        return speed
+
+    def timed(self, trainer: Trainer) -> float:
+        clock = Clock()
+        trainer.add_callback(clock)
+        trainer.train()
+        return self.options.steps * self.options.batch_size / clock.seconds
+
+    def text_tower(self, name: str) -> float:
+        dtype = DTYPES[self.options.precision]
+        tower = self.model().text_model.to(DEVICE).train()
+
+        def step(input_ids, attention_mask):
+            with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+                output = tower(input_ids, attention_mask=attention_mask).pooler_output
+            output.float().sum().backward()
+            tower.zero_grad()
+
+        for batch in self.batches[name][:WARMUP_STEPS]:
+            step(*batch)
+        start = now()
+        for batch in self.batches[name]:
+            step(*batch)
+        return self.options.steps * self.options.batch_size / (now() - start)
+
+    def padding(self, name: str) -> float:
+        masks = [mask for _, mask in self.batches[name]]
+        return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
+
+    def text_flops_per_pair(self, name: str) -> float:
+        """Multiplications and additions of forward and backward, padding included, which the hardware computes too."""
+        layers, width, _, _ = PRESETS[self.options.preset]
+        flops = 0
+        for input_ids, _ in self.batches[name]:
+            pairs, tokens = input_ids.shape
+            flops += 3 * pairs * tokens * layers * (2 * 12 * width**2 + 4 * tokens * width)
+        return flops / (self.options.steps * self.options.batch_size)
+
+
+class PublishedDataset(Dataset):
+    """As in the published recipe: each picture is opened and processed on its own, in every epoch."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+
+    def __len__(self) -> int:
+        return self.bench.num_pairs
+
+    def __getitem__(self, index: int) -> dict:
+        image = Image.open(self.bench.folder / f"{index}.jpg")
+        pixel_values = self.bench.processor(images=image, return_tensors="pt")["pixel_values"]
+        return {"text": self.bench.captions[index], "pixel_values": pixel_values}
+
+
+class RecordingTrainer(CLIPTrainer):
+    """Keeps the texts of its batches."""
+
+    batches: list
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.batches = [*getattr(self, "batches", []), (inputs["input_ids"], inputs["attention_mask"])]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+class Clock(TrainerCallback):
+    """Seconds from the end of the warm-up to the end of the last step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == WARMUP_STEPS:
+            self.start = now()
+        self.seconds = now() - self.start if state.global_step == state.max_steps else None
+
+
+def now() -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def make_data(folder: Path, num_pairs: int) -> list[str]:
+    """Pictures and train.csv; returns the captions."""
+    random = np.random.default_rng(0)
+    pictures = [example_picture(seed, (400, 300)) for seed in range(32)]
+    captions = []
+    for index in range(num_pairs):
+        (folder / f"{index}.jpg").write_bytes(pictures[index % len(pictures)])
+        captions.append("".join(random.choice(CHARACTERS[:3000], random.integers(5, 41))))
+    rows = (f"{caption},{index}.jpg\n" for index, caption in enumerate(captions))
+    (folder / "train.csv").write_text("text,filename\n" + "".join(rows), encoding="utf-8")
+    return captions
+
+
+def matmul_peak(precision: str) -> float:
+    """Floating point operations per second of the best of some large products."""
+    size = 8192 if DEVICE == "cuda" else 2048
+    matrix = torch.randn(size, size, device=DEVICE, dtype=DTYPES[precision])
+    best = float("inf")
+    for _ in range(10):
+        start = now()
+        matrix @ matrix
+        best = min(best, now() - start)
+    return 2 * size**3 / best
+
+
+def report(results: dict) -> None:
+    for name, value in results.items():
+        if name == "pairs_per_second":
+            for loop, speed in value.items():
+                print(f"{f'{loop}, pairs/s':<40} {speed:>12.1f}")
+        else:
+            print(f"{name:<40} {f'{value:.3f}' if isinstance(value, float) else value!s:>12}")
+
+
+if __name__ == "__main__":
+    main()

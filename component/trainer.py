@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
 from component.files import replace_folder
+from component.gather import gather_rows
 from component.loss import clip_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
@@ -31,7 +33,8 @@ class CLIPTrainer(Trainer):
     """transformers' Trainer for `BertCLIPModel`, a `PairDataset` and a `PairCollator`.
 
     Differences from its parent:
-    - The contrastive loss is computed in fp32 from the embeddings, whatever the towers run in.
+    - The contrastive loss is computed in fp32 from the embeddings, whatever the towers run in. Its negatives are the
+      pairs of all processes.
     - A bad picture is left out of its batch, named once in the log, and counted in the metrics.
     - Evaluation gives recall over the whole test set beside the loss.
     - No weight decay on logit_scale, biases and LayerNorm; logit_scale is clamped at ln 100.
@@ -60,28 +63,40 @@ class CLIPTrainer(Trainer):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
+    def _get_eval_sampler(self, eval_dataset):
+        # The parent's would be grouped as well, and an eval_loss over other batches is another eval_loss.
+        return SequentialSampler(eval_dataset)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs)
+        inputs = dict(inputs)
+        pairs = len(inputs.pop("rows"))
+        outputs = model(**(inputs if pairs else self._placeholder_pair()))
+        embeds = outputs.image_embeds[:pairs], outputs.text_embeds[:pairs]
         logit_scale = self.accelerator.unwrap_model(model).logit_scale.exp()
-        loss = clip_loss(outputs.image_embeds, outputs.text_embeds, logit_scale)
+        if model.training and self.args.world_size > 1:
+            # DDP averages the gradients of the processes, and their shares of the loss want to be added up.
+            loss = clip_loss(*embeds, logit_scale, gather_rows) * self.args.world_size
+        else:
+            loss = clip_loss(*embeds, logit_scale)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         inputs = dict(inputs)
-        rows = inputs.pop("rows")
         self._note_bad_images("train", self.train_dataset, inputs.pop("bad_images"))
-        if not len(rows):
-            super().training_step(model, self._placeholder_pair(), num_items_in_batch)
-            return torch.tensor(torch.nan, device=self.args.device)  # the Trainer leaves NaN out of the logged mean
-        self._pairs += len(rows)
-        self._ln_batch += [math.log(len(rows))]
-        return super().training_step(model, inputs, num_items_in_batch)
+        pairs = len(inputs["rows"])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if pairs:
+            self._pairs += pairs
+            self._ln_batch += [math.log(pairs * self.args.world_size)]
+        elif self.args.world_size == 1:
+            loss = torch.full_like(loss, torch.nan)  # the Trainer leaves NaN out of the logged mean
+        return loss
 
     def _placeholder_pair(self) -> dict[str, Tensor]:
-        """What stands in for a batch without any good picture.
+        """What goes through the model in place of a batch without any good picture; its embeddings are not used.
 
-        The loss of a single pair is 0 and so are its gradients, but every rank goes through forward and backward:
-        under DDP or FSDP the others would wait forever for one that does not.
+        Its gradients are 0, but there are some: under DDP or FSDP the other processes would wait forever for one that
+        skips forward and backward, and the fp16 scaler wants to see gradients.
         """
         vision = self.model.config.vision_config
         pixel_values = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
@@ -101,10 +116,10 @@ class CLIPTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
-        rows = inputs.pop("rows")
         self._note_bad_images("eval", self.callback_handler.eval_dataloader.dataset, inputs.pop("bad_images"))
+        rows = inputs["rows"]
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs if len(rows) else self._placeholder_pair(), True)
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if not len(rows):
             return loss, None, None
         self._evaluated.append((rows.cpu(), outputs.text_embeds.cpu(), outputs.image_embeds.cpu(), loss.item()))

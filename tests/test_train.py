@@ -337,6 +337,12 @@ def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
     assert metrics["eval_text_to_image_recall@1"] == pytest.approx(hits.double().mean().item())
 
 
+def test_grouping_by_length_does_not_reach_the_evaluation(trainer, data):
+    keys = dict(test_file=str(data / "train.csv"), per_device_eval_batch_size=3)
+    grouped = trainer(train_sampling_strategy="group_by_length", **keys).evaluate()
+    assert grouped["eval_loss"] == pytest.approx(trainer(**keys).evaluate()["eval_loss"])
+
+
 def test_a_test_set_without_good_pictures_is_named(trainer, data):
     built = trainer(test_file=table(data / "t.csv", "小狗,none.png"))
     with pytest.raises(ValueError, match="t.csv: none of its pictures"):

@@ -69,12 +69,17 @@ class FeatureCache:
                 f"The image feature cache {folder} cannot be made ({error.strerror}). Set `image_feature_cache` to a "
                 'folder that can be written, or to "off".'
             ) from None
+        self._names: set[str] = set()
+        self._keys: list[np.ndarray] = [np.empty(0, np.int64)]
+        self._shards: list[Tensor] = []
         self.refresh()
 
     def refresh(self) -> None:
-        """Open all shards that lie in the folder, those of other processes too; damaged ones are removed."""
-        keys, self._shards = [np.empty(0, np.int64)], []
-        for name in sorted(os.listdir(self.folder)):
+        """Open the shards that are new in the folder, those of other processes too; damaged ones are removed.
+
+        Positions that `find` gave earlier stay valid: new shards go behind the others.
+        """
+        for name in sorted(set(os.listdir(self.folder)) - self._names):
             path = os.path.join(self.folder, name)
             if not name.endswith(".safetensors"):
                 continue
@@ -84,9 +89,10 @@ class FeatureCache:
                     os.remove(path)
                     continue
             shard = safetensors.torch.load_file(path)  # memory-mapped, nothing is read yet
-            keys.append(shard["keys"].numpy())
+            self._names.add(name)
+            self._keys.append(shard["keys"].numpy())
             self._shards.append(shard["features"])
-        keys = np.concatenate(keys)
+        keys = np.concatenate(self._keys)
         self._order = np.argsort(keys, kind="stable")
         self._sorted_keys = keys[self._order]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])

@@ -129,6 +129,21 @@ def test_a_batch_may_come_from_many_shards_in_any_order(dataset, model, tmp_path
     assert_features_are_right(pairs, model)
 
 
+def test_a_second_table_on_the_same_cache_leaves_the_first_its_features(dataset, data, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 1)  # many shards: the digests order them at random
+    with open(data / "more.csv", "w", encoding="utf-8") as file:
+        file.write("text,filename\n")
+        for number in range(8):
+            Image.new("RGB", (50, 40), (number * 30, 0, 99)).save(data / "images" / f"new{number}.png")
+            file.write(f"小狗,new{number}.png\n")
+    first, second = dataset(), dataset("more.csv")
+    cache = FeatureCache(str(tmp_path), fingerprint(model.vision_model, first.transform.image_processor, "fp32"), 48)
+    for pairs in (first, second):
+        cache_features(pairs, cache, Tower(model), batch_size=1, show_progress=False)
+    assert_features_are_right(first, model)
+    assert_features_are_right(second, model)
+
+
 def test_other_weights_or_settings_never_use_the_same_cache(dataset, model, tmp_path):
     pairs = dataset()
     before = fingerprint(model.vision_model, pairs.transform.image_processor, "fp32")

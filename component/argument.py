@@ -16,6 +16,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from component.model_path import is_hub_name
+
 logger = logging.getLogger(__name__)
 
 # Keys of older transformers versions, and what they are called today.
@@ -167,10 +169,7 @@ class CLIPTrainingArguments(TrainingArguments):
 
     def _check_model_path(self, key: str) -> None:
         path = getattr(self, key)
-        if not path or os.path.isfile(os.path.join(path, "config.json")):
-            return
-        # A hub name is "model" or "user/model"; anything else is meant to be a folder.
-        if os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        if path and not is_hub_name(path) and not os.path.isfile(os.path.join(path, "config.json")):
             raise ValueError(f"`{key}`: {path} is not a model folder (no config.json in it; seen from {os.getcwd()}).")
 
     def _check_resume(self) -> None:

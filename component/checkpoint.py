@@ -9,6 +9,7 @@ from transformers import CLIPProcessor
 from transformers.utils import logging as transformers_logging
 
 from component.model import BertCLIPModel
+from component.model_path import is_hub_name
 from component.processor import load_processor
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -53,11 +54,10 @@ def loading(path: str) -> Iterator[None]:
 
 
 def _check_folder(path: str) -> None:
-    if not os.path.isdir(path):
-        # A hub name is "model" or "user/model"; anything else is meant to be a folder.
-        if os.path.exists(path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}).")
+    if is_hub_name(path):
         return
+    if not os.path.isdir(path):
+        raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}).")
     if not os.path.isfile(os.path.join(path, "config.json")):
         checkpoints = sorted(name for name in os.listdir(path) if name.startswith("checkpoint-"))
         hint = f" Did you mean {os.path.join(path, checkpoints[-1])}?" if checkpoints else ""

@@ -52,6 +52,8 @@ def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
+                if image.format == "EPS":
+                    raise ValueError("EPS is a program for Ghostscript, which is not run on files from the internet")
                 yield image
     except FileNotFoundError:
         raise BadImageError("no such file") from None

@@ -156,6 +156,12 @@ def test_what_is_no_picture_says_why(tmp_path):
         load_image(str(tmp_path))
 
 
+def test_a_program_for_ghostscript_is_not_run(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg", format="EPS")
+    with pytest.raises(BadImageError, match="EPS"):
+        load_image(str(tmp_path / "a.jpg"))
+
+
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", Image.new("1", (200, 200)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)

@@ -57,6 +57,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, for a and ours")
     parser.add_argument("--precision", choices=DTYPES, help="of b, c and d; by default bf16 on a GPU, fp32 without")
+    parser.add_argument(
+        "--busy", action="store_true", help="count CPU seconds of this process: for a CPU shared with others, 1 thread"
+    )
     parser.add_argument("--out", help="JSON file with the results")
     options = parser.parse_args()
     options.batch_size = options.batch_size or PRESETS[options.preset][-1]
@@ -85,7 +88,7 @@ def main():
         "padding": bench.padding("b"),
         "padding, grouped": bench.padding("b grouped"),
         "images_cached_per_second": bench.num_pairs / caching_seconds,
-        "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / matmul_peak(options.precision),
+        "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / bench.matmul_peak(),
     }
     if options.preset == "base":
         seconds = (
@@ -152,9 +155,9 @@ class Bench:
 
     def fill_cache(self) -> float:
         """Seconds that it takes."""
-        start = time.perf_counter()
+        start = self.now()
         cache_images(self.arguments(), self.model(), self.cached)
-        return time.perf_counter() - start
+        return self.now() - start
 
     def round(self) -> dict[str, float]:
         """Loop → pairs per second."""
@@ -193,7 +196,7 @@ class Bench:
         return speed
 
     def timed(self, trainer: Trainer) -> float:
-        clock = Clock()
+        clock = Clock(self.now)
         trainer.add_callback(clock)
         trainer.train()
         return self.options.steps * self.options.batch_size / clock.seconds
@@ -210,10 +213,26 @@ class Bench:
 
         for batch in self.batches[name][:WARMUP_STEPS]:
             step(*batch)
-        start = now()
+        start = self.now()
         for batch in self.batches[name]:
             step(*batch)
-        return self.options.steps * self.options.batch_size / (now() - start)
+        return self.options.steps * self.options.batch_size / (self.now() - start)
+
+    def now(self) -> float:
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.options.busy else time.perf_counter()
+
+    def matmul_peak(self) -> float:
+        """Floating point operations per second of the best of some large products."""
+        size = 8192 if DEVICE == "cuda" else 2048
+        matrix = torch.randn(size, size, device=DEVICE, dtype=DTYPES[self.options.precision])
+        best = float("inf")
+        for _ in range(10):
+            start = self.now()
+            matrix @ matrix
+            best = min(best, self.now() - start)
+        return 2 * size**3 / best
 
     def padding(self, name: str) -> float:
         masks = [mask for _, mask in self.batches[name]]
@@ -257,16 +276,14 @@ class RecordingTrainer(CLIPTrainer):
 class Clock(TrainerCallback):
     """Seconds from the end of the warm-up to the end of the last step."""
 
+    def __init__(self, now):
+        self.now = now
+
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == WARMUP_STEPS:
-            self.start = now()
-        self.seconds = now() - self.start if state.global_step == state.max_steps else None
-
-
-def now() -> float:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+            self.start = self.now()
+        elif state.global_step == state.max_steps:
+            self.seconds = self.now() - self.start
 
 
 def make_data(folder: Path, num_pairs: int) -> list[str]:
@@ -280,18 +297,6 @@ def make_data(folder: Path, num_pairs: int) -> list[str]:
     rows = (f"{caption},{index}.jpg\n" for index, caption in enumerate(captions))
     (folder / "train.csv").write_text("text,filename\n" + "".join(rows), encoding="utf-8")
     return captions
-
-
-def matmul_peak(precision: str) -> float:
-    """Floating point operations per second of the best of some large products."""
-    size = 8192 if DEVICE == "cuda" else 2048
-    matrix = torch.randn(size, size, device=DEVICE, dtype=DTYPES[precision])
-    best = float("inf")
-    for _ in range(10):
-        start = now()
-        matrix @ matrix
-        best = min(best, now() - start)
-    return 2 * size**3 / best
 
 
 def report(results: dict) -> None:

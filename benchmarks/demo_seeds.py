@@ -69,8 +69,8 @@ def main() -> None:
     figures = {"demo tower": [], "random tower": []}
     with tempfile.TemporaryDirectory() as scratch:
         make_random_tower(os.path.join(scratch, "random"))
-        for seed in SEEDS:
-            for name, overrides in (("demo tower", ()), ("random tower", (f"clip_pretrain_path={scratch}/random",))):
+        for name, overrides in (("demo tower", ()), ("random tower", (f"clip_pretrain_path={scratch}/random",))):
+            for seed in SEEDS:
                 output = os.path.join(scratch, f"{name}-{seed}")
                 figures[name].append(train_and_test(seed, output, *overrides))
                 print(

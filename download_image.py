@@ -5,6 +5,8 @@ import os
 import sys
 import warnings
 
+from component.option import positive_int
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -44,12 +46,11 @@ def positive(text: str) -> float:
     return number
 
 
-def positive_int(text: str) -> int:
-    return int(positive(str(int(text))))
-
-
 def natural(text: str) -> int:
-    return positive_int(str(int(text) + 1)) - 1
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def main() -> str | None:
         args=args,
         train_dataset=train_dataset,
         eval_dataset=test_dataset,
-        data_collator=PairCollator(processor.tokenizer.pad_token_id),
+        data_collator=PairCollator(processor.tokenizer.pad_token_id, args.group_size),
         processing_class=processor,
     )
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -69,6 +69,7 @@ def load_model(args):
         model = BertCLIPModel.from_pretrained(args.clip_pretrain_path, dtype=torch.float32)
     else:
         model = BertCLIPModel.from_vision_text_pretrained(args.clip_pretrain_path, args.bert_pretrain_path)
+    model.set_loss(args.loss_type)
     if args.trainable_vision_blocks is not None:
         model.lock_vision(args.trainable_vision_blocks)
     positions = model.config.text_config.max_position_embeddings

@@ -44,6 +44,8 @@ RETIRED = {
     "include_tokens_per_second",
 }
 
+CPU_TEXT_GROUP = 16  # where no kernel waits to be launched, only the padding counts
+
 
 @dataclass
 class CLIPTrainingArguments(TrainingArguments):
@@ -65,6 +67,27 @@ class CLIPTrainingArguments(TrainingArguments):
     image_path: str | None = field(default=None, metadata={"help": "Folder that the column `filename` refers to."})
     max_seq_length: int = field(
         default=100, metadata={"help": "Tokens per text, [CLS] and [SEP] included; longer texts are cut."}
+    )
+    loss_type: str = field(
+        default="clip", metadata={"help": "clip: InfoNCE over the batch; siglip: a sigmoid loss for each pair."}
+    )
+    mask_duplicates: bool = field(
+        default=False,
+        metadata={"help": "Pairs of a batch with equal texts or equal file names are no negatives of each other."},
+    )
+    contrastive_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Gradient cache: the towers see so many pairs at a time, the loss sees the whole batch. Needs the "
+            "memory of one chunk, and one more forward pass. null: off."
+        },
+    )
+    text_group_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "The texts of a batch go through the tower in groups of so many, sorted by length, which saves "
+            "padding; null: the whole batch on a GPU, 16 without one."
+        },
     )
     freeze_vision: bool | str = field(
         default=True,
@@ -112,6 +135,7 @@ class CLIPTrainingArguments(TrainingArguments):
             self._check_model_path(key)
         if self.eval_strategy != "no" and not self.test_file:
             raise ValueError(f"`eval_strategy` is {self.eval_strategy!r} but there is no `test_file` to evaluate on.")
+        self._check_loss()
         self._check_images()
         if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             logger.warning("fp16 needs a GPU and none is in use: training in fp32.")
@@ -129,6 +153,12 @@ class CLIPTrainingArguments(TrainingArguments):
             )
 
     @property
+    def group_size(self) -> int | None:
+        """So many pairs go through the towers together; None: the whole batch."""
+        on_cpu = self.device.type == "cpu"
+        return self.contrastive_chunk_size or self.text_group_size or (CPU_TEXT_GROUP if on_cpu else None)
+
+    @property
     def trainable_vision_blocks(self) -> int | None:
         """So many of the vision tower's last blocks are trained; None: all of the tower is."""
         if isinstance(self.freeze_vision, bool):
@@ -139,6 +169,23 @@ class CLIPTrainingArguments(TrainingArguments):
     def images_change(self) -> bool:
         """The vision tower's output of a picture is not the same in every step."""
         return self.freeze_vision is not True or self.min_crop_area is not None or self.random_flip
+
+    def _check_loss(self) -> None:
+        if self.loss_type not in ("clip", "siglip"):
+            raise ValueError(f"`loss_type` is {self.loss_type!r}; expected clip or siglip.")
+        for key in ("contrastive_chunk_size", "text_group_size"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ValueError(f"`{key}` is {getattr(self, key)}; expected a number of pairs from 1, or null.")
+        if self.contrastive_chunk_size and self.text_group_size:
+            raise ValueError(
+                "`contrastive_chunk_size` and `text_group_size` are both given, but the chunks are groups of like "
+                "lengths already: leave text_group_size out."
+            )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"`train_sampling_strategy` is {self.train_sampling_strategy!r}; expected random or sequential. Texts "
+                "of like lengths are grouped inside of each random batch, see text_group_size."
+            )
 
     def _check_images(self) -> None:
         words = {"true": True, "1": True, "false": False, "0": False}

@@ -36,6 +36,7 @@ class BertCLIPConfig(PretrainedConfig):
         vision_config: settings of the CLIP vision tower (dict or `CLIPVisionConfig`).
         projection_dim: width of the shared embedding space.
         logit_scale_init_value: logarithm of the inverse temperature at the start (ln(1 / 0.07) = 2.6592).
+        logit_bias_init_value: of the bias that a model trained with the sigmoid loss has; None: no bias.
         text_config_dict, vision_config_dict: where not None, taken instead of the plain ones (old files).
     """
 
@@ -48,6 +49,7 @@ class BertCLIPConfig(PretrainedConfig):
         vision_config=None,
         projection_dim: int = 512,
         logit_scale_init_value: float = 2.6592,
+        logit_bias_init_value: float | None = None,
         **kwargs,
     ):
         kwargs = _prefer_config_dicts({"text_config": text_config, "vision_config": vision_config, **kwargs})
@@ -58,4 +60,5 @@ class BertCLIPConfig(PretrainedConfig):
             setattr(self, key, config_class(**(config or {})))
         self.projection_dim = projection_dim
         self.logit_scale_init_value = logit_scale_init_value
+        self.logit_bias_init_value = logit_bias_init_value
         super().__init__(**kwargs)

@@ -133,12 +133,16 @@ class PairDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict:
         """The n good pairs at some indices, column by column; this is what a DataLoader calls, once for a batch.
 
+        They come sorted by the length of their texts, for `PairCollator`; a contrastive batch has no order.
+
         Returns:
-            rows (n,) in the table; tokens, of all texts one after the other, and their lengths (n,); pixel_values
-            (n, 3, H, W), or from the cache vision_pooler_output (n, vision_hidden), or neither if n is 0; and
-            bad_images, (row, reason) of the pairs without a picture, which are left out.
+            rows (n,) in the table; ids (n, 2) int64, text_ids and image_ids of the rows; tokens, of all texts one
+            after the other, and their lengths (n,); pixel_values (n, 3, H, W), or from the cache vision_pooler_output
+            (n, vision_hidden), or neither if n is 0; and bad_images, (row, reason) of the pairs without a picture,
+            which are left out.
         """
         rows, bad_images, images = self._rows[indices], [], {}
+        rows = rows[self._input_ids.lengths(rows).argsort(kind="stable")]
         if self._features is not None:
             images["vision_pooler_output"] = self._features[self._positions[rows]]
         else:
@@ -147,12 +151,8 @@ class PairDataset(Dataset):
             if good:
                 images["pixel_values"] = pixel_values
         tokens, lengths = self._input_ids.gather(rows)
-        return {"rows": rows, "tokens": tokens, "lengths": lengths, "bad_images": bad_images, **images}
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(len(self),) tokens of each text."""
-        return self._input_ids.lengths[self._rows]
+        ids = np.stack([self.text_ids[rows], self.image_ids[rows]], axis=1).view(np.int64)
+        return {"rows": rows, "ids": ids, "tokens": tokens, "lengths": lengths, "bad_images": bad_images, **images}
 
     @property
     def share_of_repeated_captions(self) -> float:

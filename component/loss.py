@@ -1,96 +1,146 @@
-"""Contrastive losses: pure functions of embeddings and scale.
+"""Contrastive losses: pure functions of embeddings and scale, computed in fp32.
 
 Shapes: B pairs of this process, N pairs of all processes, D projection width.
+
+Common arguments:
+    image_embeds, text_embeds: (B, D), L2-normalised; row i of one belongs to row i of the other.
+    logit_scale: scalar inverse temperature, already exponentiated.
+    ids: (B, 2) int64, of each pair's text and picture. Another pair with the same text or the same picture is no
+        negative: it is left out (false negative elimination, arXiv:2011.11765).
+    gather: for the negatives of other processes: (B, …) rows of this one → (N, …) of all, and where its own begin. B
+        may differ between processes, and may be 0. The loss is then this process's share of that over all N pairs:
+        the shares of all processes add up to it.
+
+Memory grows with N, not with N²: logits are taken in blocks of 64 MB.
 """
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _LOGITS_PER_BLOCK = 2**24  # 64 MB of fp32: all of them for 4096 pairs
+
+Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 
 def clip_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
     logit_scale: Tensor,
-    gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
+    ids: Tensor | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE over matched pairs (CLIP, arXiv:2103.00020, figure 3), computed in fp32.
-
-    A model that knows nothing scores ln(N). Memory grows with N, not with N²: logits beyond 64 MB are taken block by
-    block.
-
-    Args:
-        image_embeds: (B, D), L2-normalised; row i belongs to row i of `text_embeds`.
-        text_embeds: (B, D), L2-normalised.
-        logit_scale: scalar inverse temperature, already exponentiated.
-        gather: for the negatives of other processes: (B, 2 D) of this one → (N, 2 D) of all, and where its own
-            begin. B may differ between processes, and may be 0.
+    """Symmetric InfoNCE over matched pairs (CLIP, arXiv:2103.00020, figure 3).
 
     Returns:
-        Scalar in nats: the mean of image-to-text and text-to-image cross-entropy. With `gather` this process's share
-        of that mean over all N pairs: the shares of all processes add up to it.
+        Scalar in nats: the mean of image-to-text and text-to-image cross-entropy. A model that knows nothing scores
+        ln(N).
 
     Raises:
         ValueError: the numbers of images and texts differ.
     """
-    if len(image_embeds) != len(text_embeds):
+    images, texts, all_images, all_texts, *rest = _gathered(image_embeds, text_embeds, ids, gather)
+    scale = logit_scale.float()
+    return (
+        _InBlocks.apply(_softmax, images, all_texts, scale, None, *rest)
+        + _InBlocks.apply(_softmax, texts, all_images, scale, None, *rest)
+    ) / 2
+
+
+def siglip_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    ids: Tensor | None = None,
+    gather: Gather | None = None,
+) -> Tensor:
+    """Pairwise sigmoid loss (SigLIP, arXiv:2303.15343, algorithm 1).
+
+    Args:
+        logit_bias: scalar, added to every logit; -10 at the start, because all but one in N logits are negatives.
+
+    Returns:
+        Scalar in nats: the N² binary cross-entropies, divided by N.
+
+    Raises:
+        ValueError: the numbers of images and texts differ.
+    """
+    images, _, _, all_texts, *rest = _gathered(image_embeds, text_embeds, ids, gather)
+    return _InBlocks.apply(_sigmoid, images, all_texts, logit_scale.float(), logit_bias.float(), *rest)
+
+
+def _gathered(images: Tensor, texts: Tensor, ids: Tensor | None, gather: Gather | None) -> tuple:
+    """Images and texts in fp32; those of all processes; ids of this one and of all; where its rows begin in them."""
+    if len(images) != len(texts):
         raise ValueError(
-            f"The contrastive loss needs one text per image: got {len(text_embeds)} texts and "
-            f"{len(image_embeds)} images. Pass equal numbers, or leave out return_loss."
+            f"The contrastive loss needs one text per image: got {len(texts)} texts and {len(images)} images. "
+            "Pass equal numbers, or leave out return_loss."
         )
-    # Under autocast the product would be rounded to half precision, and at a scale of 100 that error is visible.
-    with torch.autocast(image_embeds.device.type, enabled=False):
-        images, texts, scale = image_embeds.float(), text_embeds.float(), logit_scale.float()
-        all_images, all_texts, start = images, texts, 0
-        if gather is not None:
-            both, start = gather(torch.cat([images, texts], dim=1))
-            all_images, all_texts = both.chunk(2, dim=1)
-        return (_info_nce(images, all_texts, scale, start) + _info_nce(texts, all_images, scale, start)) / 2
+    images, texts = images.float(), texts.float()
+    if gather is None:
+        return images, texts, images, texts, ids, ids, 0
+    both, start = gather(torch.cat([images, texts], dim=1))
+    all_ids = None if ids is None else gather(ids)[0]
+    return images, texts, *both.chunk(2, dim=1), ids, all_ids, start
 
 
-def _info_nce(queries: Tensor, keys: Tensor, scale: Tensor, start: int) -> Tensor:
-    """(B, D) queries, (N, D) keys → sum of B cross-entropies of finding key start + i with query i, divided by N."""
-    if len(queries) * len(keys) > _LOGITS_PER_BLOCK:
-        return _InfoNCEInBlocks.apply(queries, keys, scale, start)
-    logits = scale * queries @ keys.T
-    own = logits[:, start : start + len(queries)].diagonal()
-    return (logits.logsumexp(dim=1) - own).sum() / max(len(keys), 1)
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over the rows of log Σ exp(logit), and its gradient by the logits, written over them."""
+    log_sums = logits.logsumexp(dim=1, keepdim=True)
+    return log_sums.sum(), logits.sub_(log_sums).exp_()
 
 
-class _InfoNCEInBlocks(torch.autograd.Function):
-    """`_info_nce` for many pairs.
+def _sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over all logits of log(1 + exp(logit)), and its gradient by the logits, written over them."""
+    return F.softplus(logits).sum(), logits.sigmoid_()
 
-    A block of queries sees all keys. So its softmax is complete, and its gradients can be taken while its logits are
-    there: no second pass, and no logits are kept.
+
+class _InBlocks(torch.autograd.Function):
+    """`normaliser` of the logits of (B, D) queries with (N, D) keys, less the logits of matched pairs; divided by N.
+
+    A block of queries sees all keys. So its gradients can be taken while its logits are there: no second pass, and no
+    logits are kept.
     """
 
     @staticmethod
-    def forward(ctx, queries: Tensor, keys: Tensor, scale: Tensor, start: int) -> Tensor:
-        loss, by_scale = torch.zeros_like(scale), torch.zeros_like(scale)
+    def forward(ctx, normaliser, queries, keys, scale, bias, ids, all_ids, start: int) -> Tensor:
+        loss, by_scale, by_bias = (torch.zeros_like(scale) for _ in range(3))
         by_queries, by_keys = torch.empty_like(queries), torch.zeros_like(keys)
-        rows = max(1, _LOGITS_PER_BLOCK // len(keys))
-        for first in range(0, len(queries), rows):
-            block = queries[first : first + rows]
-            answers = torch.arange(start + first, start + first + len(block), device=keys.device)[:, None]
-            logits = (block @ keys.T).mul_(scale)
-            log_sums = logits.logsumexp(dim=1, keepdim=True)
-            loss += (log_sums - logits.gather(1, answers)).sum()
-            # The gradient by the logits, softmax minus one at the answer, is written over them.
-            by_logits = logits.sub_(log_sums).exp_()
-            by_logits.scatter_add_(1, answers, torch.full_like(log_sums, -1))
-            by_block = by_queries[first : first + rows]
-            torch.mm(by_logits, keys, out=by_block)
-            by_keys.addmm_(by_logits.T, block)
-            by_scale += (by_block * block).sum()
-        count = len(keys)
-        ctx.save_for_backward(by_queries.mul_(scale / count), by_keys.mul_(scale / count), by_scale / count)
+        count = max(len(keys), 1)
+        rows = max(1, _LOGITS_PER_BLOCK // count)
+        # Under autocast the products would be rounded to half precision, and at a scale of 100 that error is visible.
+        with torch.autocast(queries.device.type, enabled=False):
+            for first in range(0, len(queries), rows):
+                block = queries[first : first + rows]
+                own = torch.arange(len(block), device=keys.device)
+                matched = own, own + start + first
+                logits = (block @ keys.T).mul_(scale)
+                if bias is not None:
+                    logits += bias
+                if ids is not None:
+                    text_ids, image_ids = ids[first : first + rows, :, None].unbind(dim=1)
+                    repeated = (text_ids == all_ids[:, 0]) | (image_ids == all_ids[:, 1])
+                    repeated[matched] = False
+                    logits.masked_fill_(repeated, -torch.inf)
+                loss -= logits[matched].sum()
+                sum_, by_logits = normaliser(logits)
+                loss += sum_
+                by_logits[matched] -= 1
+                by_bias += by_logits.sum()
+                by_block = by_queries[first : first + rows]
+                torch.mm(by_logits, keys, out=by_block)
+                by_keys.addmm_(by_logits.T, block)
+                by_scale += (by_block * block).sum()
+        gradients = by_queries.mul_(scale), by_keys.mul_(scale), by_scale, None if bias is None else by_bias
+        ctx.save_for_backward(*(None if gradient is None else gradient.div_(count) for gradient in gradients))
         return loss / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        return *(gradient * by_input for by_input in ctx.saved_tensors), None
+        by_inputs = (None if by_input is None else gradient * by_input for by_input in ctx.saved_tensors)
+        return None, *by_inputs, None, None, None

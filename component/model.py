@@ -3,21 +3,43 @@
 Shapes: B texts or images, T tokens, D projection_dim.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertModel, CLIPModel, CLIPVisionModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils import ModelOutput
 
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
-from component.loss import clip_loss
+from component.loss import clip_loss, siglip_loss
 
 
 def _fit_to_positions(config: BertCLIPTextConfig, *tensors: Tensor | None) -> list[Tensor | None]:
     """Cut (B, T, …) tensors to the positions that the tower has, where BertModel itself dies of an index error."""
     return [tensor if tensor is None else tensor[:, : config.max_position_embeddings] for tensor in tensors]
+
+
+@dataclass
+class GroupedOutput(ModelOutput):
+    """What a contrastive loss is computed from.
+
+    Args:
+        image_embeds, text_embeds: (B, D), L2-normalised.
+        logit_scale: scalar inverse temperature, already exponentiated.
+        logit_bias: scalar, where the model has one.
+    """
+
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logit_scale: Tensor | None = None
+    logit_bias: Tensor | None = None
 
 
 class BertCLIPPreTrainedModel(PreTrainedModel):
@@ -40,7 +62,7 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
     config_class = BertCLIPTextConfig
     _keys_to_ignore_on_load_unexpected = [
         r"^vision_model\.",
-        r"^logit_scale$",
+        r"^logit_(scale|bias)$",
         r"_projection\.weight$",
         r"position_ids$",
     ]
@@ -89,6 +111,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self._locked: list[nn.Module] = []
         self.post_init()
 
@@ -99,6 +123,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+            if self.logit_bias is not None:
+                init.constant_(self.logit_bias, self.config.logit_bias_init_value)
 
     @classmethod
     def from_vision_text_pretrained(
@@ -148,6 +174,18 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         for part in self._locked:
             part.requires_grad_(False)
         self.train(self.training)
+
+    def set_loss(self, loss_type: str):
+        """Make the model one for "clip" (InfoNCE) or "siglip" (sigmoid loss), which has a learned logit_bias.
+
+        A bias begins at -10, and the scale then at 10 (SigLIP, arXiv:2303.15343, section 3.2).
+        """
+        if loss_type == "clip":
+            self.config.logit_bias_init_value = self.logit_bias = None
+        elif self.logit_bias is None:
+            self.config.logit_bias_init_value = -10.0
+            self.logit_bias = nn.Parameter(torch.full_like(self.logit_scale, -10.0))
+            self.logit_scale.data.fill_(math.log(10))
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -202,8 +240,10 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         return_dict: bool | None = None,
         vision_pooler_output: Tensor | None = None,
+        text_groups: Sequence[tuple[int, int]] | None = None,
+        recompute: bool = False,
         **kwargs,
-    ) -> CLIPOutput | tuple:
+    ) -> "CLIPOutput | GroupedOutput | tuple":
         """Embed texts and images, and compare each with each.
 
         Args:
@@ -212,12 +252,20 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             return_loss: also compute the contrastive loss; text i belongs to image i.
             vision_pooler_output: (B_image, vision_hidden), instead of pixel_values: what the vision tower gave for
                 the images earlier. A locked tower gives the same every time.
+            text_groups: for training. (texts, tokens) of groups: so many pairs after one another go through the
+                towers together, the texts cut to so many tokens; texts sorted by length then need little padding.
+                Takes no position_ids and token_type_ids.
+            recompute: with text_groups, keep nothing of a group for the backward pass, which runs the towers again
+                group by group. It needs the memory of one group, whatever the batch, and gives the same gradients,
+                dropout included: the gradient cache of arXiv:2101.06983, by way of activation checkpointing.
             return_dict: False gives the tuple (loss, logits_per_image, logits_per_text, text_embeds, image_embeds,
                 text_model_output, vision_model_output), without the loss where none was asked for.
 
         Returns:
-            `CLIPOutput`: logits_per_image (B_image, B_text) and its transpose logits_per_text = scale · cosine;
-            text_embeds (B_text, D) and image_embeds (B_image, D), L2-normalised; the outputs of both towers; loss.
+            `CLIPOutput`: logits_per_image (B_image, B_text) and its transpose logits_per_text = scale · cosine, plus
+            logit_bias if the model has one; text_embeds (B_text, D) and image_embeds (B_image, D), L2-normalised; the
+            outputs of both towers; loss. With text_groups a `GroupedOutput`: all that is needed for the loss. (Outside
+            of forward it could not be had under FSDP, which keeps parameters in parts.)
 
         Raises:
             ValueError: texts or images are missing, or `return_loss` with unequal numbers of them.
@@ -226,6 +274,10 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             raise ValueError(
                 "BertCLIPModel compares texts with images: pass input_ids, and pixel_values or vision_pooler_output. "
                 "For one side alone use get_text_features or get_image_features."
+            )
+        if text_groups is not None:
+            return self._embed_groups(
+                input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute
             )
         if vision_pooler_output is not None:
             vision_outputs = BaseModelOutputWithPooling(pooler_output=vision_pooler_output.to(self.dtype))
@@ -243,9 +295,13 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
 
         logit_scale = self.logit_scale.exp().to(text_embeds.device)
         logits_per_text = logit_scale * text_embeds @ image_embeds.to(text_embeds.device).T
+        loss_of, scale_and_bias = clip_loss, [logit_scale]
+        if self.logit_bias is not None:
+            loss_of, scale_and_bias = siglip_loss, [logit_scale, self.logit_bias]
+            logits_per_text = logits_per_text + self.logit_bias
 
         outputs = CLIPOutput(
-            loss=clip_loss(image_embeds.to(text_embeds.device), text_embeds, logit_scale) if return_loss else None,
+            loss=loss_of(image_embeds.to(text_embeds.device), text_embeds, *scale_and_bias) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
@@ -256,3 +312,27 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
         return outputs if return_dict else outputs.to_tuple()
+
+    def _embed_groups(
+        self, input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute: bool
+    ) -> "GroupedOutput":
+        def pool(tower, **inputs):
+            if recompute:
+                return checkpoint(tower, **inputs, return_dict=True, use_reentrant=False).pooler_output
+            return tower(**inputs, return_dict=True).pooler_output
+
+        sizes, widths = zip(*text_groups, strict=True)
+        texts = zip(input_ids.split(sizes), attention_mask.split(sizes), widths, strict=True)
+        text_pooled = [
+            pool(self.text_model, input_ids=ids[:, :width], attention_mask=mask[:, :width])
+            for ids, mask, width in texts
+        ]
+        if vision_pooler_output is None:
+            parts = pixel_values.split(sizes)
+            vision_pooler_output = torch.cat([pool(self.vision_model, pixel_values=part) for part in parts])
+        return GroupedOutput(
+            image_embeds=F.normalize(self.visual_projection(vision_pooler_output.to(self.dtype)), dim=-1),
+            text_embeds=F.normalize(self.text_projection(torch.cat(text_pooled)), dim=-1),
+            logit_scale=self.logit_scale.exp(),
+            logit_bias=self.logit_bias,
+        )

@@ -30,10 +30,10 @@ class RaggedArray:
     def __getitem__(self, row: int) -> np.ndarray:
         return np.asarray(self._flat[self._offsets[row] : self._offsets[row + 1]])
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """(rows,) int64."""
-        return np.diff(np.frombuffer(self._offsets, np.int64))
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) rows → (n,) int64 numbers of their values."""
+        offsets = np.frombuffer(self._offsets, np.int64)
+        return offsets[rows + 1] - offsets[rows]
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) rows → their values one after the other, (sum of lengths,), and their lengths, (n,)."""

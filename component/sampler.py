@@ -1,39 +1,50 @@
-"""The order in which an epoch goes through the pairs."""
+"""The order in which an epoch goes through the pairs, and which process takes which."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
-MEGABATCH = 50  # batches that are sorted together; each text has so many batches that it may land in
 
+class SharedBatches(Sampler[np.ndarray]):
+    """The parts that one process has of global batches: each pair is in one part of one batch of an epoch.
 
-class LengthGroupedSampler(Sampler[int]):
-    """Batches of texts of like length, which need little padding, in an order that is otherwise random.
-
-    Shuffles all pairs, sorts each run of `MEGABATCH` batches by length, cuts it into batches and shuffles these.
-    (transformers' sampler of the same name leaves them sorted, so that each run trains from long texts to short ones.)
-    Pairs that do not fill a batch come last.
+    The batches do not depend on the number of processes. (accelerate's sharding does not give that: it fills up the
+    last global batch with pairs of the first one, which then are negatives of themselves.)
 
     Args:
-        lengths: (N,) tokens of each text.
-        batch_size: of all processes together, which take their shares of it in turn.
+        size: pairs in the table.
+        batch_size: of all processes together. The parts of a batch that is not full differ by one pair at most, and
+            may be empty.
         seed: the same seed and epoch give the same order, on every process.
         epoch: asked at the beginning of each pass.
+        shuffle: or else in the order of the table.
+        drop_last: leave out a last batch that is not full.
+        rank, world_size: of this process.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, epoch: Callable[[], int]):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int],
+        shuffle: bool = True,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.size, self.batch_size, self.seed, self.epoch, self.shuffle = size, batch_size, seed, epoch, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.num_batches = size // batch_size if drop_last else -(-size // batch_size)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.num_batches
 
-    def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng([self.seed, self.epoch()])
-        order = random.permutation(len(self))
-        whole = len(self) // self.batch_size * self.batch_size
-        order, rest = order[:whole], order[whole:]
-        megabatches = np.arange(whole) // (MEGABATCH * self.batch_size)
-        order = order[np.lexsort((self.lengths[order], megabatches))]
-        batches = random.permutation(order.reshape(-1, self.batch_size))
-        return iter([*batches.ravel().tolist(), *rest.tolist()])
+    def __iter__(self) -> Iterator[np.ndarray]:
+        order = np.arange(self.size)
+        if self.shuffle:
+            np.random.default_rng([self.seed, self.epoch()]).shuffle(order)
+        for number in range(len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield np.array_split(batch, self.world_size)[self.rank]

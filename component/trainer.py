@@ -4,20 +4,22 @@ import logging
 import math
 import os
 import time
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import seed_worker
 
 from component.files import replace_folder
 from component.gather import gather_rows
-from component.loss import clip_loss
+from component.loss import clip_loss, siglip_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
-from component.sampler import LengthGroupedSampler
+from component.sampler import SharedBatches
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ class CLIPTrainer(Trainer):
     - A bad picture is left out of its batch, named once in the log, and counted in the metrics.
     - Evaluation gives recall over the whole test set beside the loss.
     - No weight decay on logit_scale, biases and LayerNorm; logit_scale is clamped at ln 100.
-    - `train_sampling_strategy: "group_by_length"` needs no pass over the data, and keeps batches in random order.
+    - An epoch has every pair once, in batches that do not depend on the number of processes.
+    - With `contrastive_chunk_size` the towers see a chunk at a time, and the loss the whole batch.
     - Logs carry ln(batch), logit_scale and pairs per second.
     """
 
@@ -52,32 +55,47 @@ class CLIPTrainer(Trainer):
 
     # ---- training ----
 
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        return LengthGroupedSampler(
-            self.train_dataset.lengths,
-            self.args.train_batch_size * self.args.world_size,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            # Not set_epoch: under several ranks, accelerate does not pass it on after a resumption.
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        batches = SharedBatches(
+            len(self.train_dataset),
+            self._train_batch_size * args.world_size,
+            args.seed if args.data_seed is None else args.data_seed,
             epoch=lambda: int(self.state.epoch or 0),
+            shuffle=args.train_sampling_strategy == "random",
+            drop_last=args.dataloader_drop_last,
+            rank=args.process_index,
+            world_size=args.world_size,
         )
-
-    def _get_eval_sampler(self, eval_dataset):
-        # The parent's would be grouped as well, and an eval_loss over other batches is another eval_loss.
-        return SequentialSampler(eval_dataset)
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
-        pairs = len(inputs.pop("rows"))
-        outputs = model(**(inputs if pairs else self._placeholder_pair()))
+        pairs, ids = len(inputs.pop("rows")), inputs.pop("ids")
+        recompute = model.training and self.args.contrastive_chunk_size is not None
+        outputs = model(**(inputs if pairs else self._placeholder_pair()), recompute=recompute)
+        self._logit_scale = outputs.logit_scale.detach()
+
         embeds = outputs.image_embeds[:pairs], outputs.text_embeds[:pairs]
-        logit_scale = self.accelerator.unwrap_model(model).logit_scale.exp()
-        if model.training and self.args.world_size > 1:
-            # DDP averages the gradients of the processes, and their shares of the loss want to be added up.
-            loss = clip_loss(*embeds, logit_scale, gather_rows) * self.args.world_size
+        ids = ids if self.args.mask_duplicates else None
+        # Evaluation compares the pairs of one batch of one process, so that its loss does not depend on their number.
+        gather = gather_rows if model.training and self.args.world_size > 1 else None
+        if self.args.loss_type == "siglip":
+            loss = siglip_loss(*embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
         else:
-            loss = clip_loss(*embeds, logit_scale)
+            loss = clip_loss(*embeds, outputs.logit_scale, ids, gather)
+        if gather:
+            # DDP averages the gradients of the processes, and their shares of the loss want to be added up.
+            loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
@@ -100,7 +118,9 @@ class CLIPTrainer(Trainer):
         """
         vision = self.model.config.vision_config
         pixel_values = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
-        return self._prepare_inputs({"input_ids": torch.zeros(1, 1, dtype=torch.long), "pixel_values": pixel_values})
+        text = torch.zeros(1, 1, dtype=torch.long)
+        inputs = {"input_ids": text, "attention_mask": text + 1, "text_groups": [(1, 1)], "pixel_values": pixel_values}
+        return self._prepare_inputs(inputs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Biases, LayerNorm and the class embedding are vectors, logit_scale is a scalar.
@@ -176,7 +196,7 @@ class CLIPTrainer(Trainer):
         if "loss" in logs:
             seconds = time.perf_counter() - self._window_start
             logs["ln_batch"] = float(np.mean(self._ln_batch)) if self._ln_batch else 0.0
-            logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.exp().item()
+            logs["logit_scale"] = self._logit_scale.item()
             logs["pairs_per_second"] = self._pairs * self.args.world_size / seconds
             self._start_log_window()
         super().log(logs, *args, **kwargs)

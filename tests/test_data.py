@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import CAPTIONS, ROOT
@@ -187,12 +188,14 @@ def test_an_example_is_what_the_processor_makes_of_it(data, processor):
 def test_a_batch_is_what_the_processor_makes_of_it(data, processor):
     dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
     batch = PairCollator(processor.tokenizer.pad_token_id)(dataset.__getitems__(range(8)))
-    wanted = processor(text=CAPTIONS, return_tensors="pt", padding=True, pad_to_multiple_of=8)
-    assert wanted["input_ids"].shape == (8, 16)
+    captions = sorted(CAPTIONS, key=len)
+    wanted = processor(text=captions, return_tensors="pt", padding=True, pad_to_multiple_of=8)
+    assert wanted["input_ids"].shape == (8, 16) and batch["text_groups"] == [(8, 16)]
     assert torch.equal(batch["input_ids"], wanted["input_ids"])
     assert torch.equal(batch["attention_mask"], wanted["attention_mask"])
     assert batch["pixel_values"].shape == (8, 3, 32, 32)
-    assert batch["rows"].tolist() == list(range(8)) and batch["bad_images"] == []
+    assert [CAPTIONS[row] for row in batch["rows"]] == captions and batch["bad_images"] == []
+    assert batch["ids"].tolist() == [[hash_(CAPTIONS[row]), hash_(f"{row}.png")] for row in batch["rows"].tolist()]
 
 
 def test_long_texts_are_cut_like_the_tokenizer_does_and_counted(data, processor):
@@ -240,9 +243,29 @@ def test_a_data_loader_gives_every_pair_with_its_own_text_and_picture(data, proc
     assert sorted(rows) == list(range(8))
 
 
-def test_lengths_are_those_of_the_tokens(data, processor):
-    dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=8)
-    assert dataset.lengths.tolist() == [min(len(caption) + 2, 8) for caption in CAPTIONS]
+def hash_(word: str) -> int:
+    return pd.util.hash_array(np.array([word], object)).view(np.int64).item()
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 8, 100])
+def test_groups_hold_texts_of_like_lengths(data, processor, group_size):
+    dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
+    batch = PairCollator(0, group_size)(dataset.__getitems__(range(8)))
+    lengths = batch["attention_mask"].sum(dim=1)
+    assert lengths.tolist() == sorted(len(caption) + 2 for caption in CAPTIONS)
+    groups = lengths.split(group_size)
+    assert batch["text_groups"] == [(len(group), group.max().item()) for group in groups]
+
+
+def test_under_a_tenth_of_a_shuffled_batch_is_padding(data, processor):
+    """Captions of 5 to 40 characters."""
+    random = np.random.default_rng(0)
+    rows = "".join(f"{'小' * random.integers(5, 41)},0.png\n" for _ in range(1024))
+    path = table(data / "t.csv", "text,filename\n" + rows)
+    dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=100)
+    batch = PairCollator(0, 64)(dataset.__getitems__(random.permutation(1024)[:768]))
+    positions = sum(texts * tokens for texts, tokens in batch["text_groups"])
+    assert batch["attention_mask"].sum() > 0.9 * positions
 
 
 def test_a_set_without_any_good_picture_is_an_error(data, processor):

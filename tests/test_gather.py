@@ -24,7 +24,7 @@ def train(train_args, bert_path, tmp_path, data):
     with open(os.path.join(bert_path, "vocab.txt"), encoding="utf-8") as source:
         (tmp_path / "bert" / "vocab.txt").write_text(source.read(), encoding="utf-8")
 
-    def run(filenames: list[str], processes: int, batch: int, cache: str) -> tuple[dict, float]:
+    def run(filenames: list[str], processes: int, batch: int, cache: str, **keys) -> tuple[dict, float]:
         rows = [f"{caption},{filename}" for caption, filename in zip(CAPTIONS, filenames, strict=True)]
         (data / "t.csv").write_text("text,filename\n" + "\n".join(rows) + "\n", encoding="utf-8")
         output = tmp_path / f"{processes}-{cache}"
@@ -41,6 +41,7 @@ def train(train_args, bert_path, tmp_path, data):
             max_steps=1,
             save_strategy="no",
             ddp_backend="gloo" if processes > 1 else None,
+            **keys,
         )
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [
@@ -61,14 +62,20 @@ def train(train_args, bert_path, tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("processes", "cache", "bad"),
-    [(2, "auto", []), (2, "off", [1, 6, 7]), (4, "off", [4, 5])],
-    ids=["two", "two with unequal parts", "four with one that has no pair"],
+    ("processes", "cache", "bad", "keys"),
+    [
+        (2, "auto", [], {}),
+        (2, "off", [1, 6, 7], {"contrastive_chunk_size": 3}),
+        (2, "auto", [], {"contrastive_chunk_size": 3, "loss_type": "siglip", "mask_duplicates": True}),
+        (4, "off", [4, 5], {"mask_duplicates": True}),
+    ],
+    ids=["two", "two with unequal parts in chunks", "two with siglip", "four with one that has no pair"],
 )
-def test_gradients_are_those_of_the_whole_batch(train, processes, cache, bad):
+def test_gradients_are_those_of_the_whole_batch(train, processes, cache, bad, keys):
     filenames = ["none.png" if row in bad else f"{row}.png" for row in range(8)]
-    whole, loss_of_whole = train(filenames, 1, 8, cache)
-    parts, loss_of_parts = train(filenames, processes, 8 // processes, cache)
+    filenames[7] = filenames[0]  # a picture that two processes have
+    whole, loss_of_whole = train(filenames, 1, 8, cache, **{**keys, "contrastive_chunk_size": None})
+    parts, loss_of_parts = train(filenames, processes, 8 // processes, cache, **keys)
     assert loss_of_parts == pytest.approx(loss_of_whole, abs=1e-5)
     assert not torch.equal(whole["logit_scale"], torch.tensor(2.6592))
     for name, value in whole.items():

@@ -5,6 +5,7 @@ import torch
 from transformers import BertModel, CLIPModel, CLIPVisionModel, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
 from component.configuration import BertCLIPConfig
+from component.loss import clip_loss, siglip_loss
 from component.model import BertCLIPModel, BertCLIPTextModel
 
 
@@ -130,6 +131,76 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
     model.gradient_checkpointing_enable()
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.fixture
+def groups(batch) -> dict:
+    """The batch in groups of unlike lengths, the last text alone."""
+    order = [1, 0, 2]
+    return {**{key: value[order] for key, value in batch.items()}, "text_groups": [(1, 5), (2, 9)]}
+
+
+def test_groups_have_the_embeddings_of_the_whole(model, batch, groups):
+    whole, grouped = model(**batch), model(**groups)
+    for key in ("text_embeds", "image_embeds"):
+        torch.testing.assert_close(grouped[key], whole[key][[1, 0, 2]], atol=1e-5, rtol=1e-5)
+    assert grouped.logit_scale == model.logit_scale.exp()
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_recomputed_groups_have_the_same_gradients_with_dropout(model, groups, locked):
+    model.train()
+    if locked:
+        model.lock_vision()
+
+    def gradients(recompute):
+        model.zero_grad()
+        torch.manual_seed(0)
+        outputs = model(**groups, recompute=recompute)
+        loss = clip_loss(outputs.image_embeds, outputs.text_embeds, outputs.logit_scale)
+        loss.backward()
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        return loss.item(), gradients, torch.get_rng_state()
+
+    plain_loss, plain, state = gradients(False)
+    loss, recomputed, state_after = gradients(True)
+    assert loss == plain_loss and recomputed.keys() == plain.keys()
+    assert torch.equal(state, state_after)
+    for name, gradient in recomputed.items():
+        torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-5)
+
+
+def test_recomputing_keeps_nothing_of_the_towers(model, groups):
+    model.train()
+
+    def kept(recompute):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            model(**groups, recompute=recompute)
+        return sum(sizes)
+
+    assert kept(True) < kept(False) / 10
+
+
+def test_siglip_gives_the_model_a_bias_that_is_saved_and_clip_takes_it_away(model, batch, tmp_path):
+    plain = model(**batch)
+    model.set_loss("siglip")
+    assert model.logit_bias == -10 and model.logit_scale.exp().item() == pytest.approx(10)
+    with torch.no_grad():
+        model.logit_bias.fill_(-5.0)
+    model.save_pretrained(tmp_path)
+    loaded, report = BertCLIPModel.from_pretrained(tmp_path, output_loading_info=True)
+    loaded.eval().set_loss("siglip")
+    assert not any(report.values()) and loaded.logit_bias == -5
+    outputs = loaded(**batch, return_loss=True)
+    torch.testing.assert_close(outputs.logits_per_text, 10 * plain.text_embeds @ plain.image_embeds.T - 5)
+    wanted = siglip_loss(plain.image_embeds, plain.text_embeds, torch.tensor(10.0), torch.tensor(-5.0))
+    torch.testing.assert_close(outputs.loss, wanted)
+    BertCLIPTextModel.from_pretrained(tmp_path)
+
+    loaded.set_loss("clip")
+    assert "logit_bias" not in loaded.state_dict()
+    assert torch.equal(loaded(**batch).logits_per_text, loaded(**batch).logits_per_image.T)
 
 
 def test_every_parameter_gets_a_gradient_and_a_locked_tower_none(model, batch):

@@ -55,6 +55,7 @@ def trainer(train_args, bert_clip_path):
         model = BertCLIPModel.from_pretrained(bert_clip_path, dtype=torch.float32)
         if args.trainable_vision_blocks is not None:
             model.lock_vision(args.trainable_vision_blocks)
+        model.set_loss(args.loss_type)
         datasets = [
             PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
             for file in (args.train_file, args.test_file)
@@ -64,7 +65,7 @@ def trainer(train_args, bert_clip_path):
             args=args,
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
-            data_collator=PairCollator(0),
+            data_collator=PairCollator(0, args.group_size),
             processing_class=processor,
         )
 
@@ -151,11 +152,10 @@ def test_going_on_from_a_checkpoint_and_from_a_final_model(train_args, tmp_path)
     Version(transformers.__version__) < Version("5.23"),
     reason="older versions cannot load an optimizer into several CPU processes",
 )
-def test_grouped_by_length_two_processes_resume_in_mid_epoch_as_if_never_stopped(train_args, data, tmp_path):
+def test_two_processes_resume_in_mid_epoch_as_if_never_stopped(train_args, data, tmp_path):
     rows = [f"{caption * (n % 2 + 1)},{n}.png" for n, caption in enumerate(CAPTIONS)]
     keys = dict(
         train_file=table(data / "t.csv", *rows),
-        train_sampling_strategy="group_by_length",
         per_device_train_batch_size=1,
         num_train_epochs=3,
         save_steps=6,  # in the middle of the second epoch
@@ -247,6 +247,34 @@ def test_an_empty_batch_in_mid_accumulation_changes_nothing(trainer, data):
     assert metrics["train_loss"] == pytest.approx(plain_metrics["train_loss"])
     for name, value in with_empty.items():
         torch.testing.assert_close(value, plain[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("keys", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2, "loss_type": "siglip"}])
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_chunks_train_as_the_whole_batch_does(trainer, data, keys, freeze_vision):
+    """With dropout; 3 does not divide the batches of 7 pairs, whose epochs end with a batch of one."""
+    rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)]
+    keys = dict(per_device_train_batch_size=7, num_train_epochs=4, freeze_vision=freeze_vision, **keys)
+
+    def losses(**chunks):
+        built = trainer(table(data / "t.csv", *rows), **keys, **chunks)
+        built.train()
+        return [entry["loss"] for entry in built.state.log_history if "loss" in entry], built.model.state_dict()
+
+    plain, weights = losses(text_group_size=3)
+    chunked, weights_of_chunked = losses(contrastive_chunk_size=3)
+    assert len(set(plain)) > 2 and chunked == pytest.approx(plain, abs=1e-5)
+    torch.testing.assert_close(weights_of_chunked["logit_scale"], weights["logit_scale"], atol=1e-6, rtol=0)
+
+
+def test_repeated_pairs_are_no_negatives_where_asked(trainer, data):
+    """The same pair eight times: without negatives there is nothing to lose."""
+    keys = dict(learning_rate=0, max_steps=1, per_device_train_batch_size=8)
+    losses = []
+    for mask in (False, True):
+        built = trainer(table(data / "t.csv", *[f"{CAPTIONS[0]},0.png"] * 8), mask_duplicates=mask, **keys)
+        losses.append(built.train().training_loss)
+    assert losses[0] > 1 and losses[1] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_step_of_nothing_but_bad_pictures_moves_nothing(trainer, data):
@@ -341,12 +369,6 @@ def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
         outputs = built.model.eval()(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")})
     hits = outputs.logits_per_text.argmax(dim=1) == torch.arange(8)
     assert metrics["eval_text_to_image_recall@1"] == pytest.approx(hits.double().mean().item())
-
-
-def test_grouping_by_length_does_not_reach_the_evaluation(trainer, data):
-    keys = dict(test_file=str(data / "train.csv"), per_device_eval_batch_size=3)
-    grouped = trainer(train_sampling_strategy="group_by_length", **keys).evaluate()
-    assert grouped["eval_loss"] == pytest.approx(trainer(**keys).evaluate()["eval_loss"])
 
 
 def test_a_test_set_without_good_pictures_is_named(trainer, data):

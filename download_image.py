@@ -131,5 +131,5 @@ if __name__ == "__main__":
         print("\nStopped. Run the same command again to resume.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"download_image.py: {error}", file=sys.stderr)
         sys.exit(2)

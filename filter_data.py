@@ -96,5 +96,5 @@ if __name__ == "__main__":
         print("\nStopped; nothing was written.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"filter_data.py: {error}", file=sys.stderr)
         sys.exit(2)

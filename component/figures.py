@@ -31,7 +31,7 @@ CHINESE_FONTS = (
 
 def chinese_font() -> str | None:
     """Name of an installed font that has Chinese characters, or None."""
-    _pyplot()
+    load_pyplot()
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
@@ -44,7 +44,7 @@ def draw_recall(path: str, ranks: dict[str, Tensor]) -> None:
     Args:
         ranks: name of the curve → (Q,) ranks from 1.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for name, rank in ranks.items():
         ks = range(1, max(2, min(1000, int(rank.max())) + 1))
@@ -66,7 +66,7 @@ def draw_mistakes(
     Raises:
         ModuleNotFoundError: matplotlib is missing.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     font = chinese_font()
     if font is None:
         logger.warning("no Chinese font is installed: %s has boxes for characters (apt install fonts-noto-cjk)", path)
@@ -98,10 +98,15 @@ def draw_mistakes(
 def _save(figure, path: str) -> None:
     figure.savefig(f"{path}.tmp", format="png", dpi=120)
     os.replace(f"{path}.tmp", path)
-    _pyplot().close(figure)
+    load_pyplot().close(figure)
 
 
-def _pyplot():
+def load_pyplot():
+    """matplotlib.pyplot, set to draw into files.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+    """
     try:
         import matplotlib
     except ImportError:

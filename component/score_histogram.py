@@ -2,22 +2,20 @@
 
 import numpy as np
 
+from component.figures import load_pyplot
+
 
 class ScoreHistogram:
     """Counts cosines in bins of 0.01 and draws them.
 
     Raises:
-        ImportError: matplotlib is not installed; it is asked for at the start, not after a night of scoring.
+        ModuleNotFoundError: matplotlib is not installed; it is asked for at the start, not after a night of scoring.
     """
 
     EDGES = np.linspace(-1, 1, 201)
 
     def __init__(self):
-        try:
-            from matplotlib.figure import Figure  # not pyplot: no window system is touched
-        except ImportError:
-            raise ImportError("The histogram needs matplotlib: pip install -r requirements-dev.txt") from None
-        self._new_figure = Figure
+        self._pyplot = load_pyplot()
         self.counts = np.zeros(len(self.EDGES) - 1, dtype=np.int64)
 
     def add(self, scores: np.ndarray) -> None:
@@ -26,8 +24,7 @@ class ScoreHistogram:
 
     def save(self, path: str, threshold: float | None = None) -> None:
         """Draw how many pairs have each score and what share each threshold would keep, as PNG."""
-        figure = self._new_figure(figsize=(8, 4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = self._pyplot.subplots(figsize=(8, 4), layout="constrained")
         axes.stairs(self.counts, self.EDGES, fill=True)
         axes.set(xlabel="cosine of image and text", ylabel="pairs")
         share = axes.twinx()
@@ -40,3 +37,4 @@ class ScoreHistogram:
         if len(used):
             axes.set_xlim(self.EDGES[max(used[0] - 5, 0)], self.EDGES[min(used[-1] + 6, len(self.EDGES) - 1)])
         figure.savefig(path, dpi=120, format="png")
+        self._pyplot.close(figure)

@@ -472,17 +472,3 @@ def test_the_hand_off_to_img2dataset_keeps_texts_as_they_are(tmp_path):
     assert table.column_names == ["url", "caption", "filename"]
     assert list(zip(*(table[name].to_pylist() for name in ("caption", "url", "filename")), strict=True)) == rows
     assert not (tmp_path / "images").exists()
-
-
-def test_help_needs_no_heavy_import():
-    code = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit:
-    print([name for name in ("torch", "transformers", "pandas", "PIL", "requests") if name in sys.modules])
-"""
-    script = str(ROOT / "download_image.py")
-    done = subprocess.run([sys.executable, "-c", code, script, "--help"], capture_output=True, text=True)
-    assert done.stdout.startswith("usage") and done.stdout.endswith("[]\n"), done

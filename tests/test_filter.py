@@ -351,17 +351,3 @@ def test_an_old_result_survives_a_run_that_fails(tmp_path):
 
 def test_every_deletable_reason_is_a_known_reason():
     assert set(REASONS) >= BAD_IMAGES
-
-
-def test_help_needs_no_heavy_import():
-    code = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit:
-    print([name for name in ("torch", "transformers", "pandas", "PIL", "matplotlib") if name in sys.modules])
-"""
-    script = str(ROOT / "filter_data.py")
-    done = subprocess.run([sys.executable, "-c", code, script, "--help"], capture_output=True, text=True)
-    assert done.stdout.startswith("usage") and done.stdout.endswith("[]\n"), done

@@ -210,14 +210,3 @@ def test_thumbnails_are_drawn_in_a_browser(page, tmp_path, width):
     # 48 × 32 px in the heat map, 88 × 59 px at the head of a card: at least these two of each colour are in sight.
     assert ((red > 230) & (green < 30) & (blue < 30)).sum() > 5000
     assert ((green > 230) & (red < 30) & (blue < 30)).sum() > 5000
-
-
-@pytest.mark.parametrize("script", ["predict_similarity.py", "evaluate_clip.py", "save_bert_checkpoint.py"])
-def test_help_does_not_wait_for_torch(script):
-    code = (
-        "import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally: print('heavy:', {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, os.path.join(ROOT, script)], capture_output=True, text=True)
-    assert "--model" in done.stdout and "heavy: set()" in done.stdout

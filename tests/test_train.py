@@ -222,12 +222,6 @@ def test_a_users_mistake_is_one_line_without_a_traceback(train_args, keys, messa
     assert message in result.stderr.splitlines()[-1]
 
 
-def test_help_answers_without_loading_torch():
-    result = run("-X", "importtime", "train_clip.py", "--help")
-    assert result.returncode == 0 and "--train_args_file" in result.stdout
-    assert " torch" not in result.stderr and " transformers" not in result.stderr
-
-
 def test_an_empty_batch_in_mid_accumulation_changes_nothing(trainer, data):
     keys = dict(per_device_train_batch_size=2, max_steps=1, train_sampling_strategy="sequential", max_grad_norm=1e9)
     good = [f"{CAPTIONS[0]},0.png", f"{CAPTIONS[1]},1.png"]

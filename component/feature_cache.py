@@ -174,7 +174,8 @@ def cache_features(
         num_workers: processes that decode.
 
     Raises:
-        ValueError: the disk has too little room, said before anything is computed.
+        ValueError: the disk has too little room, said before anything is computed; or the features of other
+            processes did not appear.
         OSError: a shard cannot be written.
     """
     state = PartialState()
@@ -193,7 +194,14 @@ def cache_features(
             cache.add(_encoded(loader, rows, missing, encode, cache.width, bar))
     state.wait_for_everyone()
     cache.refresh()
-    dataset.use_features(cache, cache.find(keys)[picture_of_row])
+    positions = cache.find(keys)
+    absent = int(((positions < 0) & (keys != NO_FILE)).sum())
+    if absent:
+        raise ValueError(
+            f"{absent} of {len(keys)} image features are not in {cache.folder}, though the other processes are done. "
+            "Set `image_feature_cache` to a folder on a disk that all machines share."
+        )
+    dataset.use_features(cache, positions[picture_of_row])
 
 
 def _encoded(loader, rows, keys, encode, width: int, bar: tqdm) -> Iterator[tuple[np.ndarray, Tensor]]:

@@ -276,3 +276,30 @@ def test_ranks_share_the_work(train_args, data, tmp_path):
     assert (cache.find(keys) >= 0).all()
     ranks_with_work = len(set((keys % 2).tolist()))
     assert len(shards(tmp_path / "image_features")) == ranks_with_work
+
+
+def test_features_that_another_machine_keeps_to_itself_are_missed(data, bert_clip_path, tmp_path):
+    """Not called bad pictures, which is what they look like."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        f"""
+import os, sys, torch
+sys.path.insert(0, {ROOT!r})
+from accelerate import PartialState
+from component.dataset import PairDataset
+from component.feature_cache import FeatureCache, cache_features
+from component.processor import load_processor
+
+PartialState(cpu=True, backend="gloo")
+pairs = PairDataset({str(data / "train.csv")!r}, {str(data / "images")!r}, load_processor({bert_clip_path!r}), 16)
+cache = FeatureCache({str(tmp_path)!r} + "/disk" + os.environ["RANK"], "key", 48)
+try:
+    cache_features(pairs, cache, lambda pixel_values: torch.zeros(len(pixel_values), 48), 8, show_progress=False)
+except ValueError as error:
+    print(error)
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    assert "of 8 image features are not in" in result.stdout and "a disk that all machines share" in result.stdout

@@ -32,7 +32,7 @@ def main() -> str | None:
         describe(train_dataset, test_dataset)
         record(args)
         cache_images(args, model, train_dataset, test_dataset)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         return f"train_clip.py: {error}"
 
     trainer = CLIPTrainer(
@@ -89,7 +89,9 @@ def load_datasets(args, processor):
         processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
     )
     return tuple(
-        PairDataset(file, args.image_path, processor, args.max_seq_length, transform) if file else None
+        PairDataset(file, args.image_path, processor, args.max_seq_length, transform, args.dataloader_num_workers)
+        if file
+        else None
         for file, transform in ((args.train_file, transform), (args.test_file, None))
     )
 

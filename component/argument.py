@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from component.model_path import is_hub_name
+from component.pair_files import expand, is_shard
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,16 @@ class CLIPTrainingArguments(TrainingArguments):
     load_from_bert_clip: bool = field(
         default=False, metadata={"help": "Take everything, text tower included, from clip_pretrain_path."}
     )
-    train_file: str | None = field(default=None, metadata={"help": "CSV with the columns text, filename (and url)."})
-    test_file: str | None = field(default=None, metadata={"help": "The same for evaluation; null: none."})
-    image_path: str | None = field(default=None, metadata={"help": "Folder that the column `filename` refers to."})
+    train_file: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "CSV or Parquet table with the columns text and filename, WebDataset shards, or a list of these."
+        },
+    )
+    test_file: str | list[str] | None = field(default=None, metadata={"help": "The same for evaluation; null: none."})
+    image_path: str | None = field(
+        default=None, metadata={"help": "Folder that the column `filename` refers to; shards alone need none."}
+    )
     max_seq_length: int = field(
         default=100, metadata={"help": "Tokens per text, [CLS] and [SEP] included; longer texts are cut."}
     )
@@ -115,7 +123,7 @@ class CLIPTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = False
 
     def __post_init__(self):
-        for key in ("output_dir", "train_file", "image_path", "clip_pretrain_path"):
+        for key in ("output_dir", "train_file", "clip_pretrain_path"):
             if not getattr(self, key):
                 raise ValueError(f"`{key}` is missing: {self._help(key)}")
         if not (self.load_from_bert_clip or self.bert_pretrain_path):
@@ -126,10 +134,8 @@ class CLIPTrainingArguments(TrainingArguments):
         if self.max_seq_length < 3:
             raise ValueError(f"`max_seq_length` is {self.max_seq_length}; [CLS], [SEP] and one token need at least 3.")
         for key in ("train_file", "test_file"):
-            path = getattr(self, key)
-            if path and not os.path.isfile(path):
-                raise ValueError(f"`{key}`: there is no file {path} (seen from {os.getcwd()}).")
-        if not os.path.isdir(self.image_path):
+            self._check_pair_files(key)
+        if self.image_path and not os.path.isdir(self.image_path):
             raise ValueError(f"`image_path`: there is no folder {self.image_path} (seen from {os.getcwd()}).")
         for key in ("clip_pretrain_path", "bert_pretrain_path"):
             self._check_model_path(key)
@@ -214,6 +220,15 @@ class CLIPTrainingArguments(TrainingArguments):
     def _help(self, key: str) -> str:
         return next(f.metadata["help"] for f in fields(self) if f.name == key)
 
+    def _check_pair_files(self, key: str) -> None:
+        paths = expand(getattr(self, key) or [])
+        missing = [path for path in paths if not os.path.isfile(path)]
+        if missing:
+            files = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise ValueError(f"`{key}`: there is no file {files} (seen from {os.getcwd()}).")
+        if not self.image_path and not all(map(is_shard, paths)):
+            raise ValueError(f"`image_path` is missing: {self._help('image_path')}")
+
     def _check_model_path(self, key: str) -> None:
         path = getattr(self, key)
         if path and not is_hub_name(path) and not os.path.isfile(os.path.join(path, "config.json")):
@@ -296,8 +311,9 @@ def _as_type(key: str, value: Any, hint: Any) -> Any:
     if value is None:
         if type(None) in options:
             return None
-    elif types_of_values == {str}:
-        if isinstance(value, str):
+    elif types_of_values <= {str, list[str]}:
+        texts = value if isinstance(value, list) and list[str] in options else [value]
+        if all(isinstance(text, str) for text in texts):
             return value
     elif not types_of_values <= {bool, int, float}:
         return value  # enums, lists and dicts: TrainingArguments checks them itself
@@ -314,6 +330,13 @@ def _as_type(key: str, value: Any, hint: Any) -> Any:
             return number
         if number.is_integer():
             return int(number)
-    names = {str: "a string", bool: "true/false", int: "a whole number", float: "a number", type(None): "null"}
+    names = {
+        str: "a string",
+        list[str]: "a list of strings",
+        bool: "true/false",
+        int: "a whole number",
+        float: "a number",
+        type(None): "null",
+    }
     wanted = " or ".join(name for type_, name in names.items() if type_ in options)
     raise ValueError(f"`{key}` is {value!r}; expected {wanted}.")

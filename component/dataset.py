@@ -1,5 +1,6 @@
 """Rows of the pair table → examples."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,61 +10,75 @@ from torch.utils.data import Dataset
 from transformers import CLIPProcessor
 
 from component.image import BadImageError
-from component.pairs import image_file, read_pairs
+from component.pair_files import PictureFolder, read_pair_files
 from component.preprocess import ImageTransform
 from component.ragged import RaggedArray
+from component.shards import Shard
 
 
 class PairDataset(Dataset):
-    """The image-text pairs of one CSV: texts are tokenized once, pictures are decoded when asked for.
+    """The image-text pairs of one or more files: texts are tokenized once, pictures are decoded when asked for.
 
-    Holds about 150 bytes a row in flat arrays (1.4 million rows: 0.2 GB), which worker processes share.
+    Holds about 150 bytes a row in flat arrays (1.4 million rows: 0.2 GB), which worker processes share. Of shards,
+    all processes of a training make one together, because each indexes a part of them.
 
     Args:
-        file: CSV with the columns `text` and `filename`.
-        image_path: folder that the file names are relative to.
+        file: one name or several, of CSV or Parquet tables with the columns `text` and `filename`, or of shards; see
+            `read_pair_files`.
+        image_path: folder that the file names are relative to; may be None for shards.
         processor: its tokenizer cuts the texts to tokens, its image processor says what pixel_values are.
         max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are cut and counted.
         transform: makes the pixel_values; None: as the image processor does.
+        num_workers: processes that index shards beside this one.
 
     Attributes:
+        file: what messages call the whole.
         num_empty_texts: rows left out because their text is empty.
         num_long_texts: rows whose text was cut.
         bad_images: (row, reason) of the pairs that `use_features` left out.
         text_ids, image_ids: (rows,) uint64; equal ids mean equal captions, equal file names.
 
     Raises:
-        FileNotFoundError, ValueError: the file cannot be read, or has no row with a text.
+        FileNotFoundError, ValueError: a file cannot be read, or there is no row with a text.
+        ImportError: what reads Parquet is not installed.
     """
 
     def __init__(
         self,
-        file: str,
-        image_path: str,
+        file: str | Sequence[str],
+        image_path: str | None,
         processor: CLIPProcessor,
         max_seq_length: int,
         transform: ImageTransform | None = None,
+        num_workers: int = 0,
     ):
-        self.file, self.image_path = file, image_path
+        files = [file] if isinstance(file, str) else file
+        self.file = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+        self.image_path = image_path
         self.transform = transform or ImageTransform(processor.image_processor)
         self.num_empty_texts = self.num_long_texts = 0
-        self._input_ids, self._filenames = RaggedArray("i"), RaggedArray("B")
+        self._input_ids, self._locators = RaggedArray("i"), RaggedArray("B")
+        # Where the pictures lie from which row on.
+        self._places: list[PictureFolder | Shard] = []
+        self._first_rows: list[int] = []
         text_ids, image_ids = [], []
-        for chunk in read_pairs(file, only_required=True):
+        for place, chunk in read_pair_files(file, image_path, num_workers):
             texts = chunk["text"].str.strip()
             filled = (texts != "").to_numpy()
             self.num_empty_texts += int((~filled).sum())
             if not filled.any():
                 continue
-            texts, filenames = texts[filled], chunk["filename"][filled]
+            texts, locators = texts[filled], chunk["filename"][filled].tolist()
+            self._places.append(place)
+            self._first_rows.append(len(self._locators))
             for input_ids in self._tokenize(texts.tolist(), processor.tokenizer, max_seq_length):
                 self._input_ids.append(input_ids)
-            for filename in filenames:
-                self._filenames.append(filename.encode())
+            for locator in locators:
+                self._locators.append(locator.encode())
             text_ids.append(pd.util.hash_array(texts.to_numpy(object)))
-            image_ids.append(pd.util.hash_array(filenames.to_numpy(object)))
+            image_ids.append(pd.util.hash_array(np.array([place.filename(locator) for locator in locators], object)))
         if not text_ids:
-            raise ValueError(f"{file} has no row with a text ({self.num_empty_texts} rows with an empty one).")
+            raise ValueError(f"{self.file} has no row with a text ({self.num_empty_texts} rows with an empty one).")
         self.text_ids, self.image_ids = np.concatenate(text_ids), np.concatenate(image_ids)
         self.bad_images: list[tuple[int, str]] = []
         self._rows, self._features = np.arange(len(self.text_ids)), None
@@ -94,14 +109,16 @@ class PairDataset(Dataset):
         return len(self._rows)
 
     def filename(self, row: int) -> str:
-        return self._filenames[row].tobytes().decode()
+        place, locator = self._picture(row)
+        return place.filename(locator)
 
-    def path(self, row: int) -> str | None:
-        """Where the row's picture should lie; None for a name that leaves image_path."""
-        try:
-            return image_file(self.image_path, self.filename(row))
-        except ValueError:
-            return None
+    def image_identity(self, row: int) -> str | None:
+        """A text that changes when the row's picture does; None where there is no such file."""
+        place, locator = self._picture(row)
+        return place.identity(locator)
+
+    def _picture(self, row: int) -> tuple[PictureFolder | Shard, str]:
+        return self._places[bisect_right(self._first_rows, row) - 1], self._locators[row].tobytes().decode()
 
     def load_images(self, rows: Sequence[int]) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:
         """Read the pictures of some rows.
@@ -112,19 +129,13 @@ class PairDataset(Dataset):
         """
         good, pictures, bad = [], [], []
         for row in rows:
+            place, locator = self._picture(row)
             try:
-                pictures.append(self._read(row))
+                pictures.append(self.transform.read(place.open(locator)))
                 good.append(row)
             except BadImageError as error:
-                bad.append((row, f"{self.filename(row)}: {error}"))
+                bad.append((row, f"{place.filename(locator)}: {error}"))
         return good, self.transform.pixel_values(pictures) if good else None, bad
-
-    def _read(self, row: int) -> np.ndarray:
-        try:
-            path = image_file(self.image_path, self.filename(row))
-        except ValueError as error:
-            raise BadImageError(str(error)) from None
-        return self.transform.read(path)
 
     def __getitem__(self, index: int) -> dict:
         """The example at `index`, in the form that `__getitems__` has for several."""
@@ -167,7 +178,8 @@ class PairDataset(Dataset):
             if not bad_images:
                 return
             first = first or bad_images[0][1]
+        hint = f" Check image_path {self.image_path}; the column `filename` is relative to it."
         raise ValueError(
-            f"None of the {len(self)} pictures of {self.file} can be read under image_path {self.image_path} "
-            f"(the first: {first}). Check image_path; the column `filename` is relative to it."
+            f"None of the {len(self)} pictures of {self.file} can be read (the first: {first})."
+            + (hint if self.image_path else "")
         )

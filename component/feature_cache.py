@@ -4,6 +4,7 @@ A cache is a folder `<cache>/<fingerprint of tower and image processor>/` of sha
 with `keys` (n,) and `features` (n, width); its name is the digest of its content, so a damaged one gives itself away.
 Shards are only ever added, whole: an interrupted run loses the shard it was at, and several processes can fill one
 cache at the same time. The key of a picture says path, size and time of change: a changed picture is a new key.
+The pictures may be files or members of WebDataset shards, which are not the shards meant here.
 """
 
 import hashlib
@@ -37,13 +38,10 @@ def fingerprint(vision_model: nn.Module, image_processor, precision: str) -> str
     return digest.hexdigest()
 
 
-def picture_key(path: str | None) -> int:
-    """64-bit digest of path, size and time of change; NO_FILE where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError, TypeError):
+def picture_key(identity: str | None) -> int:
+    """64-bit digest of what `PairDataset.image_identity` gives; NO_FILE for None."""
+    if identity is None:
         return NO_FILE
-    identity = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little", signed=True)
 
 
@@ -176,24 +174,34 @@ def cache_features(
         num_workers: processes that decode.
 
     Raises:
-        ValueError: the disk has too little room, said before anything is computed.
+        ValueError: the disk has too little room, said before anything is computed; or the features of other
+            processes did not appear.
         OSError: a shard cannot be written.
     """
     state = PartialState()
     # One row stands for all rows with the same file name.
     _, rows, picture_of_row = np.unique(dataset.image_ids, return_index=True, return_inverse=True)
-    keys = np.array([picture_key(dataset.path(row)) for row in rows])
+    keys = np.array([picture_key(dataset.image_identity(row)) for row in rows])
     # Shared out by key: every process comes to the same split, whatever the others have already written.
     mine = (cache.find(keys) < 0) & (keys != NO_FILE) & (keys % state.num_processes == state.process_index)
     if mine.any():
         cache.require_space(int(mine.sum()) * state.num_processes)
         rows, missing = rows[mine], keys[mine]
+        in_order = np.argsort(rows)  # as they lie in a shard
+        rows, missing = rows[in_order], missing[in_order]
         loader = DataLoader(rows.tolist(), batch_size, num_workers=num_workers, collate_fn=dataset.load_images)
         with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
             cache.add(_encoded(loader, rows, missing, encode, cache.width, bar))
     state.wait_for_everyone()
     cache.refresh()
-    dataset.use_features(cache, cache.find(keys)[picture_of_row])
+    positions = cache.find(keys)
+    absent = int(((positions < 0) & (keys != NO_FILE)).sum())
+    if absent:
+        raise ValueError(
+            f"{absent} of {len(keys)} image features are not in {cache.folder}, though the other processes are done. "
+            "Set `image_feature_cache` to a folder on a disk that all machines share."
+        )
+    dataset.use_features(cache, positions[picture_of_row])
 
 
 def _encoded(loader, rows, keys, encode, width: int, bar: tqdm) -> Iterator[tuple[np.ndarray, Tensor]]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 class BadImageError(ValueError):
@@ -57,6 +57,8 @@ def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
                 yield image
     except FileNotFoundError:
         raise BadImageError("no such file") from None
+    except UnidentifiedImageError:  # Pillow's message names the file, or the address of the open one
+        raise BadImageError("UnidentifiedImageError: cannot identify image file") from None
     except Exception as error:  # Pillow's plugins raise nearly anything (SyntaxError, struct.error, KeyError, …)
         raise BadImageError(f"{type(error).__name__}: {error}") from error
 

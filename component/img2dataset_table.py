@@ -3,6 +3,7 @@
 import os
 
 from component.pairs import read_pairs
+from component.parquet import import_pyarrow
 
 
 def write_img2dataset_table(train_file: str, parquet_file: str) -> int:
@@ -14,16 +15,12 @@ def write_img2dataset_table(train_file: str, parquet_file: str) -> int:
         ValueError, FileNotFoundError: `train_file` cannot be read.
         ImportError: pyarrow is not installed.
     """
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetWriter
-    except ImportError:
-        raise ImportError("Parquet needs pyarrow: pip install -r requirements-dev.txt") from None
+    pyarrow = import_pyarrow()
     columns = {"url": "url", "caption": "text", "filename": "filename"}
     schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
     rows, part = 0, f"{parquet_file}.part"
     try:
-        with ParquetWriter(part, schema) as writer:
+        with pyarrow.parquet.ParquetWriter(part, schema) as writer:
             for chunk in read_pairs(train_file, tuple(columns.values()), only_required=True):
                 values = [chunk[column].tolist() for column in columns.values()]
                 writer.write_table(pyarrow.table(values, schema=schema))

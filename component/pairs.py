@@ -33,12 +33,7 @@ def read_pairs(
     try:
         head = pd.read_csv(path, nrows=1, **options)
         found = list(head.columns)
-        missing = [column for column in required if column not in found]
-        if missing:
-            raise ValueError(
-                f"{path} has no column {', '.join(f'`{column}`' for column in missing)} (found: {', '.join(found)}). "
-                f"The first line must name the columns: {','.join(required)}."
-            )
+        require_columns(path, required, found, hint="The first line must name the columns.")
         if not isinstance(head.index, pd.RangeIndex):  # pandas takes surplus cells of the first row for row names
             raise pd.errors.ParserError(f"line 2 has more cells than the {len(found)} of the header")
         if only_required:
@@ -57,6 +52,16 @@ def read_pairs(
         raise ValueError(
             f"{path} is not a well-formed CSV: {error}. A cell that holds a comma or a quote must be quoted."
         ) from None
+
+
+def require_columns(path: str, required: Sequence[str], found: Sequence[str], hint: str = "") -> None:
+    """Raise ValueError, with those that were found, where the table in `path` lacks a required column."""
+    missing = [column for column in required if column not in found]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(f'`{column}`' for column in missing)} (found: {', '.join(found)}). "
+            f"It needs the columns {', '.join(required)}. {hint}".rstrip()
+        )
 
 
 def image_file(image_path: str, filename: str) -> str:

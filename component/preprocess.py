@@ -6,6 +6,7 @@ values that a pixel can have.
 
 import math
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -45,13 +46,13 @@ class ImageTransform:
         values = image_processor(ramp, **options, return_tensors="np")["pixel_values"]
         self._values = values[0, :, :, 0].astype(np.float32)
 
-    def read(self, path: str) -> np.ndarray:
+    def read(self, file: str | BinaryIO) -> np.ndarray:
         """The picture in (H, W, 3) uint8, H and W being the same for all. Raises BadImageError."""
         if self._draft_edge is None:
-            image = load_image(path)
+            image = load_image(file)
             size = image.size
         else:
-            image, size = load_draft(path, self._draft_edge)
+            image, size = load_draft(file, self._draft_edge)
         image = self._cut_centre(image, size) if self.min_crop_area is None else self._cut_anywhere(image)
         # torch's generator: a DataLoader seeds it anew in every worker and epoch.
         if self.flip and torch.rand(()) < 0.5:

@@ -159,7 +159,7 @@ class CLIPTrainer(Trainer):
         batches = gather_object(self._evaluated)
         self._evaluated = []
         if not batches:
-            raise ValueError(f"{dataset.file}: none of its pictures can be read under {dataset.image_path}.")
+            raise ValueError(f"{dataset.file}: none of its pictures can be read.")
         # Ranks fill up their last batch with rows that others have too: keep each row once.
         rows, first = np.unique(torch.cat([batch[0] for batch in batches]), return_index=True)
         text_embeds = torch.cat([batch[1] for batch in batches])[first]

@@ -81,6 +81,21 @@ def test_images_that_change_are_not_cached(load, keys):
         load(**keys, image_feature_cache="there")
 
 
+def test_a_list_of_files_comes_from_the_file_or_from_set(train_args, data):
+    names = [str(data / "train.csv"), str(data / "{train,train}.csv")]
+    assert load_arguments(train_args(train_file=names)).train_file == names
+    assert load_arguments(train_args(), [f"train_file={json.dumps(names)}"]).train_file == names
+    with pytest.raises(ValueError, match="`train_file`: there is no file nowhere.csv"):
+        load_arguments(train_args(train_file=[*names, "nowhere.csv"]))
+
+
+def test_shards_alone_need_no_image_path(load, data):
+    (data / "0.tar").touch()
+    assert load(train_file=str(data / "*.tar"), image_path=None).image_path is None
+    with pytest.raises(ValueError, match="`image_path` is missing"):
+        load(train_file=str(data / "0.tar"), test_file=str(data / "train.csv"), image_path=None)
+
+
 def test_numbers_written_as_strings(load):
     args = load(learning_rate="5e-5", max_seq_length="20", save_total_limit=None)
     assert args.learning_rate == 5e-5 and args.max_seq_length == 20 and args.save_total_limit is None
@@ -107,6 +122,10 @@ def test_set_overrides_the_file(train_args):
         ({"min_crop_area": 1.5}, "`min_crop_area` is 1.5; expected a share"),
         ({"min_crop_area": 0}, "`min_crop_area` is 0"),
         ({"image_path": 7}, "`image_path` is 7; expected a string"),
+        ({"image_path": ["a"]}, "`image_path` is .'a'.; expected a string or null"),
+        ({"train_file": ["a", 1]}, "`train_file` is .*; expected a string or a list of strings or null"),
+        ({"train_file": []}, "`train_file` is missing"),
+        ({"image_path": None}, "`image_path` is missing"),
         ({"lr_scheduler_type": "cosin"}, "cosin"),
         ({"train_file": "nowhere.csv"}, "`train_file`: there is no file nowhere.csv"),
         ({"test_file": "nowhere.csv"}, "`test_file`: there is no file nowhere.csv"),

@@ -5,15 +5,19 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
+import webdataset
 from conftest import CAPTIONS, ROOT
 from PIL import Image
 
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.image import BadImageError, load_image
+from component.pair_files import expand
 from component.pairs import image_file, read_pairs
+from component.parquet import read_parquet
 from component.processor import load_processor
 
 
@@ -73,6 +77,96 @@ def test_a_table_in_gbk_says_how_to_convert_it(tmp_path):
 def test_a_missing_table_is_named():
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
         list(read_pairs("nowhere.csv"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("s/{00..02}.tar", ["s/00.tar", "s/01.tar", "s/02.tar"]),
+        ("{8..10}.tar", ["8.tar", "9.tar", "10.tar"]),
+        ("{b,a}/{1..2}.csv", ["b/1.csv", "b/2.csv", "a/1.csv", "a/2.csv"]),
+        (["{1..2}.tar", "x.csv"], ["1.tar", "2.tar", "x.csv"]),
+        ("p/*.parquet", ["p/0.parquet", "p/1.parquet"]),
+        ("{p,q}/?.parquet", ["p/0.parquet", "p/1.parquet", "q/?.parquet"]),
+        ("{1,2}.csv", ["{1,2}.csv"]),  # a file of this very name
+    ],
+)
+def test_a_pattern_stands_for_the_files_that_a_shell_would_name(tmp_path, monkeypatch, pattern, names):
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/1.parquet", "p/0.parquet", "{1,2}.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert expand(pattern) == names
+
+
+# ---- Parquet, and several files ----
+
+
+def parquet(path, **columns) -> str:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return str(path)
+
+
+def test_cells_of_parquet_are_texts_whatever_their_type(tmp_path):
+    path = parquet(
+        tmp_path / "t.parquet",
+        id=[1, 2, 3],
+        filename=pyarrow.array(["007", None, "nan"]).dictionary_encode(),
+        text=[7, None, 10**12],
+    )
+    chunks = list(read_parquet(path, ("text", "filename"), chunk_rows=2))
+    assert [len(chunk) for chunk in chunks] == [2, 1] and list(chunks[0].columns) == ["text", "filename"]
+    rows = [row for chunk in chunks for row in chunk.values.tolist()]
+    assert rows == [["7", "007"], ["", ""], ["1000000000000", "nan"]]
+
+
+def test_a_csv_read_by_pandas_and_written_as_parquet_is_the_same_table(data, processor):
+    csv, path = str(data / "train.csv"), str(data / "train.parquet")
+    pd.read_csv(csv, dtype=str, keep_default_na=False).to_parquet(path)
+    one, other = (PairDataset(file, str(data / "images"), processor, 16) for file in (csv, path))
+    assert (one.image_ids == other.image_ids).all() and (one.text_ids == other.text_ids).all()
+    assert torch.equal(one[3]["pixel_values"], other[3]["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a"], "url": ["b"]}, "no column `filename` .found: text, url"),
+        ({"text": [["a"]], "filename": ["b"]}, "cannot be read as Parquet"),
+        (None, "cannot be read as Parquet"),
+    ],
+)
+def test_a_bad_parquet_is_named_with_its_fault(tmp_path, columns, message):
+    path = parquet(tmp_path / "t.parquet", **columns) if columns else table(tmp_path / "t.parquet", "text,filename\n")
+    with pytest.raises(ValueError, match=message) as error:
+        list(read_parquet(path, ("text", "filename")))
+    assert path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
+    with pytest.raises(ImportError, match="pip install -r requirements-dev.txt"):
+        next(read_parquet(str(tmp_path / "t.parquet"), ("text", "filename")))
+
+
+def test_a_list_of_files_of_all_kinds_is_one_table(data, processor):
+    first = table(data / "first.csv", "text,filename\n小狗,0.png\n小猪,none.png\n")
+    second = parquet(data / "second.parquet", text=["红色", ""], filename=["2.png", "3.png"])
+    with webdataset.TarWriter(str(data / "third.tar")) as shard:
+        shard.write({"__key__": "4", "png": (data / "images" / "4.png").read_bytes(), "txt": "绿色"})
+    files = [first, second, str(data / "third.tar"), str(data / "train.csv")]
+    dataset = PairDataset(files, str(data / "images"), processor, 16)
+    assert dataset.file == f"{first} and 3 more"
+    assert len(dataset) == 4 + 8 and dataset.num_empty_texts == 1
+    assert [dataset.filename(row) for row in (2, 3, 4)] == ["2.png", f"{data / 'third.tar'}/4.png", "0.png"]
+    good, pictures, bad = dataset.load_images(range(12))
+    assert [row for row, _ in bad] == [1]
+    whole = PairDataset(str(data / "train.csv"), str(data / "images"), processor, 16).load_images(range(8))[1]
+    assert torch.equal(pictures, torch.cat([whole[[0, 2, 4]], whole]))
+    assert dataset.image_ids[0] == dataset.image_ids[4]
+
+
+# ---- file names ----
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.feature_cache import FeatureCache, cache_features, fingerprint, picture_key
 from component.model import BertCLIPModel
+from component.pair_files import PictureFolder
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 
@@ -229,12 +230,16 @@ def test_a_shard_that_cannot_be_written_whole_is_not_left_behind(dataset, model,
 
 
 def test_the_key_of_a_picture_tells_its_state(data):
-    path = data / "images" / "0.png"
-    before = picture_key(str(path))
-    assert picture_key(str(path)) == before != picture_key(str(data / "images" / "1.png"))
-    os.utime(path, ns=(1, 1))
-    assert picture_key(str(path)) != before
-    assert picture_key(str(data / "none.png")) == picture_key(None) == feature_cache.NO_FILE
+    before, other, none, outside = keys_of(data, "0.png", "1.png", "none.png", "../train.csv")
+    assert before != other and none == outside == feature_cache.NO_FILE
+    assert keys_of(data, "0.png") == before
+    os.utime(data / "images" / "0.png", ns=(1, 1))
+    assert keys_of(data, "0.png") != before
+
+
+def keys_of(data, *filenames: str) -> np.ndarray:
+    folder = PictureFolder(str(data / "images"))
+    return np.array([picture_key(folder.identity(filename)) for filename in filenames])
 
 
 def start(args_file: str, *launcher: str) -> subprocess.Popen:
@@ -257,7 +262,7 @@ def test_two_processes_may_build_one_cache_at_once(train_args, data, tmp_path):
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    keys = np.array([picture_key(str(data / "images" / f"{n}.png")) for n in range(len(CAPTIONS))])
+    keys = keys_of(data, *(f"{n}.png" for n in range(len(CAPTIONS))))
     assert (assert_whole(tmp_path / "cache").find(keys) >= 0).all()
 
 
@@ -267,7 +272,34 @@ def test_ranks_share_the_work(train_args, data, tmp_path):
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     cache = assert_whole(tmp_path / "image_features")
-    keys = np.array([picture_key(str(data / "images" / f"{n}.png")) for n in range(len(CAPTIONS))])
+    keys = keys_of(data, *(f"{n}.png" for n in range(len(CAPTIONS))))
     assert (cache.find(keys) >= 0).all()
     ranks_with_work = len(set((keys % 2).tolist()))
     assert len(shards(tmp_path / "image_features")) == ranks_with_work
+
+
+def test_features_that_another_machine_keeps_to_itself_are_missed(data, bert_clip_path, tmp_path):
+    """Not called bad pictures, which is what they look like."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        f"""
+import os, sys, torch
+sys.path.insert(0, {ROOT!r})
+from accelerate import PartialState
+from component.dataset import PairDataset
+from component.feature_cache import FeatureCache, cache_features
+from component.processor import load_processor
+
+PartialState(cpu=True, backend="gloo")
+pairs = PairDataset({str(data / "train.csv")!r}, {str(data / "images")!r}, load_processor({bert_clip_path!r}), 16)
+cache = FeatureCache({str(tmp_path)!r} + "/disk" + os.environ["RANK"], "key", 48)
+try:
+    cache_features(pairs, cache, lambda pixel_values: torch.zeros(len(pixel_values), 48), 8, show_progress=False)
+except ValueError as error:
+    print(error)
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    assert "of 8 image features are not in" in result.stdout and "a disk that all machines share" in result.stdout

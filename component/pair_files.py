@@ -1,0 +1,101 @@
+"""The files of one data set, of whatever kind: pairs in order, each with where its picture lies."""
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from component.image import BadImageError
+from component.pairs import image_file, read_pairs
+from component.parquet import read_parquet
+from component.shards import Shard, read_shards
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """Pictures as files of a folder; what `Shard` is for those in a tar. A `locator` is the file name."""
+
+    path: str
+
+    def filename(self, locator: str) -> str:
+        return locator
+
+    def open(self, locator: str) -> str:
+        """The picture's path. Raises BadImageError for a name that leaves the folder."""
+        try:
+            return image_file(self.path, locator)
+        except ValueError as error:
+            raise BadImageError(str(error)) from None
+
+    def identity(self, locator: str) -> str | None:
+        """A text that changes when the picture does; None where there is no such file."""
+        try:
+            path = self.open(locator)
+            status = os.stat(path)
+        except (BadImageError, OSError, ValueError):
+            return None
+        return f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def is_shard(path: str) -> bool:
+    return path.lower().endswith(".tar")
+
+
+def expand(files: str | Sequence[str]) -> list[str]:
+    """One name or several → the paths they stand for, in order.
+
+    `{00000..00999}` and `{a,b}` mean what they mean in a shell, `*`, `?` and `[…]` the files that match, sorted. A
+    pattern that no file matches stays as it is.
+    """
+    paths = []
+    for pattern in [files] if isinstance(files, str) else files:
+        for path in [pattern] if os.path.exists(pattern) else _expand_braces(pattern):
+            paths += [path] if os.path.exists(path) else sorted(glob.glob(path)) or [path]
+    return paths
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if not match:
+        return [pattern]
+    first, last, names = match.groups()
+    if names is None:
+        step = 1 if int(first) <= int(last) else -1
+        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + step, step)]
+    else:
+        choices = names.split(",")
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [path for choice in choices for path in _expand_braces(before + choice + after)]
+
+
+def read_pair_files(
+    files: str | Sequence[str], image_path: str | None, num_workers: int = 0
+) -> Iterator[tuple[PictureFolder | Shard, pd.DataFrame]]:
+    """Yield the pairs of all files in order, in chunks whose pictures lie in one place.
+
+    Args:
+        files: see `expand`. `.tar` is a WebDataset shard, `.parquet` a table, and anything else a CSV.
+        image_path: folder that the file names in tables are relative to.
+        num_workers: processes that index shards beside this one.
+
+    Yields:
+        The place, and the columns `text` and `filename`, which is a locator in that place.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `read_pairs`, `read_parquet` and `read_shards`.
+    """
+    columns = ("text", "filename")
+    for are_shards, paths in itertools.groupby(expand(files), is_shard):
+        if are_shards:
+            for index in read_shards(list(paths), num_workers):
+                yield index.shard, pd.DataFrame({"text": index.texts, "filename": index.locators}, dtype=str)
+            continue
+        for path in paths:
+            is_parquet = path.lower().endswith(".parquet")
+            chunks = read_parquet(path, columns) if is_parquet else read_pairs(path, columns, only_required=True)
+            for chunk in chunks:
+                yield PictureFolder(image_path), chunk

@@ -1,0 +1,36 @@
+"""Parquet tables, for which pyarrow is imported when it is needed."""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from component.pairs import require_columns
+
+
+def import_pyarrow():
+    """pyarrow, with pyarrow.parquet in it. Raises ImportError with what to install."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError("Parquet needs pyarrow: pip install -r requirements-dev.txt") from None
+    return pyarrow
+
+
+def read_parquet(path: str, required: Sequence[str], chunk_rows: int = 100_000) -> Iterator[pd.DataFrame]:
+    """Yield the required columns of a Parquet file in order, at most `chunk_rows` rows at a time.
+
+    Every cell is a `str`: a number is written out, a null is "".
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: no Parquet file, a damaged one, a required column is missing or has no texts.
+    """
+    pyarrow = import_pyarrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            require_columns(path, required, file.schema_arrow.names)
+            for batch in file.iter_batches(chunk_rows, columns=list(required)):
+                columns = ((name, batch.column(name).cast(pyarrow.string()).fill_null("")) for name in required)
+                yield pd.DataFrame({name: column.to_numpy(zero_copy_only=False) for name, column in columns})
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,386 @@
+"""WebDataset shards: the pairs that webdataset reads, each once an epoch, and what is said of damaged ones."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from conftest import CAPTIONS, ROOT
+from PIL import Image
+
+from component.argument import load_arguments
+from component.datacollator import PairCollator
+from component.dataset import PairDataset
+from component.feature_cache import FeatureCache, cache_features
+from component.pair_files import read_pair_files
+from component.processor import load_processor
+from component.trainer import CLIPTrainer
+from train_clip import cache_images, load_datasets, load_model
+
+PAIRS = 11  # in shards of 5, 4 and 2
+
+
+def write(path, *samples: dict) -> str:
+    """One shard, by the writer that img2dataset uses. A key's members come sorted by their ending."""
+    with webdataset.TarWriter(str(path)) as shard:
+        for sample in samples:
+            shard.write(sample)
+    return str(path)
+
+
+def picture(number: int) -> bytes:
+    noise = np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+def sample(number: int, **members) -> dict:
+    caption = f"{CAPTIONS[number % 8]}{'红' * (number // 8)}"
+    meta = {"caption": caption, "url": f"http://example.com/{number}.jpg", "status": "success", "width": 50}
+    return {"__key__": f"{number:09d}", "jpg": picture(number), "json": meta, "txt": caption, **members}
+
+
+@pytest.fixture
+def shards(tmp_path) -> str:
+    """Three shards as img2dataset writes them, and the pattern that names them."""
+    (tmp_path / "shards").mkdir()
+    for number, (start, stop) in enumerate([(0, 5), (5, 9), (9, PAIRS)]):
+        write(tmp_path / "shards" / f"{number:05d}.tar", *map(sample, range(start, stop)))
+    return str(tmp_path / "shards" / "{00000..00002}.tar")
+
+
+@pytest.fixture
+def csv(tmp_path) -> dict[str, str]:
+    """The pairs of `shards` as a table and a folder: the keys of the JSON."""
+    (tmp_path / "folder").mkdir()
+    rows = ["text,filename"]
+    for pair in map(sample, range(PAIRS)):
+        (tmp_path / "folder" / f"{pair['__key__']}.jpg").write_bytes(pair["jpg"])
+        rows.append(f"{pair['txt']},{pair['__key__']}.jpg")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return {"train_file": str(tmp_path / "pairs.csv"), "image_path": str(tmp_path / "folder")}
+
+
+@pytest.fixture
+def dataset(bert_clip_path):
+    processor = load_processor(bert_clip_path)
+    return lambda files, **options: PairDataset(files, None, processor, max_seq_length=20, **options)
+
+
+def two_ranks(script, *arguments: str) -> str:
+    """What two processes that run a script print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def pairs_of(files) -> list[tuple[str, bytes]]:
+    """(text, picture) of all pairs, in order."""
+    return [
+        (text, place.open(locator).getvalue())
+        for place, chunk in read_pair_files(files, None)
+        for text, locator in zip(chunk["text"], chunk["filename"], strict=True)
+    ]
+
+
+# ---- what is read ----
+
+
+def test_shards_hold_what_webdataset_reads_from_them(shards, tmp_path):
+    odd = [
+        sample(20, __key__="folder.of/deep", cls="7"),
+        {"__key__": "a", "JPG": picture(21), "TXT": "大写", "seg.png": picture(0)},
+        sample(22, __key__="长" * 90, txt="一\n二 "),
+        sample(23, txt=""),
+    ]
+    write(tmp_path / "shards" / "00003.tar", *odd)
+    files = shards.replace("00002}", "00003}")
+    oracle = webdataset.WebDataset(files, shardshuffle=False)
+    wanted = [(pair["txt"].decode(), pair["jpg"]) for pair in oracle]
+    assert len(wanted) == PAIRS + 4 and pairs_of(files) == wanted
+
+
+def test_a_caption_comes_from_the_json_where_there_is_no_txt(tmp_path):
+    keys = {"__key__": "1", "png": picture(1)}
+    assert pairs_of(write(tmp_path / "a.tar", {**keys, "json": {"caption": "小狗"}})) == [("小狗", picture(1))]
+    both = write(tmp_path / "b.tar", {**keys, "json": {"caption": "小狗"}, "txt": "小猪"})
+    assert pairs_of(both) == [("小猪", picture(1))]
+
+
+def test_tar_itself_can_make_a_shard(tmp_path):
+    """Where a key's members need not be neighbours."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / f"{number}.txt").write_text(CAPTIONS[number], encoding="utf-8")
+    names = [f"./{number}.{ending}" for ending in ("jpg", "txt") for number in range(3)]
+    subprocess.run(["tar", "-cf", "a.tar", *names], cwd=tmp_path, check=True)
+    assert pairs_of(str(tmp_path / "a.tar")) == [(CAPTIONS[number], picture(number)) for number in range(3)]
+
+
+def test_file_names_in_gbk_are_told_apart(tmp_path):
+    command = ["tar", "-cf", "a.tar", *(name.encode("gbk") for name in ("图.jpg", "画.jpg", "图.txt", "画.txt"))]
+    for number, name in enumerate(command[3:]):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        with open(path, "wb") as file:
+            file.write(picture(number) if number < 2 else CAPTIONS[number - 2].encode())
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert pairs_of(str(tmp_path / "a.tar")) == [(CAPTIONS[number], picture(number)) for number in range(2)]
+
+
+def test_an_example_of_a_shard_is_that_of_the_same_file(shards, csv, bert_clip_path):
+    processor = load_processor(bert_clip_path)
+    one = PairDataset(shards, None, processor, max_seq_length=20, num_workers=2)
+    other = PairDataset(csv["train_file"], csv["image_path"], processor, max_seq_length=20)
+    one, other = (PairCollator(0)(pairs.__getitems__([10, 0, 4, 5])) for pairs in (one, other))
+    assert one.pop("bad_images") == other.pop("bad_images") == []
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_equal_captions_have_equal_ids_and_different_pictures_different_ones(tmp_path, shards, dataset):
+    pairs = dataset([shards, shards])
+    assert len(pairs) == 2 * PAIRS and (pairs.image_ids[:PAIRS] == pairs.image_ids[PAIRS:]).all()
+    assert len(np.unique(pairs.image_ids)) == len(np.unique(pairs.text_ids)) == PAIRS
+    assert pairs.filename(6).endswith("shards/00001.tar/000000006.jpg")
+    copy = shutil.copy(shards.replace("{00000..00002}", "00002"), tmp_path / "copy.tar")
+    assert not set(dataset(str(copy)).image_ids) & set(pairs.image_ids)
+
+
+# ---- damaged ones ----
+
+
+def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, caplog):
+    path = write(
+        tmp_path / "a.tar",
+        {"__key__": "0", "jpg": picture(0)},
+        {"__key__": "1", "txt": "没有图片", "json": {"caption": "没有图片"}},
+        {"__key__": "2", "jpg": picture(2), "json": {"url": "u"}},
+        {"__key__": "3", "jpg": picture(3), "txt": "小狗".encode("gbk")},
+        {"__key__": "4", "jpg": picture(4), "json": b"{"},
+        {"__key__": "5", "jpg": b"", "txt": "空文件"},
+        {"__key__": "6", "jpg": picture(6), "txt": "小狗"},
+        {"__key__": "6", "jpg": picture(7), "txt": "小猪"},
+        {"__key__": "8", "jpg": picture(8), "txt": "  "},
+    )
+    pairs = dataset(path)
+    assert [pairs.filename(row)[-6:] for row in range(len(pairs))] == ["/5.jpg", "/6.jpg"]
+    assert pairs.num_empty_texts == 5  # 0, 2, 3, 4 and 8
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 3
+    for warning, (count, what, first) in zip(
+        sorted(warnings),
+        [(1, "have no picture", "1"), (2, "come again", "6.jpg"), (3, "neither UTF-8", "2.json")],
+        strict=True,
+    ):
+        assert warning.startswith(f"{count} ") and what in warning and f"the first: {path}/{first}" in warning
+    good, pixel_values, ((row, reason),) = pairs.load_images([0, 1])
+    assert good == [1] and row == 0
+    assert reason == f"{path}/5.jpg: UnidentifiedImageError: cannot identify image file"
+    image = Image.open(io.BytesIO(picture(6)))
+    assert torch.equal(pixel_values, pairs.transform.image_processor(image, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("cut", "left"),
+    [
+        ("in a picture", 3),
+        ("after a picture", 3),
+        ("in a caption", 4),  # which the JSON has, too
+        ("between samples", 4),
+        ("in a header", 4),
+        ("everything", 0),
+    ],
+)
+def test_of_a_shard_that_is_cut_short_the_pairs_before_the_cut_are_used(tmp_path, shards, dataset, caplog, cut, left):
+    path = tmp_path / "shards" / "00000.tar"
+    before, whole = dataset(shards), path.read_bytes()
+    last = whole.rindex(b"000000003.jpg")  # headers of 512 bytes
+    caption = whole.rindex(b"000000003.txt")
+    place = {
+        "in a picture": last + 600,
+        "after a picture": last + 512 + len(picture(3)),
+        "in a caption": caption + 512 + 6,
+        "between samples": caption + 1024,
+        "in a header": caption + 1124,
+        "everything": 0,
+    }
+    path.write_bytes(whole[: place[cut]])
+    pairs = dataset(shards)
+    rows = [*range(left), *range(5, PAIRS)]
+    assert (pairs.text_ids == before.text_ids[rows]).all() and (pairs.image_ids == before.image_ids[rows]).all()
+    assert pairs.load_images(range(len(pairs)))[0] == list(range(len(rows)))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("1 shards are cut short") and f"the first: {path}" in warning
+
+
+def test_what_is_no_tar_is_named_and_stops_the_run(tmp_path, shards, dataset):
+    path = tmp_path / "shards" / "00001.tar"
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / "shards" / "00002.tar").write_text("<html>" * 1000)
+    with pytest.raises(ValueError, match=f"2 of 3 shards cannot be used. The first: {path} is no tar") as error:
+        dataset(shards, num_workers=2)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_shard_adds_nothing_and_alone_it_is_an_error(tmp_path, shards, dataset, caplog):
+    empty = write(tmp_path / "shards" / "00003.tar")
+    assert len(dataset([empty, shards])) == PAIRS and not caplog.records
+    with pytest.raises(ValueError, match="00003.tar has no row with a text"):
+        dataset(empty)
+
+
+def test_a_shard_that_changed_since_it_was_indexed_gives_no_wrong_pictures(tmp_path, shards, dataset):
+    pairs = dataset(shards)
+    write(tmp_path / "shards" / "00000.tar", *map(sample, range(5, 10)))  # the same sizes, other pictures
+    (tmp_path / "shards" / "00001.tar").unlink()
+    good, _, bad = pairs.load_images(range(PAIRS))
+    assert good == [9, 10] and [row for row, _ in bad] == list(range(9))
+    assert "00000.tar/000000000.jpg: the shard has changed since it was indexed" in bad[0][1]
+    assert "00001.tar/000000005.jpg: the shard cannot be read (No such file or directory)" in bad[5][1]
+
+
+def test_missing_shards_are_named_before_anything_is_loaded(train_args, tmp_path, shards):
+    (tmp_path / "shards" / "00001.tar").unlink()
+    pattern = shards.replace("00002}", "00006}")
+    names = ", ".join(str(tmp_path / "shards" / f"0000{number}.tar") for number in (1, 3, 4))
+    with pytest.raises(ValueError, match=f"`train_file`: there is no file {names} and 2 more"):
+        load_arguments(train_args(train_file=pattern))
+
+
+# ---- the feature cache ----
+
+
+def test_the_cache_reads_a_shard_from_front_to_back_and_each_picture_once(tmp_path, shards, dataset):
+    def cached(pairs) -> torch.Tensor:
+        """What goes through the tower for it."""
+        seen = [torch.empty(0, 3, 32, 32)]
+        cache = FeatureCache(str(tmp_path / "cache"), "key", width=48)
+
+        def encode(pixel_values):
+            seen.append(pixel_values)
+            return pixel_values.flatten(1)[:, :48]
+
+        cache_features(pairs, cache, encode, batch_size=3, show_progress=False)
+        return torch.cat(seen)
+
+    pairs = dataset(shards)
+    images = pairs.load_images(range(PAIRS))[1]
+    assert torch.equal(cached(pairs), images)
+    assert len(cached(dataset([shards, shards]))) == 0
+    features = pairs.__getitems__([7, 0])["vision_pooler_output"]
+    assert torch.equal(features, images[[7, 0]].flatten(1)[:, :48].half())
+    os.utime(tmp_path / "shards" / "00001.tar", ns=(1, 1))
+    assert torch.equal(cached(dataset(shards)), images[5:9])
+
+
+# ---- training ----
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_training_on_shards_is_training_on_the_same_pairs_in_a_table(train_args, tmp_path, shards, csv, cache):
+    def history(**files) -> list[dict]:
+        files = {**files, "test_file": files["train_file"], "image_feature_cache": cache}
+        args = load_arguments(train_args(**files, max_seq_length=20, report_to="none", save_strategy="no"))
+        model, processor = load_model(args)
+        datasets = load_datasets(args, processor)
+        cache_images(args, model, *datasets)
+        trainer = CLIPTrainer(
+            model=model,
+            args=args,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            data_collator=PairCollator(0),
+            processing_class=processor,
+        )
+        trainer.train()
+        trainer.evaluate()
+        unsteady = ("runtime", "per_second", "flos")
+        return [{k: v for k, v in entry.items() if not k.endswith(unsteady)} for entry in trainer.state.log_history]
+
+    table = history(**csv)
+    assert sum("loss" in entry for entry in table) == 6 and table[-1]["eval_pairs"] == PAIRS
+    assert history(train_file=shards, image_path=None) == table
+
+
+def test_two_ranks_with_workers_see_each_pair_of_an_epoch_once(train_args, tmp_path, shards, csv):
+    """But for the fill of the last batch, which accelerate's even_batches takes from the start of the epoch."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        f"""
+import json, os, sys
+sys.path.insert(0, {ROOT!r})
+from component.argument import load_arguments
+from component.datacollator import PairCollator
+from component.trainer import CLIPTrainer
+from train_clip import load_datasets, load_model
+
+
+class Recorded(CLIPTrainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        rows.append(inputs["rows"].tolist())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+for args_file in sys.argv[1:]:
+    rows = []
+    args = load_arguments(args_file)
+    model, processor = load_model(args)
+    dataset, _ = load_datasets(args, processor)
+    Recorded(model, args, PairCollator(0), dataset, processing_class=processor).train()
+    with open(f"{{args_file}}.{{os.environ['RANK']}}", "w") as file:
+        json.dump(rows, file)
+""",
+        encoding="utf-8",
+    )
+    keys = dict(per_device_train_batch_size=2, num_train_epochs=2, dataloader_num_workers=2, ddp_backend="gloo")
+    keys.update(save_strategy="no", max_seq_length=20, image_feature_cache="off", report_to="none")
+    args_files = []
+    for name, files in {"csv": csv, "shards": {"train_file": shards, "image_path": None}}.items():
+        args_files.append(str(tmp_path / f"{name}.json"))
+        os.rename(train_args(**files, **keys), args_files[-1])
+    two_ranks(script, *args_files)
+
+    def steps(args_file: str) -> list[list[int]]:
+        """The rows of each step, of both ranks."""
+        ranks = []
+        for rank in range(2):
+            with open(f"{args_file}.{rank}") as file:
+                ranks.append(json.load(file))
+        return [one + other for one, other in zip(*ranks, strict=True)]
+
+    of_table, of_shards = map(steps, args_files)
+    assert of_shards == of_table and len(of_shards) == 6
+    epochs = [sum(of_shards[start : start + 3], []) for start in (0, 3)]
+    for epoch in epochs:
+        assert sorted(epoch[:PAIRS]) == list(range(PAIRS)) and epoch[PAIRS:] == epoch[:1]
+    assert epochs[0] != epochs[1]
+
+
+def test_ranks_that_see_different_shards_say_so(tmp_path, shards):
+    script = tmp_path / "rank.py"
+    script.write_text(
+        f"""
+import os, sys
+sys.path.insert(0, {ROOT!r})
+from accelerate import PartialState
+from component.pair_files import expand
+from component.shards import read_shards
+
+PartialState(cpu=True, backend="gloo")
+try:
+    list(read_shards(expand({shards!r})[int(os.environ["RANK"]) :]))
+except ValueError as error:
+    print(error)
+""",
+        encoding="utf-8",
+    )
+    assert two_ranks(script).count("The processes see different shards") == 2

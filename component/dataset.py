@@ -57,7 +57,9 @@ class PairDataset(Dataset):
         self.image_path = image_path
         self.transform = transform or ImageTransform(processor.image_processor)
         self.num_empty_texts = self.num_long_texts = 0
-        self._input_ids, self._locators = RaggedArray("i"), RaggedArray("B")
+        # A Chinese BERT has some 21,000 tokens: two bytes hold any of them.
+        self._input_ids = RaggedArray("H" if len(processor.tokenizer) <= 2**16 else "i")
+        self._locators = RaggedArray("B")
         # Where the pictures lie from which row on.
         self._places: list[PictureFolder | Shard] = []
         self._first_rows: list[int] = []

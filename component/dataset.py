@@ -19,7 +19,7 @@ from component.shards import Shard
 class PairDataset(Dataset):
     """The image-text pairs of one or more files: texts are tokenized once, pictures are decoded when asked for.
 
-    Holds about 150 bytes a row in flat arrays (1.4 million rows: 0.2 GB), which worker processes share. Of shards,
+    Holds about 110 bytes a row in flat arrays (1.4 million rows: 0.15 GB), which worker processes share. Of shards,
     all processes of a training make one together, because each indexes a part of them.
 
     Args:

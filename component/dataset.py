@@ -84,6 +84,8 @@ class PairDataset(Dataset):
         self.text_ids, self.image_ids = np.concatenate(text_ids), np.concatenate(image_ids)
         self.bad_images: list[tuple[int, str]] = []
         self._rows, self._features = np.arange(len(self.text_ids)), None
+        # Shared with worker processes that live longer than an epoch.
+        self._seed = torch.zeros(2, dtype=torch.long).share_memory_()
 
     def use_features(self, cache, positions: np.ndarray) -> None:
         """Take the tower's output of each picture from a `FeatureCache`, and leave out the rows that have none.
@@ -106,6 +108,14 @@ class PairDataset(Dataset):
         for tokens in tokenizer(texts, **options, verbose=False)["input_ids"]:
             self.num_long_texts += len(tokens) > max_seq_length - 2
             yield [tokenizer.cls_token_id, *tokens[: max_seq_length - 2], tokenizer.sep_token_id]
+
+    def seed(self, seed: int, epoch: int) -> None:
+        """Let random pieces and mirroring depend on these two numbers and the batch alone.
+
+        Otherwise a resumed training would draw others than one that was never stopped: the random numbers of a worker
+        process are in no checkpoint.
+        """
+        self._seed[:] = torch.tensor([seed, epoch])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -159,7 +169,9 @@ class PairDataset(Dataset):
         if self._features is not None:
             images["vision_pooler_output"] = self._features[self._positions[rows]]
         else:
-            good, pixel_values, bad_images = self.load_images(rows.tolist())
+            with torch.random.fork_rng(devices=()):
+                torch.default_generator.manual_seed(hash((*self._seed.tolist(), *indices[:1])))
+                good, pixel_values, bad_images = self.load_images(rows.tolist())
             rows = np.array(good, np.int64)
             if good:
                 images["pixel_values"] = pixel_values

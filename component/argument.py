@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -124,6 +125,7 @@ class CLIPTrainingArguments(TrainingArguments):
     # Other defaults than transformers': a frozen tower leaves no parameter unused, and the collator needs all columns.
     ddp_find_unused_parameters: bool | None = False
     remove_unused_columns: bool = False
+    fsdp: bool | None = None  # transformers' own hint is that of the older form, a string
 
     def __post_init__(self):
         for key in ("output_dir", "train_file", "clip_pretrain_path"):
@@ -153,7 +155,10 @@ class CLIPTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory &= torch.cuda.is_available() and not self.use_cpu
         words = {"true": True, "false": False, "auto": "auto"}
         self.resume_from_checkpoint = words.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise ValueError("`deepspeed` needs a package that is not installed: pip install deepspeed")
         super().__post_init__()
+        self._check_sharding()
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process. Choose one with CUDA_VISIBLE_DEVICES=0, or use all of "
@@ -163,7 +168,7 @@ class CLIPTrainingArguments(TrainingArguments):
     @property
     def group_size(self) -> int | None:
         """So many pairs go through the towers together; None: the whole batch."""
-        on_cpu = self.device.type == "cpu"
+        on_cpu = self.device.type == "cpu" and not self.fsdp
         return self.contrastive_chunk_size or self.text_group_size or (CPU_TEXT_GROUP if on_cpu else None)
 
     @property
@@ -193,6 +198,26 @@ class CLIPTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`train_sampling_strategy` is {self.train_sampling_strategy!r}; expected random or sequential. Texts "
                 "of like lengths are grouped inside of each random batch, see text_group_size."
+            )
+
+    def _check_sharding(self) -> None:
+        if self.deepspeed and self.hf_deepspeed_config.is_zero3():
+            raise ValueError("`deepspeed` has ZeRO stage 3, which is not supported: set stage to 2, or use fsdp.")
+        if not self.fsdp:
+            return
+        for key in ("contrastive_chunk_size", "text_group_size"):
+            if getattr(self, key):
+                # Each chunk gathers the parameters: a process with fewer chunks would leave the others waiting.
+                raise ValueError(
+                    f"`{key}` does not go with `fsdp`: leave one of them out. What saves memory under fsdp is "
+                    '"fsdp_config": {"activation_checkpointing": true}.'
+                )
+        if self.fsdp_plugin_args["fsdp_version"] != 2:
+            raise ValueError("`fsdp_config` has version 1, which is not supported: leave `version` out.")
+        if self.world_size == 1:
+            raise ValueError(
+                "`fsdp` parts the model between processes, but there is one. Start several, one per GPU: "
+                "torchrun --nproc_per_node 8 train_clip.py …"
             )
 
     def _check_images(self) -> None:

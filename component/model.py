@@ -115,6 +115,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self._locked: list[nn.Module] = []
         self.post_init()
+        # What FSDP takes as one part. (The towers' own lists also name a class that only CLIP's text tower has.)
+        self._no_split_modules = {"BertLayer", "CLIPEncoderLayer"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -333,6 +335,6 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         return GroupedOutput(
             image_embeds=F.normalize(self.visual_projection(vision_pooler_output.to(self.dtype)), dim=-1),
             text_embeds=F.normalize(self.text_projection(torch.cat(text_pooled)), dim=-1),
-            logit_scale=self.logit_scale.exp(),
-            logit_bias=self.logit_bias,
+            logit_scale=self.logit_scale.exp().view(()),  # under FSDP the parameters have one dimension
+            logit_bias=None if self.logit_bias is None else self.logit_bias.view(()),
         )

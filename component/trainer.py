@@ -23,6 +23,7 @@ from component.metrics import retrieval_metrics
 from component.processor import save_processor
 from component.resumable_trainer import ResumableTrainer
 from component.sampler import SharedBatches
+from component.sharding import clamp_deepspeed_parameter, prepare_sharding, with_scalars
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ MAX_LOGIT_SCALE = math.log(100)  # CLIP, arXiv:2103.00020, section 2.5: beyond i
 class ClampLogitScale(TrainerCallback):
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+        if args.deepspeed:
+            clamp_deepspeed_parameter(model.logit_scale, MAX_LOGIT_SCALE)
 
 
 class CLIPTrainer(ResumableTrainer):
@@ -51,6 +54,8 @@ class CLIPTrainer(ResumableTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(ClampLogitScale())
+        if self.args.fsdp or self.args.deepspeed:
+            prepare_sharding(self)
         self._bad_images: dict[str, set[int]] = {"train": set(), "eval": set()}
         self._named: set[tuple[str, int]] = set()
         self._evaluated: list[tuple[Tensor, Tensor, Tensor, float]] = []
@@ -89,8 +94,11 @@ class CLIPTrainer(ResumableTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         pairs, ids = len(inputs.pop("rows")), inputs.pop("ids")
+        if not pairs:
+            inputs = self._placeholder_pair(cached="vision_pooler_output" in inputs)
         recompute = model.training and self.args.contrastive_chunk_size is not None
-        outputs = model(**(inputs if pairs else self._placeholder_pair()), recompute=recompute)
+        with self.accelerator.autocast():  # accelerate wraps the model in it, but not under FSDP
+            outputs = model(**inputs, recompute=recompute)
         self._logit_scale = outputs.logit_scale.detach()
 
         embeds = outputs.image_embeds[:pairs], outputs.text_embeds[:pairs]
@@ -118,16 +126,22 @@ class CLIPTrainer(ResumableTrainer):
             loss = torch.full_like(loss, torch.nan)  # the Trainer leaves NaN out of the logged mean
         return loss
 
-    def _placeholder_pair(self) -> dict[str, Tensor]:
+    def _placeholder_pair(self, cached: bool) -> dict[str, Tensor]:
         """What goes through the model in place of a batch without any good picture; its embeddings are not used.
 
         Its gradients are 0, but there are some: under DDP or FSDP the other processes would wait forever for one that
         skips forward and backward, and the fp16 scaler wants to see gradients.
+
+        Args:
+            cached: the other processes' pictures pass by the vision tower, and under FSDP this one's has to as well.
         """
         vision = self.model.config.vision_config
-        pixel_values = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
         text = torch.zeros(1, 1, dtype=torch.long)
-        inputs = {"input_ids": text, "attention_mask": text + 1, "text_groups": [(1, 1)], "pixel_values": pixel_values}
+        inputs = {"input_ids": text, "attention_mask": text + 1, "text_groups": [(1, 1)]}
+        if cached:
+            inputs["vision_pooler_output"] = torch.zeros(1, vision.hidden_size)
+        else:
+            inputs["pixel_values"] = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
         return self._prepare_inputs(inputs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -224,6 +238,8 @@ class CLIPTrainer(ResumableTrainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        if state_dict is not None:
+            state_dict = with_scalars(state_dict)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_processor(self.processing_class, output_dir or self.args.output_dir)

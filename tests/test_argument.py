@@ -138,6 +138,11 @@ def test_set_overrides_the_file(train_args):
         ({"output_dir": None}, "`output_dir` is missing"),
         ({"max_seq_length": 2}, "`max_seq_length` is 2"),
         ({"eval_strategy": "steps"}, "no `test_file`"),
+        ({"fsdp": True}, "torchrun --nproc_per_node"),
+        ({"fsdp": True, "contrastive_chunk_size": 2}, "`contrastive_chunk_size` does not go with `fsdp`"),
+        ({"fsdp": True, "text_group_size": 2}, "`text_group_size` does not go with `fsdp`"),
+        ({"fsdp": True, "fsdp_config": {"version": 1}}, "version 1"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "pip install deepspeed|ZeRO stage 3"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_in_one_line(load, keys, message):

@@ -3,12 +3,13 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 
 logger = logging.getLogger("train_clip")
 
 
-def main() -> str | None:
+def main() -> str | int | None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train_args_file", default="train_args/train_clip.json", help="JSON of training arguments")
     parser.add_argument(
@@ -19,12 +20,15 @@ def main() -> str | None:
     # Only now, because these imports take seconds: --help and a mistyped option are answered at once.
     from component.argument import load_arguments
     from component.datacollator import PairCollator
+    from component.interruption import Interrupted, LostProcess
+    from component.resume import checkpoint_to_resume
     from component.trainer import CLIPTrainer
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         args = load_arguments(options.train_args_file, options.set)
         log_on_first_process(args.process_index)
+        checkpoint = checkpoint_to_resume(args)
         model, processor = load_model(args)
         train_dataset, test_dataset = load_datasets(args, processor)
         for dataset in filter(None, (train_dataset, test_dataset)):
@@ -43,7 +47,18 @@ def main() -> str | None:
         data_collator=PairCollator(processor.tokenizer.pad_token_id, args.group_size),
         processing_class=processor,
     )
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except Interrupted as interruption:
+        logger.warning(
+            "%s: checkpoint-%d is saved in %s. To go on, start again with resume_from_checkpoint auto.",
+            interruption,
+            trainer.state.global_step,
+            args.output_dir,
+        )
+        return 128 + interruption.signal  # as a shell reports a process that the signal ended
+    except LostProcess as error:
+        return f"train_clip.py: {error}"
     trainer.save_final()
     trainer.save_state()
     report(trainer, "train", result.metrics)
@@ -164,4 +179,5 @@ def report(trainer, split: str, metrics: dict) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C outside of training has nothing to save: no traceback
     sys.exit(main())

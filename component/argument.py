@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from component.model_path import is_hub_name
 from component.pair_files import expand, is_shard
@@ -116,7 +115,11 @@ class CLIPTrainingArguments(TrainingArguments):
         },
     )
     resume_from_checkpoint: str | bool | None = field(
-        default=None, metadata={"help": "true: go on from the last checkpoint in output_dir; or a checkpoint folder."}
+        default=None,
+        metadata={
+            "help": "Go on from this checkpoint folder; true: from the last whole one in output_dir; auto: the same, "
+            "or start anew where there is none."
+        },
     )
     # Other defaults than transformers': a frozen tower leaves no parameter unused, and the collator needs all columns.
     ddp_find_unused_parameters: bool | None = False
@@ -148,9 +151,8 @@ class CLIPTrainingArguments(TrainingArguments):
             self.fp16 = False
         # Pinning memory without a GPU does nothing but warn at every data loader.
         self.dataloader_pin_memory &= torch.cuda.is_available() and not self.use_cpu
-        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
-            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
-        self._check_resume()
+        words = {"true": True, "false": False, "auto": "auto"}
+        self.resume_from_checkpoint = words.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(
@@ -233,13 +235,6 @@ class CLIPTrainingArguments(TrainingArguments):
         path = getattr(self, key)
         if path and not is_hub_name(path) and not os.path.isfile(os.path.join(path, "config.json")):
             raise ValueError(f"`{key}`: {path} is not a model folder (no config.json in it; seen from {os.getcwd()}).")
-
-    def _check_resume(self) -> None:
-        path = self.resume_from_checkpoint
-        if path is True and (not os.path.isdir(self.output_dir) or get_last_checkpoint(self.output_dir) is None):
-            raise ValueError(f"`resume_from_checkpoint` is true, but there is no checkpoint in {self.output_dir}.")
-        if isinstance(path, str) and not os.path.isfile(os.path.join(path, "trainer_state.json")):
-            raise ValueError(f"`resume_from_checkpoint`: {path} is not a checkpoint (no trainer_state.json in it).")
 
 
 def load_arguments(path: str, overrides: Sequence[str] = ()) -> CLIPTrainingArguments:

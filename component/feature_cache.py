@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 
@@ -134,7 +135,7 @@ class FeatureCache:
     def _write(self, keys: list[np.ndarray], features: list[Tensor]) -> None:
         shard = {"keys": torch.from_numpy(np.concatenate(keys)), "features": torch.cat(features)}
         content = safetensors.torch.save(shard)
-        temporary = os.path.join(self.folder, f"{os.getpid()}.tmp")
+        temporary = os.path.join(self.folder, f"{platform.node()}-{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
                 file.write(content)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from typing import Any
 
 
@@ -20,10 +21,28 @@ def write_text(path: str, content: str) -> None:
 
 
 def replace_folder(new: str, final: str) -> None:
-    """Give the finished folder `new` the name `final`; a folder that had the name until now is removed after."""
+    """Give the finished folder `new` the name `final`; a folder that had the name until now is removed after.
+
+    What lies in it is on disk before: after a power failure too, the name stands for all of it.
+    """
+    for folder, _, names in os.walk(new):
+        for name in names:
+            with open(os.path.join(folder, name), "rb+") as file:
+                os.fsync(file)
+        _sync_folder(folder)
     old = f"{final}.old"
     shutil.rmtree(old, ignore_errors=True)
     if os.path.isdir(final):
         os.rename(final, old)
     os.rename(new, final)
+    _sync_folder(os.path.dirname(os.path.abspath(final)))
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(path: str) -> None:
+    with suppress(OSError):  # Windows and some network file systems cannot
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -13,7 +13,7 @@ class RaggedArray:
     with a copy, because touching a reference count copies the page. This buffer is shared.
 
     Args:
-        typecode: of the `array` module, e.g. "i" for token ids, "B" for UTF-8 bytes.
+        typecode: of the `array` module, e.g. "H" for token ids, "B" for UTF-8 bytes.
     """
 
     def __init__(self, typecode: str):

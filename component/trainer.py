@@ -5,20 +5,23 @@ import math
 import os
 import time
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import seed_worker
 
 from component.files import replace_folder
 from component.gather import gather_rows
+from component.interruption import ignore_signals_in_worker
 from component.loss import clip_loss, siglip_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
+from component.resumable_trainer import ResumableTrainer
 from component.sampler import SharedBatches
 
 logger = logging.getLogger(__name__)
@@ -31,8 +34,8 @@ class ClampLogitScale(TrainerCallback):
         model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
 
 
-class CLIPTrainer(Trainer):
-    """transformers' Trainer for `BertCLIPModel`, a `PairDataset` and a `PairCollator`.
+class CLIPTrainer(ResumableTrainer):
+    """transformers' Trainer, resumable, for `BertCLIPModel`, a `PairDataset` and a `PairCollator`.
 
     Differences from its parent:
     - The contrastive loss is computed in fp32 from the embeddings, whatever the towers run in. Its negatives are the
@@ -67,6 +70,7 @@ class CLIPTrainer(Trainer):
             rank=args.process_index,
             world_size=args.world_size,
         )
+        seed = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
         return DataLoader(
             self.train_dataset,
             batch_sampler=batches,
@@ -75,8 +79,12 @@ class CLIPTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            worker_init_fn=partial(ignore_signals_in_worker, seed),
         )
+
+    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+        self.train_dataset.seed(self.args.seed, epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -129,7 +137,7 @@ class CLIPTrainer(Trainer):
     def train(self, *args, **kwargs):
         self._note_bad_images("train", self.train_dataset, self.train_dataset.bad_images)
         output = super().train(*args, **kwargs)
-        output.metrics["train_bad_images"] = self._count_bad_images("train")
+        output.metrics["train_bad_images"] = len(self._all_bad_images("train"))
         return output
 
     # ---- evaluation ----
@@ -169,7 +177,7 @@ class CLIPTrainer(Trainer):
             "loss": float(np.average([batch[3] for batch in batches], weights=sizes)),
             **retrieval_metrics(image_embeds, text_embeds, dataset.image_ids[rows], dataset.text_ids[rows]),
             "pairs": len(rows),
-            "bad_images": self._count_bad_images("eval"),
+            "bad_images": len(self._all_bad_images("eval")),
         }
         output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in metrics.items()})
         self._window_start += time.perf_counter() - start  # pairs per second speaks of training alone
@@ -184,10 +192,16 @@ class CLIPTrainer(Trainer):
                 self._named.add((dataset.file, row))
                 logger.warning("left out of %s: %s", dataset.file, reason)
 
-    def _count_bad_images(self, split: str) -> int:
-        return len(set(gather_object(list(self._bad_images[split]))))
+    def _all_bad_images(self, split: str) -> list[int]:
+        return sorted(set(gather_object(list(self._bad_images[split]))))
 
     # ---- logs and checkpoints ----
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"bad_images": self._all_bad_images("train")}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self._bad_images["train"].update(state.get("bad_images", ()))
 
     def _start_log_window(self) -> None:
         self._pairs, self._ln_batch, self._window_start = 0, [], time.perf_counter()

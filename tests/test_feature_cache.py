@@ -257,8 +257,12 @@ def assert_whole(folder):
 
 
 def test_two_processes_may_build_one_cache_at_once(train_args, data, tmp_path):
-    args_file = train_args(max_steps=1, image_feature_cache=str(tmp_path / "cache"), save_strategy="no")
-    both = [start(args_file), start(args_file)]
+    keys = dict(max_steps=1, image_feature_cache=str(tmp_path / "cache"), save_strategy="no")
+    both = []
+    for name in ("one", "other"):
+        args_file = str(tmp_path / f"{name}.json")
+        os.rename(train_args(**keys, output_dir=str(tmp_path / name)), args_file)
+        both.append(start(args_file))
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors

@@ -1,0 +1,142 @@
+"""What ends a run before its time: SIGTERM and SIGINT, which save a checkpoint first, and the loss of a process."""
+
+import atexit
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Slurm signals every process of a job, and torchrun, being one of them, passes it on to its workers: within this time
+# that is one signal.
+SAME_SIGNAL_SECONDS = 1.0
+
+
+class Interrupted(Exception):
+    """Raised out of `Trainer.train` after a signal, when the checkpoint is on disk.
+
+    Attributes:
+        signal: `signal.Signals` that some process received.
+    """
+
+    def __init__(self, number: int):
+        self.signal = signal.Signals(number)
+        super().__init__(f"interrupted by {self.signal.name}")
+
+
+class LostProcess(Exception):
+    """Raised out of `Trainer.train` when another process of the run is gone."""
+
+
+class SaveAndStop(TrainerCallback):
+    """While `listening`, a signal makes training save at the end of its step, and raise `Interrupted`.
+
+    A second signal ends the process at once.
+
+    All processes must stop after the same step, but the signal reaches them at different moments, or only one of
+    them. So they take the maximum of what they have received, in every step: of one number on the CPU (gloo), so that
+    no GPU waits, and looked at one step later, so that no process does either.
+    """
+
+    def __init__(self):
+        self._received = 0
+        self._stopping = 0  # what all processes agreed on
+        self._is_last_save = False
+        self._group = self._reduction = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals; outside of it they end the process as they always do."""
+        if threading.current_thread() is not threading.main_thread():  # Python delivers signals there only
+            yield
+            return
+        atexit.register(_kill_workers)
+        handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame) -> None:
+        if not self._received:
+            self._received, self._time = number, time.monotonic()
+            logger.warning(
+                "%s: saving a checkpoint, then the run stops. A second signal ends it at once.",
+                signal.Signals(number).name,
+            )
+        elif "TORCHELASTIC_RUN_ID" not in os.environ or time.monotonic() - self._time > SAME_SIGNAL_SECONDS:
+            os._exit(128 + number)
+
+    def _agree(self) -> int:
+        """The signal that some process had received one step ago, the same on all; 0: none."""
+        if self._group is None:
+            return self._received
+        agreed = 0
+        if self._reduction is not None:
+            self._reduction.wait()
+            agreed = int(self._number)
+        self._number = torch.tensor(self._received)
+        self._reduction = dist.all_reduce(self._number, dist.ReduceOp.MAX, self._group, async_op=True)
+        return agreed
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._stopping = self._stopping or self._agree()
+        if state.epoch % 1:  # else on_epoch_end: the evaluation that may be due there goes into the checkpoint
+            self._save_and_stop(control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._save_and_stop(control)
+
+    def _save_and_stop(self, control) -> None:
+        if self._stopping:
+            control.should_save = self._is_last_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self._is_last_save:
+            raise Interrupted(self._stopping)
+
+
+@contextmanager
+def naming_lost_process() -> Iterator[None]:
+    """Around communication: turn what torch raises when a process does not answer any more into `LostProcess`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no class of its own
+            raise
+        reason = str(error).split("] ", 1)[-1].split("\n")[0].split(". ")[0]
+        raise LostProcess(
+            f"process {dist.get_rank()} has lost another process of this run ({reason}). Why that one ended stands "
+            "further up, or on another node. Start again with resume_from_checkpoint auto."
+        ) from error
+
+
+def ignore_signals_in_worker(worker_init_fn, worker_id: int) -> None:
+    """`worker_init_fn` of a DataLoader: torchrun, Slurm and Ctrl-C signal its workers too, and they must finish."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
+
+
+def _kill_workers() -> None:
+    # After an exception, Python would end them by SIGTERM and wait for them.
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

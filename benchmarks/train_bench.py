@@ -23,29 +23,24 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from data_bench import example_picture
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import BertTokenizerFast, CLIPProcessor, Trainer, TrainerCallback, TrainingArguments
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from synthetic import PRESETS, make_data, make_model, make_processor
+
 from component.argument import CLIPTrainingArguments
-from component.configuration import BertCLIPConfig
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.model import BertCLIPModel
 from component.trainer import CLIPTrainer
 from train_clip import cache_images
 
-# layers, width and heads of both towers; pairs per step
-PRESETS = {"tiny": (2, 64, 2, 64), "small": (4, 256, 4, 64), "base": (12, 768, 12, 32)}
 RECIPE_STEPS, RECIPE_BATCH, RECIPE_PICTURES = 73_100, 768, 1_400_000
 WARMUP_STEPS = 2
-CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 20_000)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -107,23 +102,13 @@ class Bench:
         self.num_pairs = options.batch_size * (options.steps + WARMUP_STEPS)
         self.captions = make_data(folder, self.num_pairs)
         self.batches: dict[str, list] = {}
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
-        (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-        self.processor = CLIPProcessor(CLIPImageProcessorPil(), BertTokenizerFast(str(folder / "vocab.txt")))
+        self.processor = make_processor(folder)
         self.cached, self.decoded = (
             PairDataset(str(folder / "train.csv"), str(folder), self.processor, max_seq_length=100) for _ in range(2)
         )
 
     def model(self) -> BertCLIPModel:
-        layers, width, heads, _ = PRESETS[self.options.preset]
-        tower = dict(
-            num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
-        )
-        text = dict(vocab_size=len(CHARACTERS) + 5, **tower)
-        torch.manual_seed(0)
-        model = BertCLIPModel(BertCLIPConfig(text, dict(image_size=224, patch_size=32, **tower)))
-        model.lock_vision()
-        return model
+        return make_model(self.options.preset)
 
     def arguments(self, group_size: int | None = None) -> CLIPTrainingArguments:
         return CLIPTrainingArguments(
@@ -288,19 +273,6 @@ class Clock(TrainerCallback):
             self.start = self.now()
         elif state.global_step == state.max_steps:
             self.seconds = self.now() - self.start
-
-
-def make_data(folder: Path, num_pairs: int) -> list[str]:
-    """Pictures and train.csv; returns the captions."""
-    random = np.random.default_rng(0)
-    pictures = [example_picture(seed, (400, 300)) for seed in range(32)]
-    captions = []
-    for index in range(num_pairs):
-        (folder / f"{index}.jpg").write_bytes(pictures[index % len(pictures)])
-        captions.append("".join(random.choice(CHARACTERS[:3000], random.integers(5, 41))))
-    rows = (f"{caption},{index}.jpg\n" for index, caption in enumerate(captions))
-    (folder / "train.csv").write_text("text,filename\n" + "".join(rows), encoding="utf-8")
-    return captions
 
 
 def report(results: dict) -> None:

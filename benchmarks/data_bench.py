@@ -10,6 +10,8 @@ answer, 5% are 404 or 500, 2% send their body a byte at a time; a faulty answer 
   - img2dataset: 2 processes x 32 threads, output_format=files, everything else as it comes
   - plain: 20 processes in a loop over requests.get, without timeout
 filter: filter_data.py beside a bare Pillow decoding loop in as many processes as there are cores.
+pixels: from a JPEG to pixel_values of 224 x 224, one thread: the HF image processor picture by picture, as the
+published recipe does; ours, which is equal to the bit; ours in draft, as for augmented and unlocked training.
 memory: both scripts over a table of 1,000,000 rows; peak of all processes together (PSS: shared pages once).
 """
 
@@ -41,7 +43,7 @@ START_UP_ROWS = 64
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--img2dataset_python", help="python of an environment with requirements-bench.txt installed")
-    parser.add_argument("--parts", nargs="+", default=["download", "filter", "memory"])
+    parser.add_argument("--parts", nargs="+", default=["download", "filter", "pixels", "memory"])
     parser.add_argument("--rows", type=int, default=4000, help="pictures for each download")
     parser.add_argument("--plain_rows", type=int, default=400, help="the same for the plain loop; it is slow")
     parser.add_argument("--filter_rows", type=int, default=20_000)
@@ -49,12 +51,11 @@ def main():
     parser.add_argument("--out", help="JSON file with the results")
     args = parser.parse_args()
 
+    parts = {"download": bench_download, "filter": bench_filter, "pixels": bench_pixels, "memory": bench_memory}
     results = {"cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "python": sys.version.split()[0]}
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
-            results[part] = {"download": bench_download, "filter": bench_filter, "memory": bench_memory}[part](
-                args, Path(folder)
-            )
+            results[part] = parts[part](args, Path(folder))
     results["load_at_end"] = os.getloadavg()[0]
     if args.out:
         Path(args.out).write_text(json.dumps(results, indent=2) + "\n")
@@ -301,6 +302,45 @@ def decode(path: Path) -> None:
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
+
+
+def bench_pixels(args, folder: Path) -> list[dict]:
+    sys.path.insert(0, str(ROOT))
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from component.preprocess import ImageTransform
+
+    processor = CLIPImageProcessorPil()
+
+    def published(paths):
+        return np.concatenate(
+            [processor(images=Image.open(path), return_tensors="np")["pixel_values"] for path in paths]
+        )
+
+    def ours(draft: bool):
+        transform = ImageTransform(processor, draft=draft)
+        return lambda paths: transform.pixel_values([transform.read(path) for path in paths]).numpy()
+
+    ways = {"image processor": published, "ours": ours(False), "ours, draft": ours(True)}
+    table = []
+    print(f"\n{'JPEG':<10} {'candidate':<16} {'img/s':>7} {'ratio':>6} {'mean |difference|':>18}")
+    for size in ((400, 300), (1600, 1200), (4000, 3000)):
+        paths = [str(folder / f"{seed}.jpg") for seed in range(max(16, 16_000_000 // (size[0] * size[1])))]
+        for seed, path in enumerate(paths):
+            Path(path).write_bytes(example_picture(seed, size))
+        wanted = first = None
+        for name, way in ways.items():
+            way(paths[:2])
+            start = time.perf_counter()
+            pixel_values = way(paths)
+            speed = len(paths) / (time.perf_counter() - start)
+            wanted, first = (pixel_values, speed) if wanted is None else (wanted, first)
+            difference = float(np.abs(pixel_values - wanted).mean())
+            row = {"size": size, "candidate": name, "images_per_second": speed, "mean_difference": difference}
+            table.append(row)
+            jpeg = f"{size[0]}x{size[1]}"
+            print(f"{jpeg:<10} {name:<16} {speed:>7.1f} {speed / first:>6.2f} {difference:>18.4f}")
+    return table
 
 
 def bench_memory(args, folder: Path) -> list[dict]:

@@ -151,6 +151,8 @@ class CLIPTrainingArguments(TrainingArguments):
         if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             logger.warning("fp16 needs a GPU and none is in use: training in fp32.")
             self.fp16 = False
+        if "WORLD_SIZE" not in os.environ:
+            self.ddp_backend = None  # a single process; told a backend, transformers waits for others in vain
         # Pinning memory without a GPU does nothing but warn at every data loader.
         self.dataloader_pin_memory &= torch.cuda.is_available() and not self.use_cpu
         words = {"true": True, "false": False, "auto": "auto"}

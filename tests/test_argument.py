@@ -170,3 +170,7 @@ def test_set_without_a_value_is_refused(train_args):
 def test_fp16_without_a_gpu_falls_back_with_a_warning(load, caplog):
     assert load(fp16=True).fp16 is False
     assert "fp32" in caplog.text
+
+
+def test_a_json_for_several_processes_trains_in_one(load):
+    assert load(ddp_backend="gloo").distributed_state.distributed_type == "NO"

@@ -127,12 +127,10 @@ def naming_lost_process() -> Iterator[None]:
         ) from error
 
 
-def ignore_signals_in_worker(worker_init_fn, worker_id: int) -> None:
+def ignore_signals_in_worker(worker_id: int) -> None:
     """`worker_init_fn` of a DataLoader: torchrun, Slurm and Ctrl-C signal its workers too, and they must finish."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if worker_init_fn is not None:
-        worker_init_fn(worker_id)
 
 
 def _kill_workers() -> None:

@@ -1,7 +1,6 @@
 """transformers' Trainer, such that a run that was killed goes on as if it never had been."""
 
 import os
-from functools import partial
 from typing import Any
 
 import torch
@@ -50,8 +49,7 @@ class ResumableTrainer(Trainer):
 
     def _get_dataloader(self, *args, **kwargs):
         dataloader = super()._get_dataloader(*args, **kwargs)
-        loader = dataloader.base_dataloader
-        loader.worker_init_fn = partial(ignore_signals_in_worker, loader.worker_init_fn)
+        dataloader.base_dataloader.worker_init_fn = ignore_signals_in_worker
         return dataloader
 
     def evaluation_loop(self, *args, **kwargs):

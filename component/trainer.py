@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import time
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer_utils import seed_worker
 
 from component.files import replace_folder
 from component.gather import gather_rows
@@ -75,7 +73,6 @@ class CLIPTrainer(ResumableTrainer):
             rank=args.process_index,
             world_size=args.world_size,
         )
-        seed = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
         return DataLoader(
             self.train_dataset,
             batch_sampler=batches,
@@ -84,7 +81,7 @@ class CLIPTrainer(ResumableTrainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=partial(ignore_signals_in_worker, seed),
+            worker_init_fn=ignore_signals_in_worker,
         )
 
     def _run_epoch(self, *args, epoch: int, **kwargs) -> None:

@@ -26,6 +26,20 @@ _LOGITS_PER_BLOCK = 2**24  # 64 MB of fp32: all of them for 4096 pairs
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 
+def contrastive_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+    ids: Tensor | None = None,
+    gather: Gather | None = None,
+) -> Tensor:
+    """`siglip_loss` for a model with a logit_bias, `clip_loss` for one without."""
+    if logit_bias is None:
+        return clip_loss(image_embeds, text_embeds, logit_scale, ids, gather)
+    return siglip_loss(image_embeds, text_embeds, logit_scale, logit_bias, ids, gather)
+
+
 def clip_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,

@@ -18,7 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
-from component.loss import clip_loss, siglip_loss
+from component.loss import contrastive_loss
 
 
 def _fit_to_positions(config: BertCLIPTextConfig, *tensors: Tensor | None) -> list[Tensor | None]:
@@ -245,7 +245,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         text_groups: Sequence[tuple[int, int]] | None = None,
         recompute: bool = False,
         **kwargs,
-    ) -> "CLIPOutput | GroupedOutput | tuple":
+    ) -> CLIPOutput | GroupedOutput | tuple:
         """Embed texts and images, and compare each with each.
 
         Args:
@@ -297,13 +297,14 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
 
         logit_scale = self.logit_scale.exp().to(text_embeds.device)
         logits_per_text = logit_scale * text_embeds @ image_embeds.to(text_embeds.device).T
-        loss_of, scale_and_bias = clip_loss, [logit_scale]
         if self.logit_bias is not None:
-            loss_of, scale_and_bias = siglip_loss, [logit_scale, self.logit_bias]
             logits_per_text = logits_per_text + self.logit_bias
+        loss = None
+        if return_loss:
+            loss = contrastive_loss(image_embeds.to(text_embeds.device), text_embeds, logit_scale, self.logit_bias)
 
         outputs = CLIPOutput(
-            loss=loss_of(image_embeds.to(text_embeds.device), text_embeds, *scale_and_bias) if return_loss else None,
+            loss=loss,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,
             text_embeds=text_embeds,
@@ -317,7 +318,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
 
     def _embed_groups(
         self, input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute: bool
-    ) -> "GroupedOutput":
+    ) -> GroupedOutput:
         def pool(tower, **inputs):
             if recompute:
                 return checkpoint(tower, **inputs, return_dict=True, use_reentrant=False).pooler_output

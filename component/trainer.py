@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from component.files import replace_folder
 from component.gather import gather_rows
 from component.interruption import ignore_signals_in_worker
-from component.loss import clip_loss, siglip_loss
+from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
 from component.resumable_trainer import ResumableTrainer
@@ -102,10 +102,7 @@ class CLIPTrainer(ResumableTrainer):
         ids = ids if self.args.mask_duplicates else None
         # Evaluation compares the pairs of one batch of one process, so that its loss does not depend on their number.
         gather = gather_rows if model.training and self.args.world_size > 1 else None
-        if self.args.loss_type == "siglip":
-            loss = siglip_loss(*embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
-        else:
-            loss = clip_loss(*embeds, outputs.logit_scale, ids, gather)
+        loss = contrastive_loss(*embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
         if gather:
             # DDP averages the gradients of the processes, and their shares of the loss want to be added up.
             loss = loss * self.args.world_size

@@ -56,6 +56,7 @@ def main() -> str | int | None:
             trainer.state.global_step,
             args.output_dir,
         )
+        trainer.accelerator.end_training()
         return 128 + interruption.signal  # as a shell reports a process that the signal ended
     except LostProcess as error:
         return f"train_clip.py: {error}"
@@ -64,6 +65,7 @@ def main() -> str | int | None:
     report(trainer, "train", result.metrics)
     if test_dataset is not None:
         report(trainer, "test", trainer.evaluate())
+    trainer.accelerator.end_training()
 
 
 def log_on_first_process(process_index: int) -> None:

@@ -91,9 +91,21 @@ class SaveAndStop(TrainerCallback):
         self._reduction = dist.all_reduce(self._number, dist.ReduceOp.MAX, self._group, async_op=True)
         return agreed
 
+    def _leave_group(self) -> None:
+        if self._group is None:
+            return
+        # A reduction still under way when Python ends makes torch's thread crash or hang the process.
+        if self._reduction is not None:
+            self._reduction.wait()
+        dist.destroy_process_group(self._group)
+        self._group = self._reduction = None
+
     def on_train_begin(self, args, state, control, **kwargs):
         if args.world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._leave_group()
 
     def on_step_end(self, args, state, control, **kwargs):
         self._stopping = self._stopping or self._agree()
@@ -109,6 +121,7 @@ class SaveAndStop(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self._is_last_save:
+            self._leave_group()
             raise Interrupted(self._stopping)
 
 
@@ -134,7 +147,8 @@ def ignore_signals_in_worker(worker_id: int) -> None:
 
 
 def _kill_workers() -> None:
-    # After an exception, Python would end them by SIGTERM and wait for them.
+    # After an exception, Python would end them by SIGTERM and wait for them. torch would report each that is killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

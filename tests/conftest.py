@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -26,6 +27,21 @@ CAPTIONS = [
     "黑色的夜",
 ]
 COLOURS = ["brown", "pink", "red", "blue", "green", "yellow", "white", "black"]
+
+# Several processes with a thread per core each would spin against each other.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def python(*arguments, processes: int = 1) -> list[str]:
+    """A command line: Python, or torchrun of so many processes, with these arguments."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
+
+
+def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
+    """Run that to its end, from the root of the repository."""
+    command = python(*arguments, processes=processes)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")

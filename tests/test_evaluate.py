@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, ROOT, run_python
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
@@ -29,12 +29,6 @@ from component.zero_shot import PROMPTS, embed_classes, evaluate_zero_shot
 @pytest.fixture(scope="module")
 def checkpoint(bert_clip_path):
     return load_checkpoint(bert_clip_path)
-
-
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, os.path.join(ROOT, script), *map(str, arguments)], capture_output=True, text=True
-    )
 
 
 def write_jsonl(path, rows) -> str:
@@ -269,7 +263,7 @@ def test_class_names_that_do_not_match_are_said(data, tmp_path, names, message):
 def test_retrieval_through_the_command_line(bert_clip_path, data, tmp_path):
     output = tmp_path / "deep" / "evaluation"
     options = ["--test_file", data / "train.csv", "--image_path", data / "images", "--output", output]
-    done = run("evaluate_clip.py", "--model", bert_clip_path, *options)
+    done = run_python("evaluate_clip.py", "--model", bert_clip_path, *options)
     assert (done.returncode, done.stderr) == (0, "")
     table = (output / "metrics.md").read_text(encoding="utf-8")
     assert table in done.stdout and table.startswith("|  | R@1 | R@5 | R@10 | median rank |")
@@ -288,7 +282,7 @@ def test_zero_shot_through_the_command_line_with_a_bad_picture(bert_clip_path, d
     (tmp_path / "classes" / "a" / "bad.png").write_text("no picture")
     (tmp_path / "names.txt").write_text("红色\n蓝色\n", encoding="utf-8")
     options = ["--class_names", tmp_path / "names.txt", "--image_path", folder, "--output", tmp_path / "out"]
-    done = run("evaluate_clip.py", "--model", bert_clip_path, *options)
+    done = run_python("evaluate_clip.py", "--model", bert_clip_path, *options)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "bad.png: UnidentifiedImageError" in done.stderr
     assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md", "mistakes.png"}
@@ -366,7 +360,7 @@ def test_best_model_by_mean_recall_and_the_same_numbers_after_training(train_arg
         metric_for_best_model="mean_recall",
         per_device_eval_batch_size=3,
     )
-    done = run("train_clip.py", "--train_args_file", train_args(**keys))
+    done = run_python("train_clip.py", "--train_args_file", train_args(**keys))
     assert done.returncode == 0, done.stderr
     output = tmp_path / "output"
     state = json.loads((output / "trainer_state.json").read_text())

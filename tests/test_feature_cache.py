@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, ROOT, run_python
 from PIL import Image
 
 from component import feature_cache
@@ -301,9 +301,9 @@ try:
     cache_features(pairs, cache, lambda pixel_values: torch.zeros(len(pixel_values), 48), 8, show_progress=False)
 except ValueError as error:
     print(error)
+PartialState().destroy_process_group()
 """
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = run_python(script, processes=2)
     assert result.returncode == 0, result.stderr
     assert "of 8 image features are not in" in result.stdout and "a disk that all machines share" in result.stdout

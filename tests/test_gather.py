@@ -2,12 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, run_python
 from transformers import BertModel
 
 from component.model import BertCLIPModel
@@ -43,16 +41,7 @@ def train(train_args, bert_path, tmp_path, data):
             ddp_backend="gloo" if processes > 1 else None,
             **keys,
         )
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [
-            sys.executable,
-            *(launcher if processes > 1 else []),
-            "train_clip.py",
-            "--train_args_file",
-            args_file,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        result = run_python("train_clip.py", "--train_args_file", args_file, processes=processes)
         assert result.returncode == 0, result.stderr
         with open(output / "trainer_state.json") as file:
             loss = json.load(file)["log_history"][0]["loss"]

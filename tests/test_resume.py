@@ -10,7 +10,7 @@ import time
 
 import pytest
 import transformers
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, python
 from packaging.version import Version
 from safetensors.torch import load_file
 
@@ -18,7 +18,6 @@ import train_clip
 from component.argument import load_arguments
 from component.resume import checkpoint_to_resume, checkpoints, remove_oldest
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 HANGING = 100  # seconds
 
 
@@ -37,30 +36,23 @@ def run(train_args, monkeypatch):
 @pytest.fixture
 def start():
     """Start train_clip.py in a process of its own."""
-    processes = []
+    started = []
 
-    def popen(args_file: str, *launcher: str, **variables: str) -> subprocess.Popen:
-        environment = {
-            **os.environ,
-            **variables,
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
-        }
+    def popen(args_file: str, processes: int = 1, **variables: str) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, *launcher, "train_clip.py", "--train_args_file", args_file],
+            python("train_clip.py", "--train_args_file", args_file, processes=processes),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=environment,
+            env={**ENVIRONMENT, **variables, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # so that a signal can be sent to its DataLoader workers too
         )
-        processes.append(process)
+        started.append(process)
         return process
 
     yield popen
-    for process in processes:
+    for process in started:
         if process.poll() is None:
             process.terminate()  # torchrun ends its workers
             process.communicate(timeout=HANGING)
@@ -191,7 +183,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on_as_if_never_stopped(st
         save_strategy="no",
         ddp_backend="gloo",
     )
-    process = start(train_args(**keys), *TORCHRUN)
+    process = start(train_args(**keys), processes=2)
     wait_for_first_loss(process)
     os.kill(workers(process)[1], signal.SIGTERM)  # one alone: the other must hear of it
     errors = end(process)
@@ -201,7 +193,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on_as_if_never_stopped(st
     if Version(transformers.__version__) < Version("5.23"):
         return  # cannot load an optimizer into several CPU processes
     for more in ({"resume_from_checkpoint": "auto"}, {"output_dir": str(tmp_path / "whole")}):
-        process = start(train_args(**keys, **more), *TORCHRUN)
+        process = start(train_args(**keys, **more), processes=2)
         errors = end(process)
         assert process.returncode == 0, errors
     assert_same_run(tmp_path / "output", tmp_path / "whole")
@@ -212,7 +204,7 @@ def test_a_lost_process_ends_the_run_and_another_number_of_processes_goes_on(
     run, start, train_args, data, tmp_path, caplog
 ):
     keys = dict(train_file=table(data, 800), num_train_epochs=50, per_device_train_batch_size=2, save_steps=5)
-    process = start(train_args(**keys, ddp_backend="gloo", dataloader_num_workers=1), *TORCHRUN)
+    process = start(train_args(**keys, ddp_backend="gloo", dataloader_num_workers=1), processes=2)
     wait_for(tmp_path / "output" / "checkpoint-5", process)
     os.kill(workers(process)[1], signal.SIGKILL)
     errors = end(process)

@@ -4,8 +4,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT
-from test_train import read, run, table
+from conftest import CAPTIONS, ROOT, run_python
+from test_train import read, table
 
 from component.checkpoint import load_checkpoint
 from component.processor import save_processor
@@ -54,8 +54,7 @@ def train(train_args, data, model, tmp_path):
             ddp_backend="gloo" if processes > 1 else None,
             **keys,
         )
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        result = run(*(launcher if processes > 1 else []), "train_clip.py", "--train_args_file", args_file)
+        result = run_python("train_clip.py", "--train_args_file", args_file, processes=processes)
         assert result.returncode == 0, result.stderr
         history = read(tmp_path, output, "trainer_state.json")["log_history"]
         trained, _ = load_checkpoint(str(tmp_path / output / "checkpoint-final"))

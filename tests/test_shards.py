@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import webdataset
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, ROOT, run_python
 from PIL import Image
 
 from component.argument import load_arguments
@@ -77,9 +76,7 @@ def dataset(bert_clip_path):
 
 def two_ranks(script, *arguments: str) -> str:
     """What two processes that run a script print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+    result = run_python(script, *arguments, processes=2)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -318,6 +315,7 @@ def test_two_ranks_with_workers_see_each_pair_of_an_epoch_once(train_args, tmp_p
         f"""
 import json, os, sys
 sys.path.insert(0, {ROOT!r})
+from accelerate import PartialState
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.trainer import CLIPTrainer
@@ -338,6 +336,7 @@ for args_file in sys.argv[1:]:
     Recorded(model, args, PairCollator(0), dataset, processing_class=processor).train()
     with open(f"{{args_file}}.{{os.environ['RANK']}}", "w") as file:
         json.dump(rows, file)
+PartialState().destroy_process_group()
 """,
         encoding="utf-8",
     )
@@ -380,6 +379,7 @@ try:
     list(read_shards(expand({shards!r})[int(os.environ["RANK"]) :]))
 except ValueError as error:
     print(error)
+PartialState().destroy_process_group()
 """,
         encoding="utf-8",
     )

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, run_python
 from PIL import Image
 
 import predict_similarity
@@ -18,9 +18,8 @@ import predict_similarity
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    script = os.path.join(ROOT, "predict_similarity.py")
-    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)
+def run(*arguments) -> subprocess.CompletedProcess:
+    return run_python("predict_similarity.py", *arguments)
 
 
 def run_here(monkeypatch, *arguments: str) -> int:

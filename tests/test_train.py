@@ -4,11 +4,10 @@ import json
 import math
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, run_python
 from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel
 
 from component.argument import load_arguments
@@ -21,13 +20,8 @@ from component.trainer import CLIPTrainer
 from train_clip import load_datasets
 
 
-def run(*command: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment)
-
-
 def train(args_file: str, *options: str) -> subprocess.CompletedProcess:
-    result = run("train_clip.py", "--train_args_file", args_file, *options)
+    result = run_python("train_clip.py", "--train_args_file", args_file, *options)
     assert result.returncode == 0, result.stderr
     return result
 
@@ -163,9 +157,8 @@ def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):
     file = table(data / "t.csv", *rows)
     keys = dict(train_file=file, test_file=file, learning_rate=0, num_train_epochs=1, per_device_train_batch_size=1)
     train(train_args(**keys, output_dir=str(tmp_path / "one")))
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train_clip.py")
     args_file = train_args(**keys, output_dir=str(tmp_path / "two"), ddp_backend="gloo")
-    result = run(*command, "--train_args_file", args_file)
+    result = run_python("train_clip.py", "--train_args_file", args_file, processes=2)
     assert result.returncode == 0, result.stderr
     one, two = (read(tmp_path, name, "test_results.json") for name in ("one", "two"))
     assert two["eval_pairs"] == 7 and two["eval_bad_images"] == 1
@@ -186,7 +179,7 @@ def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):
     ],
 )
 def test_a_users_mistake_is_one_line_without_a_traceback(train_args, keys, message):
-    result = run("train_clip.py", "--train_args_file", train_args(**keys))
+    result = run_python("train_clip.py", "--train_args_file", train_args(**keys))
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert message in result.stderr.splitlines()[-1]
 

@@ -56,7 +56,6 @@ def main() -> str | int | None:
             trainer.state.global_step,
             args.output_dir,
         )
-        trainer.accelerator.end_training()
         return 128 + interruption.signal  # as a shell reports a process that the signal ended
     except LostProcess as error:
         return f"train_clip.py: {error}"
@@ -65,7 +64,6 @@ def main() -> str | int | None:
     report(trainer, "train", result.metrics)
     if test_dataset is not None:
         report(trainer, "test", trainer.evaluate())
-    trainer.accelerator.end_training()
 
 
 def log_on_first_process(process_index: int) -> None:
@@ -182,4 +180,9 @@ def report(trainer, split: str, metrics: dict) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C outside of training has nothing to save: no traceback
-    sys.exit(main())
+    status = main()
+    if not isinstance(status, str):  # after an error, the other processes may not answer
+        from component.interruption import leave_group
+
+        leave_group()
+    sys.exit(status)

@@ -1,6 +1,7 @@
-"""What ends a run before its time: SIGTERM and SIGINT, which save a checkpoint first, and the loss of a process."""
+"""How a run ends: by SIGTERM or SIGINT, which save a checkpoint first; by the loss of a process; in peace."""
 
 import atexit
+import gc
 import logging
 import multiprocessing
 import os
@@ -94,7 +95,6 @@ class SaveAndStop(TrainerCallback):
     def _leave_group(self) -> None:
         if self._group is None:
             return
-        # A reduction still under way when Python ends makes torch's thread crash or hang the process.
         if self._reduction is not None:
             self._reduction.wait()
         dist.destroy_process_group(self._group)
@@ -138,6 +138,17 @@ def naming_lost_process() -> Iterator[None]:
             f"process {dist.get_rank()} has lost another process of this run ({reason}). Why that one ended stands "
             "further up, or on another node. Start again with resume_from_checkpoint auto."
         ) from error
+
+
+def leave_group() -> None:
+    """Part from the other processes while Python still runs; nothing may hold the Trainer any more.
+
+    A thread of gloo takes the GIL to free the tensors that it has sent or received. In a Python that is ending, that
+    crashes or hangs the process: seen twice in 180 runs of two processes.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # the threads end with the last model in DDP, which is part of a cycle
 
 
 def ignore_signals_in_worker(worker_id: int) -> None:

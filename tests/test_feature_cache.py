@@ -292,6 +292,7 @@ sys.path.insert(0, {ROOT!r})
 from accelerate import PartialState
 from component.dataset import PairDataset
 from component.feature_cache import FeatureCache, cache_features
+from component.interruption import leave_group
 from component.processor import load_processor
 
 PartialState(cpu=True, backend="gloo")
@@ -301,7 +302,7 @@ try:
     cache_features(pairs, cache, lambda pixel_values: torch.zeros(len(pixel_values), 48), 8, show_progress=False)
 except ValueError as error:
     print(error)
-PartialState().destroy_process_group()
+leave_group()
 """
     )
     result = run_python(script, processes=2)

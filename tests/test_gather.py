@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from conftest import CAPTIONS, run_python
+from conftest import CAPTIONS, ROOT, run_python
 from transformers import BertModel
 
 from component.model import BertCLIPModel
@@ -71,3 +71,34 @@ def test_gradients_are_those_of_the_whole_batch(train, processes, cache, bad, ke
         torch.testing.assert_close(
             parts[name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """In a Python that is ending, such a thread now and then crashes or hangs the process."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        f"""
+import glob, sys
+sys.path.insert(0, {ROOT!r})
+import torch
+from component.interruption import leave_group
+from component.trainer import CLIPTrainer
+
+
+def gloo_threads():
+    return [name for name in map(open, glob.glob("/proc/self/task/*/comm")) if "gloo" in name.read()]
+
+
+torch.distributed.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+model(torch.ones(1, 2)).sum().backward()
+model.itself = [model]
+del model
+assert gloo_threads()
+leave_group()
+assert not gloo_threads()
+""",
+        encoding="utf-8",
+    )
+    result = run_python(script, processes=2)
+    assert result.returncode == 0, result.stderr

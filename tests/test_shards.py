@@ -315,9 +315,9 @@ def test_two_ranks_with_workers_see_each_pair_of_an_epoch_once(train_args, tmp_p
         f"""
 import json, os, sys
 sys.path.insert(0, {ROOT!r})
-from accelerate import PartialState
 from component.argument import load_arguments
 from component.datacollator import PairCollator
+from component.interruption import leave_group
 from component.trainer import CLIPTrainer
 from train_clip import load_datasets, load_model
 
@@ -336,7 +336,7 @@ for args_file in sys.argv[1:]:
     Recorded(model, args, PairCollator(0), dataset, processing_class=processor).train()
     with open(f"{{args_file}}.{{os.environ['RANK']}}", "w") as file:
         json.dump(rows, file)
-PartialState().destroy_process_group()
+leave_group()
 """,
         encoding="utf-8",
     )
@@ -371,6 +371,7 @@ def test_ranks_that_see_different_shards_say_so(tmp_path, shards):
 import os, sys
 sys.path.insert(0, {ROOT!r})
 from accelerate import PartialState
+from component.interruption import leave_group
 from component.pair_files import expand
 from component.shards import read_shards
 
@@ -379,7 +380,7 @@ try:
     list(read_shards(expand({shards!r})[int(os.environ["RANK"]) :]))
 except ValueError as error:
     print(error)
-PartialState().destroy_process_group()
+leave_group()
 """,
         encoding="utf-8",
     )

@@ -147,8 +147,10 @@ def leave_group() -> None:
     crashes or hangs the process: seen twice in 180 runs of two processes.
     """
     if dist.is_initialized():
+        # The Trainer, which is full of cycles, holds the group by its model in DDP. It goes first: ended by that, the
+        # group would wait for its threads while this one has the GIL.
+        gc.collect()
         dist.destroy_process_group()
-        gc.collect()  # the threads end with the last model in DDP, which is part of a cycle
 
 
 def ignore_signals_in_worker(worker_id: int) -> None:

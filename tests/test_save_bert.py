@@ -2,12 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, run_python
 from transformers import BertModel, BertTokenizer, BertTokenizerFast
 
 from component.bert_checkpoint import save_bert
@@ -17,8 +15,7 @@ from component.model import BertCLIPModel
 @pytest.fixture(scope="module")
 def bert_out(bert_clip_path, tmp_path_factory) -> str:
     output = str(tmp_path_factory.mktemp("out") / "deep" / "bert")
-    command = [sys.executable, os.path.join(ROOT, "save_bert_checkpoint.py"), "--model", bert_clip_path]
-    done = subprocess.run([*command, "--output", output], capture_output=True, text=True)
+    done = run_python("save_bert_checkpoint.py", "--model", bert_clip_path, "--output", output)
     assert (done.returncode, done.stderr) == (0, "")
     assert output in done.stdout
     return output
@@ -83,8 +80,7 @@ def test_overwrite_replaces_the_model_and_leaves_other_files(bert_clip_path, tmp
 @pytest.mark.parametrize("bad", ["clip_path", "nowhere/at/all"])
 def test_what_is_no_checkpoint_is_one_clear_line(bad, request, tmp_path):
     path = request.getfixturevalue(bad) if bad == "clip_path" else bad
-    command = [sys.executable, os.path.join(ROOT, "save_bert_checkpoint.py"), "--model", path]
-    done = subprocess.run([*command, "--output", str(tmp_path / "bert")], capture_output=True, text=True)
+    done = run_python("save_bert_checkpoint.py", "--model", path, "--output", tmp_path / "bert")
     assert done.returncode != 0 and path in done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert not os.path.exists(tmp_path / "bert")

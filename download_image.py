@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 
-from component.option import positive_int
+from component.command import positive_int
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,10 +69,10 @@ def report_path(args: argparse.Namespace) -> str:
 def download(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from component.download import DownloadSettings, download_images
-    from component.download_report import Report, Tally
-    from component.fetch import FetchLimits
-    from component.url_table import count_rows
+    from component.download.fetch import FetchLimits
+    from component.download.report import Report, Tally
+    from component.download.run import DownloadSettings, download_images
+    from component.download.url_table import count_rows
 
     warnings.filterwarnings("ignore", module="PIL")  # Pillow warns of what it repairs, in the middle of the bar
     limits = {"timeout": args.timeout, "max_bytes": args.max_bytes, "proxy": args.proxy}
@@ -98,7 +98,7 @@ def download(args: argparse.Namespace) -> int:
 
 
 def hand_over(args: argparse.Namespace) -> int:
-    from component.img2dataset_table import write_img2dataset_table
+    from component.download.img2dataset_table import write_img2dataset_table
 
     rows = write_img2dataset_table(args.train_file, args.to_webdataset_input)
     print(f"{rows} rows written. On the machine or cluster that is to download:\n")

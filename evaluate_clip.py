@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from component.option import positive_int
+from component.command import positive_int
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,12 +41,12 @@ def main() -> int:
 def evaluate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from component import evaluation_report as report
     from component.checkpoint import load_checkpoint
-    from component.image_folder import read_image_folder
-    from component.retrieval import evaluate_retrieval
-    from component.retrieval_data import read_retrieval_data
-    from component.zero_shot import PROMPTS, evaluate_zero_shot
+    from component.evaluation.image_folder import read_image_folder
+    from component.evaluation.retrieval import evaluate_retrieval
+    from component.evaluation.retrieval_data import read_retrieval_data
+    from component.evaluation.zero_shot import PROMPTS, evaluate_zero_shot
+    from component.report import evaluation as report
 
     if args.test_file:
         data = read_retrieval_data(args.test_file, args.image_path)

@@ -48,16 +48,16 @@ def parse_args() -> argparse.Namespace:
 def filter_data(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from component.filter import REASONS, FilterOutput, count_rows, judge_pairs
-    from component.pair_check import FilterRules
+    from component.filter.rules import FilterRules
+    from component.filter.run import REASONS, FilterOutput, count_rows, judge_pairs
 
     names = "min_text max_text min_chinese min_side max_aspect exact_duplicates near_duplicates".split()
     rules = FilterRules(**{name: getattr(args, name) for name in names})
     total = count_rows(args.train_file)
     histogram, score = None, None
     if args.clip_model:
-        from component.clip_score import ClipScorer
-        from component.score_histogram import ScoreHistogram
+        from component.filter.clip_score import ClipScorer
+        from component.report.histogram import ScoreHistogram
 
         histogram = ScoreHistogram()
         score = ClipScorer(args.clip_model, args.batch_size, histogram.add)

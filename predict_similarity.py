@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 
-from component.image_folder import list_pictures
-from component.option import output_file, positive_int
+from component.command import output_file, positive_int
+from component.evaluation.image_folder import list_pictures
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
 TASKS = ("image-text", "text-text", "image-image", "all")
@@ -91,9 +91,9 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
     from component.checkpoint import load_checkpoint
     from component.embedding import embed_images, embed_texts
     from component.files import write_text
+    from component.report.matches import terminal_table, title, write_matches_csv, write_matches_json
+    from component.report.page import similarity_page
     from component.similarity import compare
-    from component.similarity_page import similarity_page
-    from component.similarity_report import terminal_table, title, write_matches_csv, write_matches_json
 
     model, processor = load_checkpoint(args.model)
     sides = {}

@@ -11,7 +11,7 @@ def main() -> str | None:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     args = parser.parse_args()
 
-    from component.bert_checkpoint import save_bert
+    from component.export.bert import save_bert
 
     try:
         save_bert(args.model, args.output, args.overwrite)

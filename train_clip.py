@@ -20,9 +20,9 @@ def main() -> str | int | None:
     # Only now, because these imports take seconds: --help and a mistyped option are answered at once.
     from component.argument import load_arguments
     from component.datacollator import PairCollator
-    from component.interruption import Interrupted, LostProcess
-    from component.resume import checkpoint_to_resume
     from component.trainer import CLIPTrainer
+    from component.training.interruption import Interrupted, LostProcess
+    from component.training.resume import checkpoint_to_resume
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -97,7 +97,7 @@ def load_model(args):
 def load_datasets(args, processor):
     """The pairs for training, their pictures augmented as the arguments say, and those for testing, if any."""
     from component.dataset import PairDataset
-    from component.preprocess import ImageTransform
+    from component.image.transform import ImageTransform
 
     # Pictures that are decoded once, or tested on, are worth the exact decoder.
     transform = ImageTransform(
@@ -130,7 +130,7 @@ def cache_images(args, model, *datasets) -> None:
         return
     import torch
 
-    from component.feature_cache import FeatureCache, cache_features, fingerprint
+    from component.training.feature_cache import FeatureCache, cache_features, fingerprint
 
     # In the precision of training, so that training on the cache is training without it.
     precision = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
@@ -182,7 +182,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C outside of training has nothing to save: no traceback
     status = main()
     if not isinstance(status, str):  # after an error, the other processes may not answer
-        from component.interruption import leave_group
+        from component.training.interruption import leave_group
 
         leave_group()
     sys.exit(status)

@@ -308,7 +308,7 @@ def bench_pixels(args, folder: Path) -> list[dict]:
     sys.path.insert(0, str(ROOT))
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from component.preprocess import ImageTransform
+    from component.image.transform import ImageTransform
 
     processor = CLIPImageProcessorPil()
 

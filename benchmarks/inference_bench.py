@@ -137,7 +137,7 @@ def make_images(folder: str, count: int) -> list[str]:
 
 
 def read_texts(count: int) -> list[str]:
-    from component.pairs import read_pairs
+    from component.pairs.table import read_pairs
 
     texts = next(read_pairs(str(ROOT / "data/demo/train.csv")))["text"].tolist()
     return [texts[i % len(texts)] for i in range(count)]
@@ -146,7 +146,7 @@ def read_texts(count: int) -> list[str]:
 def make_batches(processor, images, texts, batch_size):
     """What the towers get, in memory; and the share of padding in the text batches."""
     from component.embedding import text_batches
-    from component.image import load_image
+    from component.image.load import load_image
 
     image_batches = [
         processor.image_processor(

@@ -48,8 +48,8 @@ from synthetic import PRESETS, make_data, make_model, make_processor
 
 from component.dataset import PairDataset
 from component.loss import clip_loss
+from component.pairs.shards import read_shards
 from component.processor import load_processor, save_processor
-from component.shards import read_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = f"{'part':<7} {'case':<34} {'pairs/s':>9} {'MB':>7} {'ratio':>6}  to"

@@ -17,7 +17,7 @@ import torch
 from transformers import TrainingArguments
 
 from component.model_path import is_hub_name
-from component.pair_files import expand, is_shard
+from component.pairs.sources import expand, is_shard
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers import CLIPProcessor
 
-from component.image import BadImageError
-from component.pair_files import PictureFolder, read_pair_files
-from component.preprocess import ImageTransform
-from component.ragged import RaggedArray
-from component.shards import Shard
+from component.image.load import BadImageError
+from component.image.transform import ImageTransform
+from component.pairs.ragged import RaggedArray
+from component.pairs.shards import Shard
+from component.pairs.sources import PictureFolder, read_pair_files
 
 
 class PairDataset(Dataset):

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPProcessor
 
-from component.image import BadImageError, load_image, to_rgb
+from component.image.load import BadImageError, load_image, to_rgb
 from component.model import BertCLIPModel
-from component.ragged import RaggedArray
+from component.pairs.ragged import RaggedArray
 
 MOST_PADDING = 0.1  # of a batch of texts
 _TEXTS_PER_CALL = 4096  # tokens as Python lists take ten times the memory of the flat array they go to

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from component.files import replace_folder
-from component.gather import gather_rows
-from component.interruption import ignore_signals_in_worker
 from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
-from component.resumable_trainer import ResumableTrainer
-from component.sampler import SharedBatches
-from component.sharding import clamp_deepspeed_parameter, prepare_sharding, with_scalars
+from component.training.gather import gather_rows
+from component.training.interruption import ignore_signals_in_worker
+from component.training.parallel import clamp_deepspeed_parameter, prepare_sharding, with_scalars
+from component.training.resumable_trainer import ResumableTrainer
+from component.training.sampler import SharedBatches
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from PIL import Image
 
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
-from component.image import BadImageError, load_image
-from component.pair_files import expand
-from component.pairs import image_file, read_pairs
-from component.parquet import read_parquet
+from component.image.load import BadImageError, load_image
+from component.pairs.parquet import read_parquet
+from component.pairs.sources import expand
+from component.pairs.table import image_file, read_pairs
 from component.processor import load_processor
 
 

@@ -14,9 +14,9 @@ import pytest
 from image_server import ImageServer, picture
 from PIL import Image
 
-from component import fetch
-from component.host_queue import HostQueue
-from component.safe_path import writable_file
+from component.download import fetch
+from component.download.host_queue import HostQueue
+from component.pairs.paths import writable_file
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,16 +14,16 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 import evaluate_clip
-from component import figures
 from component.checkpoint import load_checkpoint
 from component.embedding import embed_images, embed_texts
-from component.image import BadImageError
-from component.image_folder import read_image_folder
+from component.evaluation.image_folder import read_image_folder
+from component.evaluation.mistakes import Mistake, hardest_mistakes
+from component.evaluation.retrieval import evaluate_retrieval
+from component.evaluation.retrieval_data import read_retrieval_data
+from component.evaluation.zero_shot import PROMPTS, embed_classes, evaluate_zero_shot
+from component.image.load import BadImageError
 from component.metrics import classification_metrics, retrieval_ranks
-from component.mistakes import Mistake, hardest_mistakes
-from component.retrieval import evaluate_retrieval
-from component.retrieval_data import read_retrieval_data
-from component.zero_shot import PROMPTS, embed_classes, evaluate_zero_shot
+from component.report import figures
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ import torch
 from conftest import CAPTIONS, ROOT, run_python
 from PIL import Image
 
-from component import feature_cache
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
-from component.feature_cache import FeatureCache, cache_features, fingerprint, picture_key
 from component.model import BertCLIPModel
-from component.pair_files import PictureFolder
+from component.pairs.sources import PictureFolder
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
+from component.training import feature_cache
+from component.training.feature_cache import FeatureCache, cache_features, fingerprint, picture_key
 
 
 @pytest.fixture
@@ -291,8 +291,8 @@ import os, sys, torch
 sys.path.insert(0, {ROOT!r})
 from accelerate import PartialState
 from component.dataset import PairDataset
-from component.feature_cache import FeatureCache, cache_features
-from component.interruption import leave_group
+from component.training.feature_cache import FeatureCache, cache_features
+from component.training.interruption import leave_group
 from component.processor import load_processor
 
 PartialState(cpu=True, backend="gloo")

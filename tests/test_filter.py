@@ -14,10 +14,10 @@ import pytest
 from image_server import huge_png, picture
 from PIL import Image
 
-from component.filter import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
-from component.pair_check import FilterRules, chinese_share
-from component.perceptual_hash import NearDuplicates, perceptual_hash
-from component.still_image import RefusedImageError, check_image
+from component.filter.rules import FilterRules, chinese_share
+from component.filter.run import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
+from component.image.check import RefusedImageError, check_image
+from component.image.perceptual_hash import NearDuplicates, perceptual_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -81,7 +81,7 @@ def test_no_thread_of_the_group_outlives_it(tmp_path):
 import glob, sys
 sys.path.insert(0, {ROOT!r})
 import torch
-from component.interruption import leave_group
+from component.training.interruption import leave_group
 from component.trainer import CLIPTrainer
 
 

@@ -10,8 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from component.image import BadImageError, load_draft, load_image
-from component.preprocess import ImageTransform
+from component.image.load import BadImageError, load_draft, load_image
+from component.image.transform import ImageTransform
 
 PICTURES = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.png")))
 PHOTOS = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.jpg")))

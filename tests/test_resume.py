@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import train_clip
 from component.argument import load_arguments
-from component.resume import checkpoint_to_resume, checkpoints, remove_oldest
+from component.training.resume import checkpoint_to_resume, checkpoints, remove_oldest
 
 HANGING = 100  # seconds
 

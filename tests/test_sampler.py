@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from component.sampler import SharedBatches
+from component.training.sampler import SharedBatches
 
 
 def epoch_of(size: int, batch_size: int, world_size: int, epoch: int = 0, **options) -> list[list[list[int]]]:

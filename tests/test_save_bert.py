@@ -8,7 +8,7 @@ import torch
 from conftest import CAPTIONS, run_python
 from transformers import BertModel, BertTokenizer, BertTokenizerFast
 
-from component.bert_checkpoint import save_bert
+from component.export.bert import save_bert
 from component.model import BertCLIPModel
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
-from component.feature_cache import FeatureCache, cache_features
-from component.pair_files import read_pair_files
+from component.pairs.sources import read_pair_files
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
+from component.training.feature_cache import FeatureCache, cache_features
 from train_clip import cache_images, load_datasets, load_model
 
 PAIRS = 11  # in shards of 5, 4 and 2
@@ -317,7 +317,7 @@ import json, os, sys
 sys.path.insert(0, {ROOT!r})
 from component.argument import load_arguments
 from component.datacollator import PairCollator
-from component.interruption import leave_group
+from component.training.interruption import leave_group
 from component.trainer import CLIPTrainer
 from train_clip import load_datasets, load_model
 
@@ -371,9 +371,9 @@ def test_ranks_that_see_different_shards_say_so(tmp_path, shards):
 import os, sys
 sys.path.insert(0, {ROOT!r})
 from accelerate import PartialState
-from component.interruption import leave_group
-from component.pair_files import expand
-from component.shards import read_shards
+from component.training.interruption import leave_group
+from component.pairs.sources import expand
+from component.pairs.shards import read_shards
 
 PartialState(cpu=True, backend="gloo")
 try:

@@ -14,6 +14,8 @@ from transformers import CLIPProcessor
 from component import similarity as similarity_module
 from component.checkpoint import load_checkpoint
 from component.embedding import Embedded, embed_images, embed_texts, text_batches
+from component.report.matches import match_rows, terminal_table
+from component.report.text_table import display_width, text_table
 from component.similarity import (
     Similarity,
     compare,
@@ -21,8 +23,6 @@ from component.similarity import (
     image_text_similarity,
     text_text_similarity,
 )
-from component.similarity_report import match_rows, terminal_table
-from component.text_table import display_width, text_table
 
 
 @pytest.fixture(scope="module")

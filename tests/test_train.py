@@ -13,8 +13,8 @@ from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVision
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
+from component.image.transform import ImageTransform
 from component.model import BertCLIPModel, BertCLIPTextModel
-from component.preprocess import ImageTransform
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from train_clip import load_datasets

@@ -16,7 +16,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a clone, without installation
-from component.pairs import read_pairs  # noqa: E402
+from component.pairs.table import read_pairs  # noqa: E402
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PUNCTUATION = "，。、；：？！…—·‘’“”（）《》〈〉【】「」％￥～"

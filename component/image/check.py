@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from component.image import to_rgb
+from component.image.load import to_rgb
 
 # Left out on purpose: EPS (Pillow hands it to Ghostscript, a program that runs what it reads) and the formats that
 # no web page shows.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from component.pairs import require_columns
+from component.pairs.table import require_columns
 
 
 def import_pyarrow():

@@ -2,8 +2,8 @@
 
 import os
 
-from component.pairs import read_pairs
-from component.parquet import import_pyarrow
+from component.pairs.parquet import import_pyarrow
+from component.pairs.table import read_pairs
 
 
 def write_img2dataset_table(train_file: str, parquet_file: str) -> int:

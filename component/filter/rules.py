@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from component.perceptual_hash import HASH_SIDE, perceptual_hash
-from component.still_image import RefusedImageError, check_image
+from component.image.check import RefusedImageError, check_image
+from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
 
 HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 MAX_FILE_BYTES = 2**30

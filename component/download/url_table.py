@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from component.pairs import read_pairs
+from component.pairs.table import read_pairs
 
 CHUNK_ROWS = 20_000
 NOTHING_FAILED = np.empty(0, dtype=np.uint64)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from component.figures import load_pyplot
+from component.report.figures import load_pyplot
 
 
 class ScoreHistogram:

@@ -4,7 +4,7 @@ import functools
 import os
 import re
 
-from component.pairs import image_file
+from component.pairs.table import image_file
 
 # Names that Windows opens as a device whatever their extension; such a data set could not be copied there.
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from component.image import BadImageError
-from component.pairs import image_file, read_pairs
-from component.parquet import read_parquet
-from component.shards import Shard, read_shards
+from component.image.load import BadImageError
+from component.pairs.parquet import read_parquet
+from component.pairs.shards import Shard, read_shards
+from component.pairs.table import image_file, read_pairs
 
 
 @dataclass(frozen=True)

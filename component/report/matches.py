@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any
 
 from component.files import write_json
+from component.report.text_table import text_table
 from component.similarity import Similarity
-from component.text_table import text_table
 
 
 def title(similarity: Similarity) -> str:

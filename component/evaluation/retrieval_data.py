@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from component.image import BadImageError, load_image
-from component.pairs import image_file, read_pairs
-from component.tsv_images import TsvImages
+from component.evaluation.tsv_images import TsvImages
+from component.image.load import BadImageError, load_image
+from component.pairs.table import image_file, read_pairs
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import CLIPProcessor
 
 from component.embedding import embed_images, embed_texts
+from component.evaluation.mistakes import Mistake, hardest_mistakes
+from component.evaluation.retrieval_data import RetrievalData
 from component.metrics import retrieval_ranks, summarise_ranks
-from component.mistakes import Mistake, hardest_mistakes
 from component.model import BertCLIPModel
-from component.retrieval_data import RetrievalData
 
 
 @dataclass(frozen=True)

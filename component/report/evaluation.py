@@ -4,13 +4,13 @@ import os
 from typing import Any
 
 from component.embedding import open_image
-from component.figures import draw_mistakes, draw_recall
+from component.evaluation.image_folder import ClassifiedImages
+from component.evaluation.retrieval import RetrievalResult
+from component.evaluation.retrieval_data import RetrievalData
+from component.evaluation.zero_shot import ZeroShotResult
 from component.files import write_json, write_text
-from component.image_folder import ClassifiedImages
 from component.metrics import RECALL_AT
-from component.retrieval import RetrievalResult
-from component.retrieval_data import RetrievalData
-from component.zero_shot import ZeroShotResult
+from component.report.figures import draw_mistakes, draw_recall
 
 DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from component.image import load_draft, load_image
+from component.image.load import load_draft, load_image
 
 MAX_ASPECT = 4 / 3  # of random pieces, upright or lying
 DRAFT_GAP = 2  # a draft has this many times the pixels to a side that it needs, as in Pillow's own thumbnails

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from component.interruption import SaveAndStop, ignore_signals_in_worker, naming_lost_process
-from component.resume import UNFINISHED, finish, read_record, remove_oldest, remove_unfinished
+from component.training.interruption import SaveAndStop, ignore_signals_in_worker, naming_lost_process
+from component.training.resume import UNFINISHED, finish, read_record, remove_oldest, remove_unfinished
 
 
 class ResumableTrainer(Trainer):

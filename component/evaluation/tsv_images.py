@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from component.image import BadImageError, load_image
+from component.image.load import BadImageError, load_image
 
 
 class TsvImages(Sequence):

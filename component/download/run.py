@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from component.download_report import Outcome, Report
-from component.fetch import Fetcher, FetchError, FetchLimits, host_of
-from component.host_queue import HostQueue
-from component.safe_path import writable_file
-from component.still_image import RefusedImageError, check_image, shrink_image
-from component.url_table import NOTHING_FAILED, Row, read_rows
+from component.download.fetch import Fetcher, FetchError, FetchLimits, host_of
+from component.download.host_queue import HostQueue
+from component.download.report import Outcome, Report
+from component.download.url_table import NOTHING_FAILED, Row, read_rows
+from component.image.check import RefusedImageError, check_image, shrink_image
+from component.pairs.paths import writable_file
 
 ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not hide the others behind it
 IN_MEMORY_BYTES = 2**20  # of each picture under way; the rest of a larger one waits in a temporary file

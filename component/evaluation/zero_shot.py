@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import CLIPProcessor
 
 from component.embedding import embed_images, embed_texts
-from component.image_folder import ClassifiedImages
+from component.evaluation.image_folder import ClassifiedImages
+from component.evaluation.mistakes import Mistake, hardest_mistakes
 from component.metrics import classification_metrics, retrieval_ranks
-from component.mistakes import Mistake, hardest_mistakes
 from component.model import BertCLIPModel
 
 PROMPTS = (

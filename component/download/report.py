@@ -7,9 +7,9 @@ from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 
-from component.fetch import FetchError, host_of
-from component.pairs import read_pairs
-from component.url_table import NOTHING_FAILED, row_hashes
+from component.download.fetch import FetchError, host_of
+from component.download.url_table import NOTHING_FAILED, row_hashes
+from component.pairs.table import read_pairs
 
 
 @dataclass

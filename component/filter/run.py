@@ -13,10 +13,10 @@ from typing import TextIO
 
 import pandas as pd
 
-from component.pair_check import FilterRules, Finding, check_pairs
-from component.pairs import image_file, read_pairs
-from component.perceptual_hash import NearDuplicates
-from component.safe_path import writable_file
+from component.filter.rules import FilterRules, Finding, check_pairs
+from component.image.perceptual_hash import NearDuplicates
+from component.pairs.paths import writable_file
+from component.pairs.table import image_file, read_pairs
 
 COLUMNS = ("text", "filename")
 CHUNK_ROWS = 4096

@@ -5,7 +5,7 @@ import os
 import sys
 
 from component.command import output_file, positive_int
-from component.evaluation.image_folder import list_pictures
+from component.image.folder import list_pictures
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
 TASKS = ("image-text", "text-text", "image-image", "all")

@@ -16,8 +16,9 @@ from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.image.load import BadImageError, load_image
 from component.pairs.parquet import read_parquet
+from component.pairs.paths import image_file
 from component.pairs.sources import expand
-from component.pairs.table import image_file, read_pairs
+from component.pairs.table import read_pairs
 from component.processor import load_processor
 
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-PICTURE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from component.image.folder import PICTURE_ENDINGS, list_pictures
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,6 @@ class ClassifiedImages:
     images: list[str]
     labels: list[int]
     class_names: list[str]
-
-
-def list_pictures(folder: str) -> list[str]:
-    """The paths of the pictures right inside a folder, sorted by name."""
-    return [
-        os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.lower().endswith(PICTURE_ENDINGS)
-    ]
 
 
 def read_image_folder(image_path: str, class_names: str) -> ClassifiedImages:

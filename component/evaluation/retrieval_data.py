@@ -15,7 +15,8 @@ from PIL import Image
 
 from component.evaluation.tsv_images import TsvImages
 from component.image.load import BadImageError, load_image
-from component.pairs.table import image_file, read_pairs
+from component.pairs.paths import image_file
+from component.pairs.table import read_pairs
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import pandas as pd
 
 from component.filter.rules import FilterRules, Finding, check_pairs
 from component.image.perceptual_hash import NearDuplicates
-from component.pairs.paths import writable_file
-from component.pairs.table import image_file, read_pairs
+from component.pairs.paths import image_file, writable_file
+from component.pairs.table import read_pairs
 
 COLUMNS = ("text", "filename")
 CHUNK_ROWS = 4096

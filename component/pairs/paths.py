@@ -1,15 +1,30 @@
-"""Where a file name found on the internet may be written: inside one folder, or not at all."""
+"""Where a file name found on the internet may be read or written: inside one folder, or not at all."""
 
 import functools
 import os
 import re
 
-from component.pairs.table import image_file
-
 # Names that Windows opens as a device whatever their extension; such a data set could not be copied there.
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
 MAX_NAME_BYTES = 255  # ext4, xfs, btrfs, NTFS (there: letters) and APFS agree
 MAX_PATH_BYTES = 4096
+
+
+def image_file(image_path: str, filename: str) -> str:
+    """The path of `filename` inside the folder `image_path`, by its letters alone (no disk access).
+
+    Raises:
+        ValueError: the name is empty, absolute, holds a NUL or a drive letter, or climbs out with `..`.
+    """
+    if not filename.strip():
+        raise ValueError("empty filename")
+    if "\0" in filename:
+        raise ValueError("filename holds a NUL byte")
+    if filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", filename):
+        raise ValueError("filename is an absolute path")
+    if ".." in re.split(r"[/\\]", filename):
+        raise ValueError("filename climbs out of image_path with '..'")
+    return os.path.join(image_path, filename)
 
 
 def writable_file(image_path: str, filename: str) -> str:

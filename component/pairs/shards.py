@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from component.evaluation.image_folder import PICTURE_ENDINGS
+from component.image.folder import PICTURE_ENDINGS
 from component.image.load import BadImageError
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ import pandas as pd
 
 from component.image.load import BadImageError
 from component.pairs.parquet import read_parquet
+from component.pairs.paths import image_file
 from component.pairs.shards import Shard, read_shards
-from component.pairs.table import image_file, read_pairs
+from component.pairs.table import read_pairs
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""The table of image-text pairs: reading the CSV, and turning its file names into safe paths."""
+"""The table of image-text pairs, read from a CSV."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -62,20 +61,3 @@ def require_columns(path: str, required: Sequence[str], found: Sequence[str], hi
             f"{path} has no column {', '.join(f'`{column}`' for column in missing)} (found: {', '.join(found)}). "
             f"It needs the columns {', '.join(required)}. {hint}".rstrip()
         )
-
-
-def image_file(image_path: str, filename: str) -> str:
-    """The path of `filename` inside the folder `image_path`, by its letters alone (no disk access).
-
-    Raises:
-        ValueError: the name is empty, absolute, holds a NUL or a drive letter, or climbs out with `..`.
-    """
-    if not filename.strip():
-        raise ValueError("empty filename")
-    if "\0" in filename:
-        raise ValueError("filename holds a NUL byte")
-    if filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", filename):
-        raise ValueError("filename is an absolute path")
-    if ".." in re.split(r"[/\\]", filename):
-        raise ValueError("filename climbs out of image_path with '..'")
-    return os.path.join(image_path, filename)

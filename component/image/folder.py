@@ -1,0 +1,12 @@
+"""Which files are taken for images, by their names."""
+
+import os
+
+PICTURE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def list_pictures(folder: str) -> list[str]:
+    """The paths of the pictures right inside a folder, sorted by name."""
+    return [
+        os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.lower().endswith(PICTURE_ENDINGS)
+    ]

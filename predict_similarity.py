@@ -5,7 +5,7 @@ import os
 import sys
 
 from component.command import output_file, positive_int
-from component.image.folder import list_pictures
+from component.image.folder import list_images
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
 TASKS = ("image-text", "text-text", "image-image", "all")
@@ -47,7 +47,7 @@ def find_images(names: list[str]) -> list[str]:
     paths = []
     for name in names:
         if os.path.isdir(name):
-            found = list_pictures(name)
+            found = list_images(name)
             if not found:
                 raise ValueError(f"--images: the folder {name} holds no picture.")
             paths += found

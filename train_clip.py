@@ -32,7 +32,7 @@ def main() -> str | int | None:
         model, processor = load_model(args)
         train_dataset, test_dataset = load_datasets(args, processor)
         for dataset in filter(None, (train_dataset, test_dataset)):
-            dataset.require_a_picture()
+            dataset.require_an_image()
         describe(train_dataset, test_dataset)
         record(args)
         cache_images(args, model, train_dataset, test_dataset)

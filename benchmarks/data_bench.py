@@ -126,7 +126,7 @@ def print_row(row: dict, ratio: float) -> None:
 def run_ours(args, table: Path, images: Path, resize: int | None) -> tuple[float, int]:
     command = [sys.executable, ROOT / "download_image.py", "--train_file", table, "--image_path", images]
     command += ["--num_threads", "64", "--allow_private_hosts", "--report", table.with_suffix(".report.csv")]
-    return timed(command + (["--resize", str(resize)] if resize else [])), count_pictures(images)
+    return timed(command + (["--resize", str(resize)] if resize else [])), count_images(images)
 
 
 def run_img2dataset(args, table: Path, images: Path, resize: int | None) -> tuple[float, int]:
@@ -138,14 +138,14 @@ def run_img2dataset(args, table: Path, images: Path, resize: int | None) -> tupl
     # one shard for each process: a process waits for the slowest row of a shard before it starts the next
     command += ["--number_sample_per_shard", str(-(-rows // 2)), "--enable_wandb", "False"]
     command += ["--resize_mode", "keep_ratio", "--image_size", str(resize)] if resize else ["--resize_mode", "no"]
-    return timed(command), count_pictures(images)
+    return timed(command), count_images(images)
 
 
 def run_plain(urls: list[str], folder: Path) -> tuple[float, int]:
     started = time.monotonic()
     with multiprocessing.Pool(20) as pool:
         pool.starmap(plain_download, [(url, folder / f"{i}.jpg") for i, url in enumerate(urls)], chunksize=1)
-    return time.monotonic() - started, count_pictures(folder)
+    return time.monotonic() - started, count_images(folder)
 
 
 def plain_download(url: str, path: Path) -> None:
@@ -166,7 +166,7 @@ def timed(command: list) -> float:
     return time.monotonic() - started
 
 
-def count_pictures(folder: Path) -> int:
+def count_images(folder: Path) -> int:
     """Files that begin as a JPEG does; the plain loop saves error pages under .jpg names."""
     return sum(path.read_bytes()[:2] == b"\xff\xd8" for path in folder.rglob("*.jpg"))
 
@@ -211,7 +211,7 @@ class Servers:
 
 
 def serve(pipe, latency: float) -> None:
-    pictures = [example_picture(seed, (300, 300)) for seed in range(64)]
+    images = [example_image(seed, (300, 300)) for seed in range(64)]
 
     class Answer(asyncio.Protocol):
         """Just enough HTTP/1.1: GET, keep-alive, no pipelining. Fast, because it shares the cores with the clients."""
@@ -225,8 +225,8 @@ def serve(pipe, latency: float) -> None:
                 _, kind, name = self.received.split(b" ", 2)[1].split(b"/")
                 self.close = b"Connection: close" in self.received
                 self.received = b""
-                picture = pictures[int(name.partition(b".")[0]) % len(pictures)]
-                loop.call_later(HELD_SECONDS if kind == b"hang" else latency, self.answer, kind, picture)
+                image = images[int(name.partition(b".")[0]) % len(images)]
+                loop.call_later(HELD_SECONDS if kind == b"hang" else latency, self.answer, kind, image)
 
         def answer(self, kind, body):
             if kind == b"hang":
@@ -257,14 +257,14 @@ def serve(pipe, latency: float) -> None:
     loop.run_until_complete(run())
 
 
-def example_picture(seed: int, size: tuple[int, int]) -> bytes:
+def example_image(seed: int, size: tuple[int, int]) -> bytes:
     """A JPEG with the file size of a photograph: smooth shapes under a little grain."""
     random = np.random.default_rng(seed)
     smooth = Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     grain = random.normal(0, 8, (size[1], size[0], 3))
-    picture = Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8))
+    image = Image.fromarray((np.asarray(smooth) + grain).clip(0, 255).astype(np.uint8))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
@@ -274,9 +274,9 @@ def example_picture(seed: int, size: tuple[int, int]) -> bytes:
 def bench_filter(args, folder: Path) -> list[dict]:
     images = fresh(folder / "filter")
     paths = [images / f"{i}.jpg" for i in range(args.filter_rows)]
-    pictures = [example_picture(seed, (300, 300)) for seed in range(256)]
+    contents = [example_image(seed, (300, 300)) for seed in range(256)]
     for i, path in enumerate(paths):
-        path.write_bytes(pictures[i % len(pictures)])
+        path.write_bytes(contents[i % len(contents)])
     write_table(images / "train.csv", [f"http://example.com/{i}" for i in range(args.filter_rows)])
     with multiprocessing.Pool(os.cpu_count()) as pool:
         pool.map(decode, paths[:256])  # both start with the files in memory; so do the bare processes
@@ -327,7 +327,7 @@ def bench_pixels(args, folder: Path) -> list[dict]:
     for size in ((400, 300), (1600, 1200), (4000, 3000)):
         paths = [str(folder / f"{seed}.jpg") for seed in range(max(16, 16_000_000 // (size[0] * size[1])))]
         for seed, path in enumerate(paths):
-            Path(path).write_bytes(example_picture(seed, size))
+            Path(path).write_bytes(example_image(seed, size))
         wanted = first = None
         for name, way in ways.items():
             way(paths[:2])
@@ -347,7 +347,7 @@ def bench_memory(args, folder: Path) -> list[dict]:
     work = fresh(folder / "memory")
     (work / "images").mkdir()
     for i in range(100):
-        (work / "images" / f"{i}.jpg").write_bytes(example_picture(i, (16, 16)))
+        (work / "images" / f"{i}.jpg").write_bytes(example_image(i, (16, 16)))
     text = "一张用来测量内存的图片,说明文字的长度和网上常见的差不多"
     query = "&".join(f"parameter{i}=%E5%9B%BE{i}" for i in range(12))
     refused, present = work / "refused.csv", work / "present.csv"

@@ -285,9 +285,9 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
             return (sample["jpg"] for sample in WebDataset(paths, shardshuffle=False))
 
         def pixel_values() -> Iterator:
-            pictures, transform = samples(), files.transform
+            images, transform = samples(), files.transform
             for batch in batches:
-                yield transform.pixel_values([transform.read(io.BytesIO(next(pictures))) for _ in batch])
+                yield transform.pixel_values([transform.read(io.BytesIO(next(images))) for _ in batch])
 
         ways |= {"read, webdataset": samples, "caching, webdataset": pixel_values}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data_bench import example_picture
+from data_bench import example_image
 from transformers import BertTokenizerFast, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -38,9 +38,9 @@ def make_data(folder: Path, num_pairs: int, num_images: int | None = None) -> li
     """JPEGs of 400 x 300, by default one for each pair, and train.csv; returns captions of 5 to 40 characters."""
     num_images = num_images or num_pairs
     random = np.random.default_rng(0)
-    pictures = [example_picture(seed, (400, 300)) for seed in range(32)]
+    images = [example_image(seed, (400, 300)) for seed in range(32)]
     for index in range(num_images):
-        (folder / f"{index}.jpg").write_bytes(pictures[index % len(pictures)])
+        (folder / f"{index}.jpg").write_bytes(images[index % len(images)])
     characters = np.array(CHARACTERS[:3000])
     captions = ["".join(random.choice(characters, random.integers(5, 41))) for _ in range(num_pairs)]
     rows = (f"{caption},{index % num_images}.jpg\n" for index, caption in enumerate(captions))

@@ -39,7 +39,7 @@ from component.model import BertCLIPModel
 from component.trainer import CLIPTrainer
 from train_clip import cache_images
 
-RECIPE_STEPS, RECIPE_BATCH, RECIPE_PICTURES = 73_100, 768, 1_400_000
+RECIPE_STEPS, RECIPE_BATCH, RECIPE_IMAGES = 73_100, 768, 1_400_000
 WARMUP_STEPS = 2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,7 +87,7 @@ def main():
         "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / bench.matmul_peak(),
     }
     if options.preset == "base":
-        seconds = RECIPE_STEPS * RECIPE_BATCH / speeds["b"] + RECIPE_PICTURES / bench.num_pairs * caching_seconds
+        seconds = RECIPE_STEPS * RECIPE_BATCH / speeds["b"] + RECIPE_IMAGES / bench.num_pairs * caching_seconds
         results["published recipe extrapolated, hours"] = seconds / 3600
     report(results)
     if options.out:

@@ -160,7 +160,7 @@ class CLIPTrainingArguments(TrainingArguments):
         if self.deepspeed and find_spec("deepspeed") is None:
             raise ValueError("`deepspeed` needs a package that is not installed: pip install deepspeed")
         super().__post_init__()
-        self._check_sharding()
+        self._check_parallel()
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process. Choose one with CUDA_VISIBLE_DEVICES=0, or use all of "
@@ -202,7 +202,7 @@ class CLIPTrainingArguments(TrainingArguments):
                 "of like lengths are grouped inside of each random batch, see text_group_size."
             )
 
-    def _check_sharding(self) -> None:
+    def _check_parallel(self) -> None:
         if self.deepspeed and self.hf_deepspeed_config.is_zero3():
             raise ValueError("`deepspeed` has ZeRO stage 3, which is not supported: set stage to 2, or use fsdp.")
         if not self.fsdp:

@@ -13,7 +13,7 @@ from component.image.load import BadImageError
 from component.image.transform import ImageTransform
 from component.pairs.ragged import RaggedArray
 from component.pairs.shards import Shard
-from component.pairs.sources import PictureFolder, read_pair_files
+from component.pairs.sources import ImageFolder, read_pair_files
 
 
 class PairDataset(Dataset):
@@ -61,7 +61,7 @@ class PairDataset(Dataset):
         self._input_ids = RaggedArray("H" if len(processor.tokenizer) <= 2**16 else "i")
         self._locators = RaggedArray("B")
         # Where the pictures lie from which row on.
-        self._places: list[PictureFolder | Shard] = []
+        self._places: list[ImageFolder | Shard] = []
         self._first_rows: list[int] = []
         text_ids, image_ids = [], []
         for place, chunk in read_pair_files(file, image_path, num_workers):
@@ -121,15 +121,15 @@ class PairDataset(Dataset):
         return len(self._rows)
 
     def filename(self, row: int) -> str:
-        place, locator = self._picture(row)
+        place, locator = self._image(row)
         return place.filename(locator)
 
     def image_identity(self, row: int) -> str | None:
         """A text that changes when the row's picture does; None where there is no such file."""
-        place, locator = self._picture(row)
+        place, locator = self._image(row)
         return place.identity(locator)
 
-    def _picture(self, row: int) -> tuple[PictureFolder | Shard, str]:
+    def _image(self, row: int) -> tuple[ImageFolder | Shard, str]:
         return self._places[bisect_right(self._first_rows, row) - 1], self._locators[row].tobytes().decode()
 
     def load_images(self, rows: Sequence[int]) -> tuple[list[int], torch.Tensor | None, list[tuple[int, str]]]:
@@ -139,15 +139,15 @@ class PairDataset(Dataset):
             The rows with a good picture; their pixel_values (good, 3, H, W), or None where there is none; and
             (row, reason) of the others.
         """
-        good, pictures, bad = [], [], []
+        good, images, bad = [], [], []
         for row in rows:
-            place, locator = self._picture(row)
+            place, locator = self._image(row)
             try:
-                pictures.append(self.transform.read(place.open(locator)))
+                images.append(self.transform.read(place.open(locator)))
                 good.append(row)
             except BadImageError as error:
                 bad.append((row, f"{place.filename(locator)}: {error}"))
-        return good, self.transform.pixel_values(pictures) if good else None, bad
+        return good, self.transform.pixel_values(images) if good else None, bad
 
     def __getitem__(self, index: int) -> dict:
         """The example at `index`, in the form that `__getitems__` has for several."""
@@ -184,7 +184,7 @@ class PairDataset(Dataset):
         """Share of rows whose caption already occurred: in one batch, each repeat is a false negative."""
         return 1 - len(np.unique(self.text_ids)) / len(self.text_ids)
 
-    def require_a_picture(self) -> None:
+    def require_an_image(self) -> None:
         """Raise ValueError when not one picture of the table can be read; stops at the first good one."""
         first = None
         for row in self._rows.tolist():

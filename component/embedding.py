@@ -132,7 +132,7 @@ def embed_images(
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if len(images) > batch_size else 0
     loader = DataLoader(
-        _Pictures(images, processor.image_processor),
+        _Images(images, processor.image_processor),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_stack_good,
@@ -149,7 +149,7 @@ def embed_images(
     return Embedded("image", images, torch.cat(embeds), good_rows, bad_images)
 
 
-class _Pictures(Dataset):
+class _Images(Dataset):
     """row → (row, pixel_values (3, H, W) or the reason why there are none)."""
 
     def __init__(self, images: Sequence[str | Image.Image], image_processor):

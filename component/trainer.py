@@ -19,7 +19,7 @@ from component.metrics import retrieval_metrics
 from component.processor import save_processor
 from component.training.gather import gather_rows
 from component.training.interruption import ignore_signals_in_worker
-from component.training.parallel import clamp_deepspeed_parameter, prepare_sharding, with_scalars
+from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel, with_scalars
 from component.training.resumable_trainer import ResumableTrainer
 from component.training.sampler import SharedBatches
 
@@ -53,7 +53,7 @@ class CLIPTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(ClampLogitScale())
         if self.args.fsdp or self.args.deepspeed:
-            prepare_sharding(self)
+            prepare_parallel(self)
         self._bad_images: dict[str, set[int]] = {"train": set(), "eval": set()}
         self._named: set[tuple[str, int]] = set()
         self._evaluated: list[tuple[Tensor, Tensor, Tensor, float]] = []

@@ -366,9 +366,9 @@ def test_under_a_tenth_of_a_shuffled_batch_is_padding(data, processor):
 def test_a_set_without_any_good_picture_is_an_error(data, processor):
     path = table(data / "t.csv", "text,filename\n小狗,none.png\n小猪,gone.png\n")
     with pytest.raises(ValueError, match="None of the 2 pictures.*none.png: no such file.*image_path"):
-        PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_a_picture()
+        PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_an_image()
     path = table(data / "t.csv", "text,filename\n小狗,none.png\n小猪,1.png\n")
-    PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_a_picture()
+    PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_an_image()
 
 
 def test_repeated_captions_are_counted(data, processor):

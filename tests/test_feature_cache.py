@@ -15,11 +15,11 @@ from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.model import BertCLIPModel
-from component.pairs.sources import PictureFolder
+from component.pairs.sources import ImageFolder
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training import feature_cache
-from component.training.feature_cache import FeatureCache, cache_features, fingerprint, picture_key
+from component.training.feature_cache import FeatureCache, cache_features, fingerprint, image_key
 
 
 @pytest.fixture
@@ -238,8 +238,8 @@ def test_the_key_of_a_picture_tells_its_state(data):
 
 
 def keys_of(data, *filenames: str) -> np.ndarray:
-    folder = PictureFolder(str(data / "images"))
-    return np.array([picture_key(folder.identity(filename)) for filename in filenames])
+    folder = ImageFolder(str(data / "images"))
+    return np.array([image_key(folder.identity(filename)) for filename in filenames])
 
 
 def start(args_file: str, *launcher: str) -> subprocess.Popen:

@@ -13,7 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from component.image.load import BadImageError, load_draft, load_image
 from component.image.transform import ImageTransform
 
-PICTURES = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.png")))
+IMAGES = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.png")))
 PHOTOS = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.jpg")))
 
 
@@ -41,9 +41,9 @@ def gradient(tmp_path):
 
 def test_equal_to_the_image_processor_to_the_bit():
     processor = CLIPImageProcessorPil()
-    ours = pixel_values(ImageTransform(processor), *PICTURES, *PHOTOS)
-    assert ours.shape == (len(PICTURES) + len(PHOTOS), 3, 224, 224) and ours.dtype == torch.float32
-    assert torch.equal(ours, processed(processor, *PICTURES, *PHOTOS))
+    ours = pixel_values(ImageTransform(processor), *IMAGES, *PHOTOS)
+    assert ours.shape == (len(IMAGES) + len(PHOTOS), 3, 224, 224) and ours.dtype == torch.float32
+    assert torch.equal(ours, processed(processor, *IMAGES, *PHOTOS))
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 301), (225, 224), (7, 5), (1, 90), (333, 331)])

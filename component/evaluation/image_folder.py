@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from component.image.folder import PICTURE_ENDINGS, list_pictures
+from component.image.folder import IMAGE_ENDINGS, list_images
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def read_image_folder(image_path: str, class_names: str) -> ClassifiedImages:
         raise ValueError(f"{class_names} names {len(lines)} classes, but {image_path} has {len(folders)} folders.")
     images, labels = [], []
     for label, folder in enumerate(folders):
-        found = list_pictures(os.path.join(image_path, folder))
+        found = list_images(os.path.join(image_path, folder))
         images += found
         labels += [label] * len(found)
     if not images:
-        raise ValueError(f"{image_path} holds no pictures ({', '.join(PICTURE_ENDINGS)}) in its folders.")
+        raise ValueError(f"{image_path} holds no pictures ({', '.join(IMAGE_ENDINGS)}) in its folders.")
     return ClassifiedImages(images, labels, names)

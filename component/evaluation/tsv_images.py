@@ -59,7 +59,7 @@ class TsvImages(Sequence):
             encoded = file.readline()
         try:
             # The url-safe decoder reads the standard alphabet too; both occur.
-            picture = base64.urlsafe_b64decode(encoded.strip())
+            content = base64.urlsafe_b64decode(encoded.strip())
         except binascii.Error as error:
             raise BadImageError(f"not base64: {error}") from error
-        return load_image(io.BytesIO(picture))
+        return load_image(io.BytesIO(content))

@@ -87,7 +87,7 @@ class _Duplicates:
     def __init__(self, rules: FilterRules):
         self._rules = rules
         self._digests: set[int] = set()
-        self._pictures = NearDuplicates()
+        self._images = NearDuplicates()
 
     def reason(self, path: str, finding: Finding) -> str:
         """Why this pair is dropped; "" when it is kept, and remembered."""
@@ -96,9 +96,9 @@ class _Duplicates:
                 return "exact_duplicate"
             self._digests.add(finding.digest)
         if self._rules.near_duplicates:
-            owner = self._pictures.find(finding.looks)
+            owner = self._images.find(finding.looks)
             if owner is None:
-                self._pictures.add(finding.looks, hash(path))
+                self._images.add(finding.looks, hash(path))
             elif owner != hash(path):  # another caption of the picture itself is no duplicate
                 return "near_duplicate"
         return ""

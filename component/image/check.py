@@ -93,12 +93,12 @@ def shrink_image(file: BinaryIO, out: BinaryIO, shorter_side: int) -> None:
         # A JPEG can be decoded at 1/2, 1/4 or 1/8: take the smallest that leaves twice the pixels for a good filter.
         image.draft(None, (round(2 * factor * image.width), round(2 * factor * image.height)))
         with _damage_refused():
-            picture = to_rgb(image)
-    factor = shorter_side / min(picture.size)
+            upright = to_rgb(image)
+    factor = shorter_side / min(upright.size)
     if factor < 1:
-        size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-        picture = picture.resize(size, Image.Resampling.HAMMING)
-    picture.save(out, "JPEG", quality=JPEG_QUALITY)
+        size = max(1, round(upright.width * factor)), max(1, round(upright.height * factor))
+        upright = upright.resize(size, Image.Resampling.HAMMING)
+    upright.save(out, "JPEG", quality=JPEG_QUALITY)
 
 
 @contextlib.contextmanager

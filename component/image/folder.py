@@ -2,11 +2,9 @@
 
 import os
 
-PICTURE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def list_pictures(folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
     """The paths of the pictures right inside a folder, sorted by name."""
-    return [
-        os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.lower().endswith(PICTURE_ENDINGS)
-    ]
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.lower().endswith(IMAGE_ENDINGS)]

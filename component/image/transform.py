@@ -59,9 +59,9 @@ class ImageTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(image)
 
-    def pixel_values(self, pictures: Sequence[np.ndarray]) -> Tensor:
+    def pixel_values(self, images: Sequence[np.ndarray]) -> Tensor:
         """B pictures that `read` gave → (B, 3, H, W) float32."""
-        pixels = np.stack(pictures)
+        pixels = np.stack(images)
         return torch.from_numpy(np.stack([self._values[c][pixels[..., c]] for c in range(3)], axis=1))
 
     def _cut_centre(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -17,13 +17,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from component.image.folder import PICTURE_ENDINGS
+from component.image.folder import IMAGE_ENDINGS
 from component.image.load import BadImageError
 
 logger = logging.getLogger(__name__)
 
 CUT_SHORT = "shards are cut short or damaged; of these, the pairs before that place are used"
-NO_PICTURE = "captions in shards have no picture and are left out"
+NO_IMAGE = "captions in shards have no picture and are left out"
 UNREADABLE = "captions in shards are neither UTF-8 text nor JSON with a `caption`, and count as empty"
 REPEATED = "members of shards come again under the same key and are left out"
 
@@ -129,7 +129,7 @@ def index_shard(path: str) -> ShardIndex:
 
 
 def _fill(index: ShardIndex, file: io.FileIO) -> None:
-    pictures, captions = {}, {}
+    images, captions = {}, {}
     # Names in GBK, as Windows writes them, stay apart from each other and can be printed.
     with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar:
         for member in _whole_files(tar, index):
@@ -138,25 +138,25 @@ def _fill(index: ShardIndex, file: io.FileIO) -> None:
             match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", member.name, re.DOTALL)
             key, ending = match.groups() if match else ("", "")
             ending = ending.lower()
-            if ending in PICTURE_ENDINGS:
-                first = pictures.setdefault(key, member)
+            if ending in IMAGE_ENDINGS:
+                first = images.setdefault(key, member)
             elif ending in (".txt", ".json"):
                 first = captions.setdefault(key, {}).setdefault(ending, member)
             else:
                 continue
             if first is not member:
                 index.faults.append((REPEATED, f"{index.shard.path}/{member.name}"))
-    for key, picture in pictures.items():
+    for key, image in images.items():
         text = ""
         for ending, caption in sorted(captions.pop(key, {}).items(), reverse=True)[:1]:  # .txt where there is one
             try:
                 text = _text(_read(file, caption.offset_data, caption.size), ending)
             except ValueError:
                 index.faults.append((UNREADABLE, f"{index.shard.path}/{caption.name}"))
-        index.locators.append(Shard.locator(picture))
+        index.locators.append(Shard.locator(image))
         index.texts.append(text)
     for members in captions.values():
-        index.faults.append((NO_PICTURE, f"{index.shard.path}/{next(iter(members.values())).name}"))
+        index.faults.append((NO_IMAGE, f"{index.shard.path}/{next(iter(members.values())).name}"))
 
 
 def _whole_files(tar: tarfile.TarFile, index: ShardIndex) -> Iterator[tarfile.TarInfo]:

@@ -17,7 +17,7 @@ from component.pairs.table import read_pairs
 
 
 @dataclass(frozen=True)
-class PictureFolder:
+class ImageFolder:
     """Pictures as files of a folder; what `Shard` is for those in a tar. A `locator` is the file name."""
 
     path: str
@@ -75,7 +75,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def read_pair_files(
     files: str | Sequence[str], image_path: str | None, num_workers: int = 0
-) -> Iterator[tuple[PictureFolder | Shard, pd.DataFrame]]:
+) -> Iterator[tuple[ImageFolder | Shard, pd.DataFrame]]:
     """Yield the pairs of all files in order, in chunks whose pictures lie in one place.
 
     Args:
@@ -99,4 +99,4 @@ def read_pair_files(
             is_parquet = path.lower().endswith(".parquet")
             chunks = read_parquet(path, columns) if is_parquet else read_pairs(path, columns, only_required=True)
             for chunk in chunks:
-                yield PictureFolder(image_path), chunk
+                yield ImageFolder(image_path), chunk

@@ -87,10 +87,10 @@ class _Thumbnails:
 
 
 def _data_uri(item: str | Image.Image) -> str:
-    picture = open_image(item)
-    picture.thumbnail((_THUMBNAIL_PIXELS * 2, _THUMBNAIL_PIXELS * 2))
+    image = open_image(item)
+    image.thumbnail((_THUMBNAIL_PIXELS * 2, _THUMBNAIL_PIXELS * 2))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -160,8 +160,8 @@ def _colour(heat: float) -> str:
 
 def _cards(similarity: Similarity, top_k: int, thumbnails: _Thumbnails) -> Iterator[str]:
     def show(side: Embedded, index: int) -> str:
-        picture = thumbnails.show(side, index) if side.kind == "image" else ""
-        return f'{picture}<span class="name">{_name(side, index)}</span>'
+        image = thumbnails.show(side, index) if side.kind == "image" else ""
+        return f'{image}<span class="name">{_name(side, index)}</span>'
 
     for index, matches in enumerate(islice(similarity.best(top_k), MOST_QUERIES)):
         items = "\n".join(

@@ -39,7 +39,7 @@ def fingerprint(vision_model: nn.Module, image_processor, precision: str) -> str
     return digest.hexdigest()
 
 
-def picture_key(identity: str | None) -> int:
+def image_key(identity: str | None) -> int:
     """64-bit digest of what `PairDataset.image_identity` gives; NO_FILE for None."""
     if identity is None:
         return NO_FILE
@@ -145,11 +145,11 @@ class FeatureCache:
                 os.remove(temporary)
             raise OSError(f"{self.folder}: a shard of image features cannot be written ({error.strerror}).") from None
 
-    def require_space(self, pictures: int) -> None:
+    def require_space(self, images: int) -> None:
         """Log how much disk so many new pictures need, and raise ValueError where it is not there."""
-        need = pictures * (self.width * self.dtype.itemsize + 8)
+        need = images * (self.width * self.dtype.itemsize + 8)
         free = shutil.disk_usage(self.folder).free
-        logger.info("image features of %d pictures: %.1f MB in %s", pictures, need / 1e6, self.folder)
+        logger.info("image features of %d pictures: %.1f MB in %s", images, need / 1e6, self.folder)
         if need > free:
             raise ValueError(
                 f"The image features need {need / 1e6:.0f} MB, but {self.folder} has {free / 1e6:.0f} MB free. "
@@ -181,8 +181,8 @@ def cache_features(
     """
     state = PartialState()
     # One row stands for all rows with the same file name.
-    _, rows, picture_of_row = np.unique(dataset.image_ids, return_index=True, return_inverse=True)
-    keys = np.array([picture_key(dataset.image_identity(row)) for row in rows])
+    _, rows, image_of_row = np.unique(dataset.image_ids, return_index=True, return_inverse=True)
+    keys = np.array([image_key(dataset.image_identity(row)) for row in rows])
     # Shared out by key: every process comes to the same split, whatever the others have already written.
     mine = (cache.find(keys) < 0) & (keys != NO_FILE) & (keys % state.num_processes == state.process_index)
     if mine.any():
@@ -202,7 +202,7 @@ def cache_features(
             f"{absent} of {len(keys)} image features are not in {cache.folder}, though the other processes are done. "
             "Set `image_feature_cache` to a folder on a disk that all machines share."
         )
-    dataset.use_features(cache, positions[picture_of_row])
+    dataset.use_features(cache, positions[image_of_row])
 
 
 def _encoded(loader, rows, keys, encode, width: int, bar: tqdm) -> Iterator[tuple[np.ndarray, Tensor]]:

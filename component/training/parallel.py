@@ -8,7 +8,7 @@ from transformers import Trainer
 _SCALARS = ("logit_scale", "logit_bias")
 
 
-def prepare_sharding(trainer: Trainer) -> None:
+def prepare_parallel(trainer: Trainer) -> None:
     """Make a trainer whose arguments have `fsdp` or `deepspeed` ready to train.
 
     The model's scalars become vectors of one element: neither has a way to part a scalar.

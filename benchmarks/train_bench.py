@@ -37,7 +37,7 @@ from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.model import BertCLIPModel
 from component.trainer import CLIPTrainer
-from train_clip import cache_images
+from component.training.build import cache_images
 
 RECIPE_STEPS, RECIPE_BATCH, RECIPE_IMAGES = 73_100, 768, 1_400_000
 WARMUP_STEPS = 2

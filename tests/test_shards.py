@@ -20,8 +20,8 @@ from component.dataset import PairDataset
 from component.pairs.sources import read_pair_files
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
+from component.training.build import cache_images, load_datasets, load_model
 from component.training.feature_cache import FeatureCache, cache_features
-from train_clip import cache_images, load_datasets, load_model
 
 PAIRS = 11  # in shards of 5, 4 and 2
 
@@ -319,7 +319,7 @@ from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.training.interruption import leave_group
 from component.trainer import CLIPTrainer
-from train_clip import load_datasets, load_model
+from component.training.build import load_datasets, load_model
 
 
 class Recorded(CLIPTrainer):

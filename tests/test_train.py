@@ -17,7 +17,7 @@ from component.image.transform import ImageTransform
 from component.model import BertCLIPModel, BertCLIPTextModel
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
-from train_clip import load_datasets
+from component.training.build import load_datasets
 
 
 def train(args_file: str, *options: str) -> subprocess.CompletedProcess:

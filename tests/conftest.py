@@ -6,6 +6,10 @@ import signal
 import subprocess
 import sys
 
+# Before torch is imported. Sums depend on the number of threads, and several processes with a thread per core each
+# would spin against each other: this process and those that the tests start have one, or as many as the user says.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -28,8 +32,7 @@ CAPTIONS = [
 ]
 COLOURS = ["brown", "pink", "red", "blue", "green", "yellow", "white", "black"]
 
-# Several processes with a thread per core each would spin against each other.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def python(*arguments, processes: int = 1) -> list[str]:

@@ -260,11 +260,16 @@ def test_class_names_that_do_not_match_are_said(data, tmp_path, names, message):
 # ---- the script ----
 
 
+def errors(done: subprocess.CompletedProcess) -> list[str]:
+    """The lines of stderr, but for what is said on a machine without a Chinese font, which has a test of its own."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("no Chinese font is installed")]
+
+
 def test_retrieval_through_the_command_line(bert_clip_path, data, tmp_path):
     output = tmp_path / "deep" / "evaluation"
     options = ["--test_file", data / "train.csv", "--image_path", data / "images", "--output", output]
     done = run_python("evaluate_clip.py", "--model", bert_clip_path, *options)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, errors(done)) == (0, [])
     table = (output / "metrics.md").read_text(encoding="utf-8")
     assert table in done.stdout and table.startswith("|  | R@1 | R@5 | R@10 | median rank |")
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
@@ -284,7 +289,8 @@ def test_zero_shot_through_the_command_line_with_a_bad_picture(bert_clip_path, d
     options = ["--class_names", tmp_path / "names.txt", "--image_path", folder, "--output", tmp_path / "out"]
     done = run_python("evaluate_clip.py", "--model", bert_clip_path, *options)
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "bad.png: UnidentifiedImageError" in done.stderr
+    (error,) = errors(done)
+    assert "bad.png: UnidentifiedImageError" in error
     assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md", "mistakes.png"}
     assert "| top-1 | top-5 | mean per class |" in done.stdout
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT, run_python
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
 from PIL import Image
 
 from component.argument import load_arguments
@@ -243,9 +243,8 @@ def keys_of(data, *filenames: str) -> np.ndarray:
 
 
 def start(args_file: str, *launcher: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, *launcher, "train_clip.py", "--train_args_file", args_file]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
 def assert_whole(folder):

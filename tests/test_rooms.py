@@ -1,0 +1,37 @@
+"""Which room of component/ may know which: imports point one way, as CONTRIBUTING.md draws them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+COMPONENT = Path(__file__).parents[1] / "component"
+FOLDERS = {path.name for path in COMPONENT.iterdir() if (path / "__init__.py").exists()}
+TOP = {path.stem for path in COMPONENT.glob("*.py")} - {"__init__"}
+GROUND = {"files", "command", "model_path"}
+
+
+def rooms_known_to(room: str) -> set[str]:
+    if room in GROUND | {"image", "loss", "metrics"}:
+        return GROUND if room == "image" else set()
+    if room == "pairs":
+        return GROUND | {"image"}
+    common = TOP | {"image", "pairs"}
+    return common | {"trainer": {"training"}, "report": {"evaluation", "search"}}.get(room, set())
+
+
+@pytest.mark.parametrize("path", sorted(COMPONENT.rglob("*.py")), ids=lambda path: str(path.relative_to(COMPONENT)))
+def test_imports_point_one_way(path):
+    room = path.relative_to(COMPONENT).parts[0].removesuffix(".py")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            first, *inside = name.split(".")
+            assert not (COMPONENT.parent / f"{first}.py").exists(), f"{name} is a script"
+            if first == "component":
+                assert inside and (inside[0] == room or inside[0] in rooms_known_to(room)), f"{room} knows {name}"
+
+
+def test_what_marks_a_folder_as_a_package_is_empty():
+    assert FOLDERS and not any(path.read_text() for path in COMPONENT.rglob("__init__.py"))

@@ -16,7 +16,7 @@ from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.image.load import BadImageError, load_image
 from component.pairs.parquet import read_parquet
-from component.pairs.paths import image_file
+from component.pairs.paths import image_file, normal_name, writable_file
 from component.pairs.sources import expand
 from component.pairs.table import read_pairs
 from component.processor import load_processor
@@ -178,8 +178,28 @@ def test_names_that_leave_the_folder_are_refused(name):
         image_file("images", name)
 
 
-def test_names_inside_the_folder_are_taken():
-    assert image_file("images", "a/..b/图.jpg") == "images/a/..b/图.jpg"
+@pytest.mark.parametrize(
+    "name", [".//etc/../x", "./C:\\x.jpg", "\ufeff/etc/passwd", "a\\..\\..\\x", "./", "\u200b", "//x/./y"]
+)
+def test_a_name_that_leaves_the_folder_is_refused_however_it_is_written(name):
+    with pytest.raises(ValueError, match="filename"):
+        image_file("images", name)
+
+
+@pytest.mark.parametrize("name", ["d/x.jpg", "./d/x.jpg", "d//x.jpg", "d/./x.jpg", ".//d\\.\\x.jpg", "\ufeffd/x.jpg"])
+def test_one_file_has_one_name(name):
+    assert normal_name(name) == "d/x.jpg" and image_file("images", name) == "images/d/x.jpg"
+
+
+@pytest.mark.parametrize("name", ["a/..b/图.jpg", ".a/b./c", "é.jpg", "e\u0301.jpg", " a.jpg", "…./x"])
+def test_names_inside_the_folder_are_taken_letter_by_letter(name):
+    assert image_file("images", name) == f"images/{name}"
+
+
+@pytest.mark.parametrize("name", ["d/", "d//", "d/.", "d\\", "/x", "a/../x"])
+def test_what_names_no_file_does_not_become_one(name, tmp_path):
+    with pytest.raises(ValueError, match="filename"):
+        writable_file(str(tmp_path), name)
 
 
 # ---- pictures ----

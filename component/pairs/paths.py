@@ -1,4 +1,4 @@
-"""Where a file name found on the internet may be read or written: inside one folder, or not at all."""
+"""Names of picture files in tables: how one file is called, and where it may be read or written."""
 
 import functools
 import os
@@ -10,19 +10,34 @@ MAX_NAME_BYTES = 255  # ext4, xfs, btrfs, NTFS (there: letters) and APFS agree
 MAX_PATH_BYTES = 4096
 
 
+def normal_name(filename: str) -> str:
+    """One name for each file: `./d//x.jpg` and `d\\x.jpg`, as Windows writes it, are `d/x.jpg`.
+
+    Names are compared, hashed, dealt out and written in this form. Those that `image_file` refuses stay refused, and
+    letters stay as they are: to most file systems, é in one code point and in two are two names.
+    """
+    # A byte order mark or a zero-width space at an end comes from copying; nobody sees it.
+    filename = filename.strip("\ufeff\u200b").replace("\\", "/")
+    if ("//" not in filename and "./" not in filename) or filename.startswith("/"):
+        return filename
+    *folders, name = filename.split("/")
+    return "/".join([*(folder for folder in folders if folder not in ("", ".")), name])
+
+
 def image_file(image_path: str, filename: str) -> str:
     """The path of `filename` inside the folder `image_path`, by its letters alone (no disk access).
 
     Raises:
         ValueError: the name is empty, absolute, holds a NUL or a drive letter, or climbs out with `..`.
     """
+    filename = normal_name(filename)
     if not filename.strip():
         raise ValueError("empty filename")
     if "\0" in filename:
         raise ValueError("filename holds a NUL byte")
-    if filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", filename):
+    if filename.startswith("/") or re.match(r"[A-Za-z]:", filename):
         raise ValueError("filename is an absolute path")
-    if ".." in re.split(r"[/\\]", filename):
+    if ".." in filename.split("/"):
         raise ValueError("filename climbs out of image_path with '..'")
     return os.path.join(image_path, filename)
 
@@ -34,13 +49,13 @@ def writable_file(image_path: str, filename: str) -> str:
         ValueError: with the reason, when the name is unusable or leads outside, also by a symbolic link.
     """
     path = image_file(image_path, filename)
-    parts = re.split(r"[/\\]", filename)
+    parts = normal_name(filename).split("/")
     if parts[-1] in ("", "."):
         raise ValueError("filename names a folder")
     if any(DEVICE_NAME.match(part) for part in parts):
         raise ValueError("filename is a device name on Windows")
     try:
-        lengths = [len(part.encode()) for part in filename.split("/")]
+        lengths = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
         raise ValueError("filename is not valid Unicode") from None
     if max(lengths) > MAX_NAME_BYTES or len(os.fsencode(os.path.abspath(path))) >= MAX_PATH_BYTES:

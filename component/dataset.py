@@ -12,15 +12,14 @@ from transformers import CLIPProcessor
 from component.image.load import BadImageError
 from component.image.transform import ImageTransform
 from component.pairs.ragged import RaggedArray
-from component.pairs.shards import Shard
+from component.pairs.shards import IndexShards, Shard, index_shards
 from component.pairs.sources import ImageFolder, read_pair_files
 
 
 class PairDataset(Dataset):
     """The image-text pairs of one or more files: texts are tokenized once, pictures are decoded when asked for.
 
-    Holds about 110 bytes a row in flat arrays (1.4 million rows: 0.15 GB), which worker processes share. Of shards,
-    all processes of a training make one together, because each indexes a part of them.
+    Holds about 110 bytes a row in flat arrays (1.4 million rows: 0.15 GB), which worker processes share.
 
     Args:
         file: one name or several, of CSV or Parquet tables with the columns `text` and `filename`, or of shards; see
@@ -29,7 +28,7 @@ class PairDataset(Dataset):
         processor: its tokenizer cuts the texts to tokens, its image processor says what pixel_values are.
         max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are cut and counted.
         transform: makes the pixel_values; None: as the image processor does.
-        num_workers: processes that index shards beside this one.
+        index_shards: how shards are indexed, see `read_shards`.
 
     Attributes:
         file: what messages call the whole.
@@ -50,7 +49,7 @@ class PairDataset(Dataset):
         processor: CLIPProcessor,
         max_seq_length: int,
         transform: ImageTransform | None = None,
-        num_workers: int = 0,
+        index_shards: IndexShards = index_shards,
     ):
         files = [file] if isinstance(file, str) else file
         self.file = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
@@ -64,7 +63,7 @@ class PairDataset(Dataset):
         self._places: list[ImageFolder | Shard] = []
         self._first_rows: list[int] = []
         text_ids, image_ids = [], []
-        for place, chunk in read_pair_files(file, image_path, num_workers):
+        for place, chunk in read_pair_files(file, image_path, index_shards):
             texts = chunk["text"].str.strip()
             filled = (texts != "").to_numpy()
             self.num_empty_texts += int((~filled).sum())

@@ -1,5 +1,6 @@
 """WebDataset shards: the pairs that webdataset reads, each once an epoch, and what is said of damaged ones."""
 
+import functools
 import gzip
 import io
 import json
@@ -17,6 +18,7 @@ from PIL import Image
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
+from component.pairs.shards import index_shards
 from component.pairs.sources import read_pair_files
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
@@ -24,6 +26,7 @@ from component.training.build import cache_images, load_datasets, load_model
 from component.training.feature_cache import FeatureCache, cache_features
 
 PAIRS = 11  # in shards of 5, 4 and 2
+TWO_WORKERS = {"index_shards": functools.partial(index_shards, num_workers=2)}
 
 
 def write(path, *samples: dict) -> str:
@@ -136,7 +139,7 @@ def test_file_names_in_gbk_are_told_apart(tmp_path):
 
 def test_an_example_of_a_shard_is_that_of_the_same_file(shards, csv, bert_clip_path):
     processor = load_processor(bert_clip_path)
-    one = PairDataset(shards, None, processor, max_seq_length=20, num_workers=2)
+    one = PairDataset(shards, None, processor, max_seq_length=20, **TWO_WORKERS)
     other = PairDataset(csv["train_file"], csv["image_path"], processor, max_seq_length=20)
     one, other = (PairCollator(0)(pairs.__getitems__([10, 0, 4, 5])) for pairs in (one, other))
     assert one.pop("bad_images") == other.pop("bad_images") == []
@@ -225,7 +228,7 @@ def test_what_is_no_tar_is_named_and_stops_the_run(tmp_path, shards, dataset):
     path.write_bytes(gzip.compress(path.read_bytes()))
     (tmp_path / "shards" / "00002.tar").write_text("<html>" * 1000)
     with pytest.raises(ValueError, match=f"2 of 3 shards cannot be used. The first: {path} is no tar") as error:
-        dataset(shards, num_workers=2)
+        dataset(shards, **TWO_WORKERS)
     assert "\n" not in str(error.value)
 
 
@@ -364,24 +367,30 @@ leave_group()
     assert epochs[0] != epochs[1]
 
 
-def test_ranks_that_see_different_shards_say_so(tmp_path, shards):
+def test_ranks_that_see_different_shards_say_so_and_one_alone_opens_them(tmp_path, shards, bert_clip_path):
     script = tmp_path / "rank.py"
     script.write_text(
         f"""
 import os, sys
 sys.path.insert(0, {ROOT!r})
 from accelerate import PartialState
-from component.training.interruption import leave_group
+from component.dataset import PairDataset
 from component.pairs.sources import expand
-from component.pairs.shards import read_shards
+from component.processor import load_processor
+from component.training.interruption import leave_group
+from component.training.shared_index import index_shards_together
 
 PartialState(cpu=True, backend="gloo")
+rank = int(os.environ["RANK"])
 try:
-    list(read_shards(expand({shards!r})[int(os.environ["RANK"]) :]))
+    list(index_shards_together(expand({shards!r})[rank:]))
 except ValueError as error:
     print(error)
+if rank == 0:
+    print(len(PairDataset({shards!r}, None, load_processor({bert_clip_path!r}), 20)), "pairs")
 leave_group()
 """,
         encoding="utf-8",
     )
-    assert two_ranks(script).count("The processes see different shards") == 2
+    printed = two_ranks(script)
+    assert printed.count("The processes see different shards") == 2 and f"{PAIRS} pairs" in printed

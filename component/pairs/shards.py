@@ -10,11 +10,9 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from component.image.folder import IMAGE_ENDINGS
@@ -78,31 +76,33 @@ class ShardIndex:
     error: str | None = None
 
 
-def read_shards(paths: Sequence[str], num_workers: int = 0) -> Iterator[ShardIndex]:
-    """Yield the index of each shard in order. Under several processes each makes its share, and all get all of them.
+def index_shards(paths: Sequence[str], num_workers: int = 0) -> Iterator[ShardIndex]:
+    """The index of each shard in order, made by this process, or by `num_workers` others."""
+    # 22,000 members a second in each: Python's tarfile is slow, but knows every kind of tar.
+    return iter(DataLoader(list(paths), batch_size=None, num_workers=num_workers, collate_fn=index_shard))
+
+
+IndexShards = Callable[[Sequence[str]], Iterable[ShardIndex]]
+
+
+def read_shards(paths: Sequence[str], index_shards: IndexShards = index_shards) -> Iterator[ShardIndex]:
+    """Yield the index of each shard that can be used, in order.
 
     Args:
-        num_workers: processes that index beside this one.
+        index_shards: makes the indexes, in order: `index_shards`, or one that shares the work with others.
 
     Raises:
-        ValueError: the processes were given different shards; or, after the others were yielded, some are missing or
-            no tar files.
+        ValueError: after the others were yielded, some are missing or no tar files.
     """
-    state, faults, errors = PartialState(), {}, []
-    if len(set(gather_object([tuple(paths)]))) > 1:
-        raise ValueError(f"The processes see different shards ({paths[0]}, …). All machines must have the same files.")
-    mine = list(paths[state.process_index :: state.num_processes])
-    # 22,000 members a second in each worker: Python's tarfile is slow, but knows every kind of tar.
-    indexes = iter(DataLoader(mine, batch_size=None, num_workers=num_workers, collate_fn=index_shard))
-    for _ in range(0, len(paths), state.num_processes):
-        for index in filter(None, gather_object([next(indexes, None)])):
-            for fault, where in index.faults:
-                count, first = faults.get(fault, (0, where))
-                faults[fault] = count + 1, first
-            if index.error:
-                errors.append(index.error)
-            else:
-                yield index
+    faults, errors = {}, []
+    for index in index_shards(paths):
+        for fault, where in index.faults:
+            count, first = faults.get(fault, (0, where))
+            faults[fault] = count + 1, first
+        if index.error:
+            errors.append(index.error)
+        else:
+            yield index
     if errors:
         raise ValueError(f"{len(errors)} of {len(paths)} shards cannot be used. The first: {errors[0]}")
     for fault, (count, first) in faults.items():

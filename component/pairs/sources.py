@@ -12,7 +12,7 @@ import pandas as pd
 from component.image.load import BadImageError
 from component.pairs.parquet import read_parquet
 from component.pairs.paths import image_file
-from component.pairs.shards import Shard, read_shards
+from component.pairs.shards import IndexShards, Shard, index_shards, read_shards
 from component.pairs.table import read_pairs
 
 
@@ -74,14 +74,14 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def read_pair_files(
-    files: str | Sequence[str], image_path: str | None, num_workers: int = 0
+    files: str | Sequence[str], image_path: str | None, index_shards: IndexShards = index_shards
 ) -> Iterator[tuple[ImageFolder | Shard, pd.DataFrame]]:
     """Yield the pairs of all files in order, in chunks whose pictures lie in one place.
 
     Args:
         files: see `expand`. `.tar` is a WebDataset shard, `.parquet` a table, and anything else a CSV.
         image_path: folder that the file names in tables are relative to.
-        num_workers: processes that index shards beside this one.
+        index_shards: see `read_shards`.
 
     Yields:
         The place, and the columns `text` and `filename`, which is a locator in that place.
@@ -92,7 +92,7 @@ def read_pair_files(
     columns = ("text", "filename")
     for are_shards, paths in itertools.groupby(expand(files), is_shard):
         if are_shards:
-            for index in read_shards(list(paths), num_workers):
+            for index in read_shards(list(paths), index_shards):
                 yield index.shard, pd.DataFrame({"text": index.texts, "filename": index.locators}, dtype=str)
             continue
         for path in paths:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from functools import partial
 
 import torch
 import transformers
@@ -15,6 +16,7 @@ from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.training.feature_cache import FeatureCache, cache_features, fingerprint
+from component.training.shared_index import index_shards_together
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +39,17 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
 
 
 def load_datasets(args: CLIPTrainingArguments, processor: CLIPProcessor) -> tuple[PairDataset, PairDataset | None]:
-    """The pairs for training, their pictures augmented as the arguments say, and those for testing, if any."""
+    """The pairs for training, their pictures augmented as the arguments say, and those for testing, if any.
+
+    All processes of a training call it together, because they share the indexing of shards.
+    """
     # Pictures that are decoded once, or tested on, are worth the exact decoder.
     transform = ImageTransform(
         processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
     )
+    index_shards = partial(index_shards_together, num_workers=args.dataloader_num_workers)
     return tuple(
-        PairDataset(file, args.image_path, processor, args.max_seq_length, transform, args.dataloader_num_workers)
-        if file
-        else None
+        PairDataset(file, args.image_path, processor, args.max_seq_length, transform, index_shards) if file else None
         for file, transform in ((args.train_file, transform), (args.test_file, None))
     )
 

@@ -236,25 +236,67 @@ def test_a_class_is_the_mean_of_its_prompts(checkpoint):
     assert len(set(PROMPTS)) == len(PROMPTS) and all(prompt.count("{}") == 1 for prompt in PROMPTS)
 
 
-def test_class_names_by_folder_and_by_order(data, tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [
+        "10\t十\n9\t九\n8\t八\n",  # a list of more classes
+        "10,十\n9,九\n",
+        "10 十\n9 九\n",
+        "10：十\n\n9 = 九\n",
+        "九\n\n十\n",  # in the order of the folders: those that are numbers are sorted as numbers
+    ],
+)
+def test_class_names_by_folder_and_by_order(data, tmp_path, names):
     folder = make_image_folder(data, tmp_path, ["10", "9"])
-    (tmp_path / "by_folder.txt").write_text("10\t十\n9\t九\n8\t八\n", encoding="utf-8")
-    (tmp_path / "by_order.txt").write_text("九\n\n十\n", encoding="utf-8")
-    for file in ("by_folder.txt", "by_order.txt"):
-        found = read_image_folder(folder, str(tmp_path / file))
-        assert found.class_names == ["九", "十"]  # folders that are numbers are sorted as numbers
-        assert found.labels == [0] * 4 + [1] * 4
+    (tmp_path / "names.txt").write_text(names, encoding="utf-8")
+    found = read_image_folder(folder, str(tmp_path / "names.txt"))
+    assert found.class_names == ["九", "十"]
+    assert found.labels == [0] * 4 + [1] * 4
+
+
+def test_folders_that_are_named_like_their_classes_may_be_listed_in_any_order(data, tmp_path):
+    folder = make_image_folder(data, tmp_path, ["狗", "黑 猫"])
+    (tmp_path / "names.txt").write_text("黑 猫\n狗\n", encoding="utf-8")
+    assert read_image_folder(folder, str(tmp_path / "names.txt")).class_names == ["狗", "黑 猫"]
+    (tmp_path / "names.txt").write_text("黑 猫 black cat\n狗 dog\n", encoding="utf-8")
+    assert read_image_folder(folder, str(tmp_path / "names.txt")).class_names == ["dog", "black cat"]
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX"])
+def test_hidden_folders_and_files_are_no_classes_and_pictures(data, tmp_path, hidden):
+    folder = make_image_folder(data, tmp_path, [hidden, "a", "b"])
+    (tmp_path / "classes" / "a" / "._1.png").touch()
+    (tmp_path / "names.txt").write_text("甲\n乙\n", encoding="utf-8")
+    found = read_image_folder(folder, str(tmp_path / "names.txt"))
+    assert found.class_names == ["甲", "乙"] and found.labels == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
-    "names, message", [("九\n", "names 1 classes, but .* has 2 folders"), ("9\t九\n", "no line .* for 10")]
+    "names, message",
+    [
+        ("九\n", "names 1 classes, but there are 2 folders"),
+        ("9\t九\n", "no line .* for 10"),
+        ("九,9\n十,10\n", "line 1: '九,9' holds the folder 9. Write each line as folder<TAB>name"),
+        ('"9","九"\n"10","十"\n', "line 1: .* holds the folder 9"),
+        ("9 九\n十\n", "line 1: '9 九' holds the folder 9"),
+        ("9\t九\n10 十\n", "line 2: '10 十' names a folder or a class, not both"),
+        ("9\t九\n10\t\n", "line 2: .* not both"),
+        ("9\t九\n9\t玖\n10\t十\n", "line 2: the folder 9 is 九 and 玖"),
+    ],
 )
 def test_class_names_that_do_not_match_are_said(data, tmp_path, names, message):
     (tmp_path / "names.txt").write_text(names, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"names.txt.*{message}"):
         read_image_folder(make_image_folder(data, tmp_path, ["10", "9"]), str(tmp_path / "names.txt"))
     with pytest.raises(ValueError, match="holds no folders"):
         read_image_folder(str(data / "images"), str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
+def test_class_names_in_another_encoding_name_the_file(data, tmp_path, encoding):
+    (tmp_path / "names.txt").write_text("九\n十\n", encoding=encoding)
+    with pytest.raises(ValueError, match="names.txt is not UTF-8"):
+        read_image_folder(make_image_folder(data, tmp_path, ["10", "9"]), str(tmp_path / "names.txt"))
 
 
 # ---- the script ----

@@ -3,13 +3,16 @@
 import gzip
 import io
 import socketserver
+import ssl
 import struct
 import threading
 import time
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -36,13 +39,23 @@ def huge_png() -> bytes:
 
 
 class ImageServer(ThreadingHTTPServer):
-    """Runs in a thread of its own as a context manager. `hits` counts requests by path, `peak` the most at once."""
+    """Runs in a thread of its own as a context manager. `hits` counts requests by path, `peak` the most at once.
+
+    `answers`: what raw/NAME sends, byte for byte, block by block, perhaps without an end. `tls`: with a certificate
+    that nobody signed.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str = "127.0.0.1"):
+    def __init__(self, host: str = "127.0.0.1", tls: bool = False):
         super().__init__((host, 0), _Handler)
+        self.scheme = "https" if tls else "http"
+        if tls:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(Path(__file__).with_name("self_signed.pem"))
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.answers: dict[str, Iterable[bytes]] = {}
         self.hits: Counter[str] = Counter()
         self.headers: dict[str, dict[str, str]] = {}
         self.lock = threading.Lock()
@@ -53,7 +66,7 @@ class ImageServer(ThreadingHTTPServer):
         return f"{self.server_name}:{self.server_port}"
 
     def url(self, path: str) -> str:
-        return f"http://{self.address}/{path}"
+        return f"{self.scheme}://{self.address}/{path}"
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -225,3 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def kind_to(self, rest):
         self.answer(b"", 302, Location=rest)
+
+    def kind_raw(self, rest):
+        self.close_connection = True
+        for block in self.server.answers[rest]:
+            self.wfile.write(block)

@@ -7,7 +7,8 @@ from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 
-from component.download.fetch import FetchError, host_of
+from component.download.address import host_of
+from component.download.failure import FetchError
 from component.download.url_table import NOTHING_FAILED, row_hashes
 from component.pairs.table import read_pairs
 

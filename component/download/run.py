@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from component.download.fetch import Fetcher, FetchError, FetchLimits, host_of
+from component.download.address import host_of
+from component.download.failure import FetchError
+from component.download.fetch import Fetcher, FetchLimits
 from component.download.host_queue import HostQueue
 from component.download.report import Outcome, Report
 from component.download.url_table import NOTHING_FAILED, Row, read_rows

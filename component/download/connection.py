@@ -1,0 +1,143 @@
+"""Pooled connections that reach checked addresses only, and stop at a deadline or when too much has come."""
+
+import http.client
+import io
+import socket
+import threading
+import time
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from component.download.address import refuse_private
+from component.download.failure import FetchError
+
+SILENCE_SECONDS = 10.0  # longest wait for a connection, and for the next bytes; never longer than the deadline
+
+
+class TooManyBytesError(Exception):
+    """More came than `allowance.bytes_left`."""
+
+
+class _Allowance(threading.local):
+    """What the request that this thread makes may still cost, and whom it may reach.
+
+    Attributes:
+        deadline: monotonic time at which everything is over.
+        bytes_left: bytes that may still come, of any kind.
+        allow_private_hosts: no address is refused.
+    """
+
+    deadline = 0.0
+    bytes_left = 0
+    allow_private_hosts = False
+
+
+allowance = _Allowance()
+
+
+def pool_manager(proxy: str | None = None, **options) -> urllib3.PoolManager:
+    """A urllib3.PoolManager, or ProxyManager, of such connections; `options` are its own."""
+    if proxy:
+        credentials = urllib3.util.parse_url(proxy).auth_decoded_joined
+        headers = urllib3.util.make_headers(proxy_basic_auth=credentials)
+        manager = urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+    else:
+        manager = urllib3.PoolManager(**options)
+    manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+    return manager
+
+
+class _Reader(io.RawIOBase):
+    """The receiving end of a socket, where every byte is counted against the allowance.
+
+    Here, because http.client and urllib3 read without an end in many places: a server may send headers without
+    number, `100 Continue` for ever, chunks of one byte or a trailer that never ends. And a socket's own timeout
+    starts anew with every byte, so a server that sends one every nine seconds would hold a thread for days.
+    """
+
+    def __init__(self, raw: socket.SocketIO, sock: socket.socket):
+        self._raw, self._sock = raw, sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int | None:
+        left = allowance.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("deadline")
+        if allowance.bytes_left <= 0:
+            raise TooManyBytesError
+        self._sock.settimeout(min(SILENCE_SECONDS, left))
+        count = self._raw.readinto(buffer)
+        allowance.bytes_left -= count or 0
+        return count
+
+    def readall(self) -> bytes:
+        # We ask for blocks. Only a chunk that announces -1 bytes brings http.client to read to the end at once.
+        raise http.client.HTTPException("a chunk of negative length")
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock, *args, **kwargs):
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Reader(self.fp.detach(), sock))
+
+    def begin(self) -> None:
+        super().begin()
+        while 102 <= self.status < 200:  # Early Hints and their kin: http.client passes over 100 alone
+            self.headers = None
+            super().begin()
+
+
+class _Guarded:
+    """Resolves the name once and connects to an address that was checked.
+
+    Checking first and letting the library resolve again would leave a gap for a name server that answers the second
+    question differently (DNS rebinding).
+    """
+
+    response_class = _Response
+
+    def _new_conn(self) -> socket.socket:
+        if self.proxy is not None:
+            return super()._new_conn()
+        name = self._dns_host
+        try:
+            found = socket.getaddrinfo(name, self.port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            raise FetchError("dns", f"{name}: {getattr(error, 'strerror', error)}") from None
+        addresses = list(dict.fromkeys(entry[4][0] for entry in found))
+        if not allowance.allow_private_hosts:
+            for address in addresses:
+                refuse_private(name, address)
+        try:
+            while True:
+                self._dns_host = addresses.pop(0)
+                try:
+                    return super()._new_conn()
+                except urllib3.exceptions.HTTPError:
+                    if not addresses or time.monotonic() > allowance.deadline:
+                        raise
+        finally:
+            self._dns_host = name
+
+
+class _GuardedHTTP(_Guarded, HTTPConnection):
+    pass
+
+
+class _GuardedHTTPS(_Guarded, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _GuardedHTTP
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _GuardedHTTPS

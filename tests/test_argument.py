@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
+from dataclasses import fields
 
 import pytest
 from conftest import ROOT
 
-from component.argument import load_arguments
+from component.argument import CLIPTrainingArguments, load_arguments
+from component.recipe.old_keys import RETIRED, translate
 
 
 @pytest.fixture
@@ -48,8 +51,115 @@ def test_warmup_steps_win_over_warmup_ratio(load):
 
 
 def test_a_key_without_effect_is_named_and_passed_over(load, caplog):
-    load(overwrite_output_dir=True)
-    assert "overwrite_output_dir" in caplog.text
+    load(save_safetensors=True)
+    assert "`save_safetensors` has no effect" in caplog.text
+
+
+# The fields of transformers.TrainingArguments: those of 4.18, and what each later version added.
+FIELDS = {
+    "4.18": """
+        output_dir overwrite_output_dir do_train do_eval do_predict evaluation_strategy prediction_loss_only
+        per_device_train_batch_size per_device_eval_batch_size per_gpu_train_batch_size per_gpu_eval_batch_size
+        gradient_accumulation_steps eval_accumulation_steps eval_delay learning_rate weight_decay adam_beta1
+        adam_beta2 adam_epsilon max_grad_norm num_train_epochs max_steps lr_scheduler_type warmup_ratio
+        warmup_steps log_level log_level_replica log_on_each_node logging_dir logging_strategy
+        logging_first_step logging_steps logging_nan_inf_filter save_strategy save_steps save_total_limit
+        save_on_each_node no_cuda seed data_seed bf16 fp16 fp16_opt_level half_precision_backend bf16_full_eval
+        fp16_full_eval tf32 local_rank xpu_backend tpu_num_cores tpu_metrics_debug debug dataloader_drop_last
+        eval_steps dataloader_num_workers past_index run_name disable_tqdm remove_unused_columns label_names
+        load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip sharded_ddp deepspeed
+        label_smoothing_factor optim adafactor group_by_length length_column_name report_to
+        ddp_find_unused_parameters ddp_bucket_cap_mb dataloader_pin_memory skip_memory_metrics
+        use_legacy_prediction_loop push_to_hub resume_from_checkpoint hub_model_id hub_strategy hub_token
+        gradient_checkpointing fp16_backend push_to_hub_model_id push_to_hub_organization push_to_hub_token
+        mp_parameters
+    """,
+    "4.26": """
+        use_mps_device jit_mode_eval use_ipex fsdp fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap
+        optim_args hub_private_repo include_inputs_for_metrics auto_find_batch_size full_determinism
+        torchdynamo ray_scope ddp_timeout torch_compile torch_compile_backend torch_compile_mode
+    """,
+    "4.41": """
+        eval_strategy lr_scheduler_kwargs save_safetensors save_only_model
+        restore_callback_states_from_checkpoint use_cpu ddp_backend dataloader_prefetch_factor fsdp_config
+        accelerator_config ddp_broadcast_buffers dataloader_persistent_workers hub_always_push
+        gradient_checkpointing_kwargs eval_do_concat_batches dispatch_batches split_batches
+        include_tokens_per_second include_num_input_tokens_seen neftune_noise_alpha optim_target_modules
+        batch_eval_metrics
+    """,
+    "4.57": """
+        torch_empty_cache_steps parallelism_config project trackio_space_id hub_revision include_for_metrics
+        eval_on_start use_liger_kernel liger_kernel_config eval_use_gather_object average_tokens_across_devices
+    """,
+}
+# What they held when nothing was said, as `to_dict` wrote it into a JSON, where that is more than null and false.
+DEFAULTS = {
+    "fsdp": [],
+    "fsdp_config": {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False},
+    "fsdp_min_num_params": 0,
+    "fp16_backend": "auto",
+    "half_precision_backend": "auto",
+    "fp16_opt_level": "O1",
+    "logging_dir": "output/runs",
+    "log_level": -1,
+    "mp_parameters": "",
+    "optim": "adamw_hf",
+    "past_index": -1,
+    "push_to_hub_token": "<PUSH_TO_HUB_TOKEN>",
+    "ray_scope": "last",
+    "save_safetensors": True,
+    "sharded_ddp": [],
+    "remove_unused_columns": True,
+    "warmup_ratio": 0.0,
+    "evaluation_strategy": "no",
+}
+
+
+@pytest.mark.parametrize("version", FIELDS)
+def test_every_key_of_an_older_transformers_is_known_translated_or_retired_with_a_line(load, version, caplog):
+    today = {f.name for f in fields(CLIPTrainingArguments)}
+    gone = [key for key in FIELDS[version].split() if key not in today]
+    args = load(**{**dict.fromkeys(gone), **DEFAULTS})
+    assert (args.optim, args.fsdp, args.log_level, args.eval_strategy) == ("adamw_torch", False, "passive", "no")
+    assert {key for key in gone if key in RETIRED} <= {
+        *re.findall(r"`(\w+)` has no effect in this version", caplog.text)
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"fsdp": ""}, {"fsdp": False}),
+        ({"push_to_hub_model_id": "clip", "push_to_hub_organization": "us"}, {"hub_model_id": "us/clip"}),
+        ({"push_to_hub_model_id": "clip"}, {"hub_model_id": "clip"}),
+        ({"push_to_hub_token": "hf_1"}, {"hub_token": "hf_1"}),
+        ({"torchdynamo": "eager"}, {"torch_compile_backend": "eager", "torch_compile": True}),
+        ({"xpu_backend": "ccl"}, {"ddp_backend": None}),  # one process
+        ({"optim": "adamw_apex_fused"}, {"optim": "adamw_torch_fused"}),
+        ({"adafactor": "true"}, {"optim": "adafactor"}),
+        ({"report_to": None}, {"report_to": []}),
+        ({"debug": []}, {"debug": []}),
+        ({"warmup_ratio": 0, "warmup_steps": 3}, {"warmup_steps": 3}),
+    ],
+)
+def test_an_older_key_keeps_its_meaning(load, old, new):
+    args = load(**old)
+    assert {key: getattr(args, key) for key in new} == new
+
+
+@pytest.mark.parametrize(
+    ("old", "config"),
+    [
+        ({"fsdp": "full_shard auto_wrap"}, {}),
+        ({"fsdp": ["shard_grad_op"]}, {"reshard_after_forward": False}),
+        ({"fsdp": "full_shard offload", "fsdp_config": {"version": 2}}, {"cpu_offload": True, "version": 2}),
+        ({"fsdp": True, "fsdp_min_num_params": 9}, {"min_num_params": 9, "auto_wrap_policy": "SIZE_BASED_WRAP"}),
+        ({"fsdp": "true", "fsdp_transformer_layer_cls_to_wrap": "B"}, {"transformer_layer_cls_to_wrap": "B"}),
+    ],
+)
+def test_older_options_of_fsdp_go_into_its_config(old, config):
+    today = translate(old, {f.name for f in fields(CLIPTrainingArguments)})
+    assert today["fsdp"] in (True, "true") and today.get("fsdp_config", {}) == config
 
 
 @pytest.mark.parametrize(
@@ -66,9 +176,10 @@ def test_how_many_blocks_of_the_vision_tower_are_trained(load, value, blocks):
     assert load(freeze_vision=value).trainable_vision_blocks == blocks
 
 
-@pytest.mark.parametrize("keys", [{}, {"image_feature_cache": "there"}])
-def test_images_are_cached_where_they_do_not_change(load, tmp_path, keys):
-    assert load(**keys).image_feature_cache == keys.get("image_feature_cache", str(tmp_path / "image_features"))
+@pytest.mark.parametrize("keys", [{}, {"image_feature_cache": "image_features"}])
+def test_images_are_cached_where_they_do_not_change(load, tmp_path, keys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(**keys).image_feature_cache == str(tmp_path / "image_features")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +188,7 @@ def test_images_are_cached_where_they_do_not_change(load, tmp_path, keys):
 )
 def test_images_that_change_are_not_cached(load, keys):
     assert load(**keys).image_feature_cache == "off"
-    with pytest.raises(ValueError, match="`image_feature_cache` is there.*freeze_vision true and without"):
+    with pytest.raises(ValueError, match="`image_feature_cache` is .*there.*freeze_vision true and without"):
         load(**keys, image_feature_cache="there")
 
 
@@ -85,7 +196,7 @@ def test_a_list_of_files_comes_from_the_file_or_from_set(train_args, data):
     names = [str(data / "train.csv"), str(data / "{train,train}.csv")]
     assert load_arguments(train_args(train_file=names)).train_file == names
     assert load_arguments(train_args(), [f"train_file={json.dumps(names)}"]).train_file == names
-    with pytest.raises(ValueError, match="`train_file`: there is no file nowhere.csv"):
+    with pytest.raises(ValueError, match="`train_file`: there is no file /.*/nowhere.csv"):
         load_arguments(train_args(train_file=[*names, "nowhere.csv"]))
 
 
@@ -103,7 +214,7 @@ def test_numbers_written_as_strings(load):
 
 def test_set_overrides_the_file(train_args):
     args = load_arguments(train_args(), ["learning_rate=2e-4", "output_dir=there", "freeze_vision=false"])
-    assert args.learning_rate == 2e-4 and args.output_dir == "there" and args.freeze_vision is False
+    assert args.learning_rate == 2e-4 and args.output_dir == os.path.abspath("there") and args.freeze_vision is False
 
 
 @pytest.mark.parametrize(
@@ -121,16 +232,62 @@ def test_set_overrides_the_file(train_args):
         ({"freeze_vision": None}, "`freeze_vision` is None"),
         ({"min_crop_area": 1.5}, "`min_crop_area` is 1.5; expected a share"),
         ({"min_crop_area": 0}, "`min_crop_area` is 0"),
+        ({"learning_rate": -1}, "`learning_rate` is -1.0; expected a number from 0"),
+        ({"learning_rate": "inf"}, "`learning_rate` is inf; expected a number from 0"),
+        ({"learning_rate": "nan"}, "`learning_rate` is 'nan'; expected a number"),
+        ({"weight_decay": -0.1}, "`weight_decay` is -0.1"),
+        ({"adam_beta1": 1}, "`adam_beta1` is 1.0; expected a number from 0 to below 1"),
+        ({"max_steps": 0}, "`max_steps` is 0; expected a whole number from 1, or -1"),
+        ({"max_steps": -5}, "`max_steps` is -5"),
+        ({"num_train_epochs": 0}, "`num_train_epochs` is 0.0; expected a number above 0"),
+        ({"save_steps": 0}, "`save_steps` is 0.0; expected a number of steps"),
+        ({"save_steps": 2.5}, "`save_steps` is 2.5"),
+        ({"logging_steps": -1}, "`logging_steps` is -1.0"),
+        ({"warmup_steps": 1.5}, "`warmup_steps` is 1.5"),
+        ({"warmup_ratio": 1}, "`warmup_ratio` is 1.0; expected a share of all steps"),
+        ({"warmup_ratio": -0.1}, "`warmup_ratio` is -0.1"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` is 0; expected a number of pairs"),
+        ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` is 0"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` is 0"),
+        ({"contrastive_chunk_size": 0}, "`contrastive_chunk_size` is 0"),
+        ({"save_total_limit": -1}, "`save_total_limit` is -1"),
+        ({"dataloader_num_workers": -1}, "`dataloader_num_workers` is -1"),
+        ({"seed": -1}, "`seed` is -1; expected a whole number from 0"),
+        ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` .* no workers"),
+        ({"dataloader_prefetch_factor": 2}, "`dataloader_prefetch_factor` .* no workers"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel`"),
+        ({"optim": "adamw"}, "`optim` is 'adamw'; expected one of adamw_torch, "),
+        ({"optim": "lomo"}, "`optim` lomo.*install"),
+        ({"optim": "adamw_bnb_8bit"}, "`optim` adamw_bnb_8bit.*install"),
+        ({"optim": "sgd", "optim_args": "momentum"}, "`optim_args` momentum"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_type` cosine_with_min_lr.*min_lr"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type` warmup_stable_decay.*num_decay_steps"),
+        ({"lr_scheduler_kwargs": {"cycles": 2}}, "`lr_scheduler_kwargs` {'cycles': 2}"),
+        ({"report_to": "nothing"}, "`report_to` is 'nothing'; expected one of"),
+        ({"report_to": ["none", "neptune"]}, "`report_to` is neptune, whose package is not installed"),
+        ({"push_to_hub": True}, "`push_to_hub` needs a token"),
+        ({"log_level": "loud"}, "`log_level` is 'loud'; expected one of .*debug, "),
+        ({"accelerator_config": {"unknown": 1}}, "transformers cannot take these arguments: .*unknown"),
+        ({"save_strategy": "best"}, "Set metric_for_best_model"),
+        ({"metric_for_best_model": "nonsense"}, "is 'nonsense'; expected one of loss, .*mean_recall"),
+        ({"metric_for_best_model": "eval_recall"}, "is 'recall'; expected one of"),
+        ({"load_best_model_at_end": True}, "save and eval strategy to match"),
+        ({"deepspeed": "nowhere.json"}, "`deepspeed`: there is no file"),
+        ({"output_dir": "~no-such-user/output"}, "`output_dir` is ~no-such-user/output, but there is no such user"),
+        ({"output_dir": os.path.join(ROOT, "README.md", "output")}, "README.md is a file"),
+        ({"fsdp": "hybrid_shard"}, "`fsdp` holds hybrid_shard; expected true"),
+        ({"push_to_hub_organization": "us"}, "set hub_model_id"),
         ({"image_path": 7}, "`image_path` is 7; expected a string"),
         ({"image_path": ["a"]}, "`image_path` is .'a'.; expected a string or null"),
         ({"train_file": ["a", 1]}, "`train_file` is .*; expected a string or a list of strings or null"),
         ({"train_file": []}, "`train_file` is missing"),
         ({"image_path": None}, "`image_path` is missing"),
         ({"lr_scheduler_type": "cosin"}, "cosin"),
-        ({"train_file": "nowhere.csv"}, "`train_file`: there is no file nowhere.csv"),
-        ({"test_file": "nowhere.csv"}, "`test_file`: there is no file nowhere.csv"),
-        ({"image_path": "nowhere"}, "`image_path`: there is no folder nowhere"),
-        ({"clip_pretrain_path": "./nowhere"}, "`clip_pretrain_path`: ./nowhere is not a model folder"),
+        ({"train_file": "nowhere.csv"}, "`train_file`: there is no file /.*/nowhere.csv"),
+        ({"test_file": "nowhere.csv"}, "`test_file`: there is no file /.*/nowhere.csv"),
+        ({"image_path": "nowhere"}, "`image_path`: there is no folder /.*/nowhere"),
+        ({"clip_pretrain_path": "./nowhere"}, "`clip_pretrain_path`: /.*/nowhere is not a model folder"),
         ({"bert_pretrain_path": None}, "`bert_pretrain_path` is missing"),
         ({"clip_pretrain_path": None}, "`clip_pretrain_path` is missing"),
         ({"clip_pretrain_path": None, "load_from_bert_clip": True}, "`clip_pretrain_path` is missing"),
@@ -160,6 +317,44 @@ def test_a_file_that_is_no_json_object(tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(ValueError, match=message):
         load_arguments(str(path))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"seed": 1, "seed": 2}')
+    with pytest.raises(ValueError, match="a.json: the key `seed` stands there twice"):
+        load_arguments(str(tmp_path / "a.json"))
+
+
+def test_paths_are_expanded_once_for_all(load, data, tmp_path, monkeypatch):
+    """Under a folder that the shell calls ~, from a folder beside it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ds.json").write_text("{}")
+    args = load(
+        output_dir="~/out/run",
+        train_file=["~/data/train.csv", "../data/train.csv"],
+        test_file="~/data/train.csv",
+        image_path="../data/images",
+        resume_from_checkpoint="~/out/run/checkpoint-1",
+        accelerator_config="~/ds.json",
+    )
+    assert args.output_dir == str(tmp_path / "out" / "run")
+    assert args.image_feature_cache == str(tmp_path / "out" / "image_features")
+    assert [os.path.samefile(file, data / "train.csv") for file in (*args.train_file, args.test_file)] == [True] * 3
+    assert args.resume_from_checkpoint == str(tmp_path / "out" / "run" / "checkpoint-1")
+    assert os.path.isabs(args.image_path)
+    assert load(image_feature_cache="~/there").image_feature_cache == str(tmp_path / "there")
+    with pytest.raises(ValueError, match=f"`bert_pretrain_path`: {tmp_path}/nowhere is not a model folder"):
+        load(bert_pretrain_path="~/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"), [("loss", False), ("mean_recall", True), ("eval_text_to_image_median_rank", False)]
+)
+def test_a_rank_is_better_where_it_is_lower(load, data, metric, better):
+    args = load(metric_for_best_model=metric, eval_strategy="epoch", test_file=str(data / "train.csv"))
+    assert args.greater_is_better is better
 
 
 def test_set_without_a_value_is_refused(train_args):

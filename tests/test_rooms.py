@@ -17,7 +17,8 @@ def rooms_known_to(room: str) -> set[str]:
     if room == "pairs":
         return GROUND | {"image"}
     common = TOP | {"image", "pairs"}
-    return common | {"trainer": {"training"}, "report": {"evaluation", "search"}}.get(room, set())
+    machinery = {"argument": {"recipe"}, "trainer": {"training"}, "report": {"evaluation", "search"}}
+    return common | machinery.get(room, set())
 
 
 @pytest.mark.parametrize("path", sorted(COMPONENT.rglob("*.py")), ids=lambda path: str(path.relative_to(COMPONENT)))

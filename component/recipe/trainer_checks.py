@@ -1,0 +1,149 @@
+"""Keys of transformers' own that it would stumble over in the middle of the work, or pass over in silence."""
+
+import logging
+import math
+from collections.abc import Callable
+from enum import Enum
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames, trainer_log_levels
+
+from component.metrics import retrieval_metrics
+
+logger = logging.getLogger(__name__)
+
+WORDS: dict[str, type[Enum]] = {
+    "lr_scheduler_type": SchedulerType,
+    "optim": OptimizerNames,
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "hub_strategy": HubStrategy,
+}
+# Of keys that may be null, null is as good.
+NUMBERS: list[tuple[str, str, Callable[[float], bool]]] = [
+    ("learning_rate weight_decay max_grad_norm adam_epsilon eval_delay", "a number from 0", lambda n: n >= 0),
+    ("num_train_epochs", "a number above 0", lambda n: n > 0),
+    ("adam_beta1 adam_beta2", "a number from 0 to below 1", lambda n: 0 <= n < 1),
+    ("min_crop_area", "a share between 0 and 1, or null", lambda n: 0 < n < 1),
+    ("per_device_train_batch_size per_device_eval_batch_size", "a number of pairs from 1", lambda n: n >= 1),
+    ("contrastive_chunk_size text_group_size", "a number of pairs from 1, or null", lambda n: n >= 1),
+    ("gradient_accumulation_steps ddp_timeout", "a whole number from 1", lambda n: n >= 1),
+    ("dataloader_prefetch_factor eval_accumulation_steps", "a whole number from 1, or null", lambda n: n >= 1),
+    ("dataloader_num_workers save_total_limit", "a whole number from 0", lambda n: n >= 0),
+    ("max_steps", "a whole number from 1, or -1 for num_train_epochs", lambda n: n >= 1 or n == -1),
+    (
+        "logging_steps save_steps eval_steps",
+        "a number of steps from 1, or a share of all below 1",
+        lambda n: 0 < n < 1 or n >= 1 and n == int(n),
+    ),
+    (
+        "warmup_steps",
+        "a number of steps from 0, or a share of all below 1",
+        lambda n: 0 <= n < 1 or n >= 1 and n == int(n),
+    ),
+    ("seed data_seed", "a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32),
+    ("max_seq_length", "3 or more, for [CLS], [SEP] and one token", lambda n: n >= 3),
+]
+
+
+def check_numbers(args) -> None:
+    for keys, wanted, is_right in NUMBERS:
+        for key in keys.split():
+            number = getattr(args, key)
+            if number is not None and not (math.isfinite(number) and is_right(number)):
+                raise ValueError(f"`{key}` is {number}; expected {wanted}.")
+
+
+def check_words(args) -> None:
+    for key, words in WORDS.items():
+        _require(key, getattr(args, key), [word.value for word in words])
+    for key in ("log_level", "log_level_replica"):
+        _require(key, getattr(args, key), trainer_log_levels)
+
+
+def _require(key: str, value, known) -> None:
+    if getattr(value, "value", value) not in list(known):
+        raise ValueError(f"`{key}` is {value!r}; expected one of {', '.join(known)}.")
+
+
+def check_evaluation(args) -> None:
+    """Also decides which way a metric is better, where the recipe does not: transformers would maximise a rank."""
+    if args.eval_strategy != "no" and not args.test_file:
+        raise ValueError(f"`eval_strategy` is {args.eval_strategy!r} but there is no `test_file` to evaluate on.")
+    metric = args.metric_for_best_model
+    if metric is None:
+        if args.save_strategy == "best":
+            raise ValueError("`save_strategy` is best, by which metric? Set metric_for_best_model, e.g. mean_recall.")
+        return
+    one = torch.ones(1, 1)
+    known = ["loss", *retrieval_metrics(one, one, np.zeros(1), np.zeros(1))]
+    _require("metric_for_best_model", metric.removeprefix("eval_"), known)
+    if args.greater_is_better is None:
+        args.greater_is_better = not metric.endswith(("loss", "rank"))
+
+
+def check_workers(args) -> None:
+    for key in ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"):
+        if getattr(args, key) and not args.dataloader_num_workers:
+            raise ValueError(f"`{key}` is {getattr(args, key)}, but there are no workers: set dataloader_num_workers.")
+
+
+def check_packages(args) -> None:
+    """Packages and accounts that other keys ask for."""
+    if args.deepspeed and find_spec("deepspeed") is None:
+        raise ValueError("`deepspeed` needs a package that is not installed: pip install deepspeed")
+    reports = args.report_to if isinstance(args.report_to, list) else [args.report_to or "none"]
+    for name in reports:
+        _require("report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+        if name in INTEGRATION_TO_CALLBACK and name not in [*get_available_reporting_integrations(), "flyte"]:
+            raise ValueError(f"`report_to` is {name}, whose package is not installed. Install it, or set it to none.")
+    args.report_to = reports
+    if args.push_to_hub:
+        from huggingface_hub import get_token
+
+        if not (args.hub_token or get_token()):
+            raise ValueError("`push_to_hub` needs a token: run `hf auth login`, or set HF_TOKEN, or leave it out.")
+
+
+def check_what_has_no_meaning(args) -> None:
+    """Keys that do not go with this model and trainer."""
+    if args.use_liger_kernel:
+        raise ValueError("`use_liger_kernel` is not for this model: leave it out.")
+    if args.neftune_noise_alpha:
+        raise ValueError("`neftune_noise_alpha` is for the embeddings of a language model: leave it out.")
+    if args.enable_jit_checkpoint:
+        raise ValueError("`enable_jit_checkpoint` is not needed: SIGTERM saves a checkpoint here. Leave it out.")
+    if args.remove_unused_columns:
+        logger.warning("`remove_unused_columns` has no effect (a batch holds nothing that is not used); remove it.")
+        args.remove_unused_columns = False
+    if args.lr_scheduler_type == "constant" and args.warmup_steps:
+        logger.warning("`lr_scheduler_type` constant has no warmup; with one, it is constant_with_warmup.")
+
+
+def check_optimizer(args) -> None:
+    """Try optimizer and schedule on one weight: packages that are missing, arguments that are, or that do not fit."""
+    from transformers import Trainer, get_scheduler
+
+    # Those that are told which modules are theirs need the real ones.
+    if args.optim_target_modules:
+        return
+    keys = f"`optim` {args.optim.value}, `optim_args` {args.optim_args}"
+    try:
+        model = nn.Linear(1, 1)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        optimizer = kind(**{"params": model.parameters(), **options})
+        keys = f"`lr_scheduler_type` {args.lr_scheduler_type.value}, `lr_scheduler_kwargs` {args.lr_scheduler_kwargs}"
+        steps = args.max_steps if args.max_steps > 0 else 10_000
+        get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
+    except Exception as error:  # of whatever kind the optimizer's package raises
+        raise ValueError(f"{keys}: {in_one_line(error)}") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -263,12 +263,12 @@ def test_what_is_no_picture_says_why(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
     (tmp_path / "empty.jpg").touch()
     assert load_image(whole).size == (64, 64)
-    for name, reason in [("cut.jpg", "truncated"), ("page.jpg", "cannot identify"), ("empty.jpg", "cannot identify")]:
+    for name, reason in [("cut.jpg", "truncated"), ("page.jpg", "html"), ("empty.jpg", "empty")]:
         with pytest.raises(BadImageError, match=reason):
             load_image(str(tmp_path / name))
     with pytest.raises(BadImageError, match="no such file"):
         load_image(str(tmp_path / "none.jpg"))
-    with pytest.raises(BadImageError):
+    with pytest.raises(BadImageError, match="not_a_file"):
         load_image(str(tmp_path))
 
 
@@ -278,10 +278,9 @@ def test_a_program_for_ghostscript_is_not_run(tmp_path):
         load_image(str(tmp_path / "a.jpg"))
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.png", Image.new("1", (200, 200)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
-    with pytest.raises(BadImageError, match="DecompressionBomb"):
+def test_a_decompression_bomb_is_refused(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("1", (10_000, 9_000)))
+    with pytest.raises(BadImageError, match="too_many_pixels: 90,000,000"):
         load_image(path)
 
 

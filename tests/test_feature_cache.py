@@ -201,7 +201,7 @@ def test_bad_pictures_leave_the_set_with_their_reason(dataset, data, model, tmp_
         pairs = dataset()
         cached(pairs, model, tmp_path)
         assert [row for row, _ in pairs.bad_images] == [2, 4]
-        assert "cannot identify" in pairs.bad_images[0][1] and "4.png: no such file" in pairs.bad_images[1][1]
+        assert "2.png: html" in pairs.bad_images[0][1] and "4.png: no such file" in pairs.bad_images[1][1]
         assert [pairs[index]["rows"].item() for index in range(len(pairs))] == [0, 1, 3, 5, 6, 7]
         assert_features_are_right(pairs, model)
 

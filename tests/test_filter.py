@@ -16,7 +16,8 @@ from PIL import Image
 
 from component.filter.rules import FilterRules, chinese_share
 from component.filter.run import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
-from component.image.check import RefusedImageError, check_image
+from component.image.check import check_image
+from component.image.load import BadImageError, load_image
 from component.image.perceptual_hash import NearDuplicates, perceptual_hash
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +86,7 @@ def messy(tmp_path, images):
     rows += [["a", "u", "../train.csv"], ["a", "u", "good.jpg/x"], ["", "u", ""], ["NA", "007", "good.jpg"]]
     write_table(tmp_path, rows)
     verdicts = [verdict for _, verdict in content.values()]
-    verdicts += ["missing", "empty_text", "empty_text", "bad_filename", "unreadable", "empty_text", ""]
+    verdicts += ["missing", "empty_text", "empty_text", "bad_filename", "not_a_file", "empty_text", ""]
     return rows, verdicts
 
 
@@ -134,7 +135,7 @@ def test_a_dry_run_prints_the_funnel_and_touches_nothing(tmp_path, messy, images
     assert re.search(r"^rows out +0 +0.0%$", done.stdout, re.M)  # 64 x 48 is too small
 
 
-def test_verdicts_on_damaged_jpegs_are_those_of_full_decoding():
+def test_verdicts_on_damaged_jpegs_are_those_of_training():
     """check_image decodes to small grey pictures; it must miss nothing that full decoding finds."""
     dice = random.Random(0)
     image = photo(1, (48, 40))
@@ -149,24 +150,16 @@ def test_verdicts_on_damaged_jpegs_are_those_of_full_decoding():
             copy[dice.randrange(len(copy))] = dice.randrange(256)
             damaged.append(bytes(copy))
         for data in damaged:
-            assert verdict(data) == fully_decodes(data)
+            assert verdict(check_image, data) == verdict(load_image, data)
 
 
-def verdict(data: bytes) -> bool:
+def verdict(road, data: bytes) -> str:
+    """Why a road refuses a file; "" when it does not."""
     try:
-        check_image(io.BytesIO(data))
-    except RefusedImageError:
-        return False
-    return True
-
-
-def fully_decodes(data: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except Exception:
-        return False
-    return True
+        road(io.BytesIO(data))
+    except BadImageError as error:
+        return str(error)
+    return ""
 
 
 # --- rules that are off by default -------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from component.download.fetch import Fetcher, FetchLimits
 from component.download.host_queue import HostQueue
 from component.download.report import Outcome, Report
 from component.download.url_table import NOTHING_FAILED, Row, read_rows
-from component.image.check import RefusedImageError, check_image, shrink_image
+from component.image.check import check_image, shrink_image
+from component.image.load import BadImageError
 from component.pairs.paths import writable_file
 
 ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not hide the others behind it
@@ -194,7 +195,7 @@ class _Run:
             self._watch_host(job.host, error)
             self._ask_again(job, error)
             outcome.http_code, outcome.reason = error.http_code, str(error)
-        except RefusedImageError as error:
+        except BadImageError as error:
             outcome.http_code, outcome.reason = 200, str(error)
         except OSError as error:
             if error.errno in FATAL_ERRNO:

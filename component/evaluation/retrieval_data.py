@@ -50,7 +50,7 @@ class FolderImages(Sequence):
             path = image_file(self.folder, self.names[row])
         except ValueError as error:
             raise BadImageError(str(error)) from None
-        return load_image(path)
+        return load_image(path, self.folder)
 
 
 def read_retrieval_data(test_file: str, image_path: str) -> RetrievalData:

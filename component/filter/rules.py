@@ -1,16 +1,17 @@
 """The rules that a pair passes or fails on its own; they run in worker processes."""
 
 import hashlib
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from component.image.check import RefusedImageError, check_image
+from component.image.check import check_image
+from component.image.load import BadImageError, MissingImageError, read_bytes
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
 
 HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
-MAX_FILE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -55,35 +56,36 @@ class Finding(NamedTuple):
     looks: int = 0
 
 
-def check_pairs(texts: Sequence[str], paths: Sequence[str | ValueError], rules: FilterRules) -> list[Finding]:
-    """Check pairs one by one; in place of a path stands the error that its file name gave."""
-    return [check_pair(text, path, rules) for text, path in zip(texts, paths, strict=True)]
+def check_pairs(
+    texts: Sequence[str], paths: Sequence[str | ValueError], folder: str, rules: FilterRules
+) -> list[Finding]:
+    """Check pairs one by one; in place of a path in `folder` stands the error that its file name gave."""
+    return [check_pair(text, path, folder, rules) for text, path in zip(texts, paths, strict=True)]
 
 
-def check_pair(text: str, path: str | ValueError, rules: FilterRules) -> Finding:
-    """Check one pair; the text first, because that is cheap."""
+def check_pair(text: str, path: str | ValueError, folder: str, rules: FilterRules) -> Finding:
+    """Check one pair; the text first, because that is cheap.
+
+    Raises:
+        OSError, MemoryError: as `read_bytes`; they say nothing about the pair.
+    """
     reason = _text_problem(text.strip(), rules)
     if reason:
         return Finding(reason)
     if isinstance(path, ValueError):
         return Finding(f"bad_filename: {path}")
     try:
-        with open(path, "rb") as file:
-            image = check_image(file, HASH_SIDE if rules.near_duplicates else 1)
-            reason = _size_problem(image.width, image.height, rules)
-            if reason:
-                return Finding(reason)
-            digest = 0
-            if rules.exact_duplicates:
-                file.seek(0)
-                digest = _digest(text, file.read(MAX_FILE_BYTES))
-    except FileNotFoundError:
+        content = read_bytes(path, folder)
+        image = check_image(io.BytesIO(content), HASH_SIDE if rules.near_duplicates else 1)
+    except MissingImageError:
         return Finding("missing")
-    except RefusedImageError as error:
+    except BadImageError as error:
         return Finding(str(error))
-    except OSError as error:
-        return Finding(f"unreadable: {error.strerror}")
-    return Finding("", digest, perceptual_hash(image.reduced) if rules.near_duplicates else 0)
+    reason = _size_problem(image.width, image.height, rules)
+    if reason:
+        return Finding(reason)
+    digest = _digest(text, content) if rules.exact_duplicates else 0
+    return Finding("", digest, perceptual_hash(image.upright()) if rules.near_duplicates else 0)
 
 
 def chinese_share(text: str) -> float:

@@ -29,8 +29,9 @@ BAD_IMAGES = {"gif", "animated", "html", "svg", "empty", "not_image", "truncated
 # In the order in which they are asked.
 REASONS = (
     *("empty_text", "short_text", "long_text", "little_chinese"),
-    *("bad_filename", "missing", "unreadable", "empty", "html", "svg", "not_image", "truncated", "broken"),
-    *("gif", "animated", "too_many_pixels", "small", "long_and_narrow"),
+    *("bad_filename", "missing", "not_a_file", "empty", "html", "svg", "not_image", "truncated", "broken"),
+    *("gif", "animated", "no_plugin", "other_format", "undecodable"),
+    *("too_large", "too_many_pixels", "too_many_scans", "small", "long_and_narrow"),
     *("dissimilar", "exact_duplicate", "near_duplicate"),
 )
 
@@ -125,7 +126,8 @@ def _inspected(
             for chunk in read_pairs(train_file, COLUMNS, chunk_rows=CHUNK_ROWS):
                 texts, paths = chunk["text"].tolist(), [_path(image_path, name) for name in chunk["filename"]]
                 parts = [slice(start, start + TASK_ROWS) for start in range(0, len(texts), TASK_ROWS)]
-                ahead.append((chunk, paths, [pool.submit(check_pairs, texts[p], paths[p], rules) for p in parts]))
+                tasks = [pool.submit(check_pairs, texts[part], paths[part], image_path, rules) for part in parts]
+                ahead.append((chunk, paths, tasks))
                 if len(ahead) > CHUNKS_AHEAD:
                     yield settled(*ahead.popleft())
             while ahead:

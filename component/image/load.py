@@ -1,77 +1,313 @@
-"""One picture file → one upright RGB picture."""
+"""One image file → one upright RGB image, or a verdict; every road of the project leads through here.
 
+What an image may cost is bounded before its pixels have any room: MAX_FILE_BYTES to read, MAX_DECODE_BYTES to decode,
+MAX_ASPECT to be scaled, MAX_SCANS in time.
+"""
+
+import errno
+import io
+import os
+import re
+import stat
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
+
+from component.image.container import BadContainerError, exif_orientation, format_of, read_container
+
+MAX_FILE_BYTES = 2**27
+MAX_DECODE_BYTES = 2**30  # what decoder and result take together at their peak, beside the file
+# Bytes that a pixel takes at the peak, at most. 12: four for the image, and eight for the decoder (16 bits of four
+# channels, coefficients of a progressive JPEG) or for turning the image; that is Pillow's own line of 89 megapixels.
+BYTES_PER_PIXEL = {"WEBP": 24, "AVIF": 32, "JPEG2000": 48}
+USUAL_BYTES_PER_PIXEL = 12
+MAX_ASPECT = 200  # longer side / shorter: scaled for the tower, 65,000 x 1 pixels would be 14,560,000 x 224
+MAX_SCANS = 100  # of a JPEG: encoders make 20 at most, and each costs the time of a decoding
+
+RETRY_SECONDS = (0.2, 1.0)  # pauses before an error of the environment counts
+_BY_NAME = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_STRIP_PIXELS = 2**20
+_MODES = {*"1 L LA P PA RGB RGBX RGBA RGBa CMYK YCbCr HSV I I;16 I;16B I;16L I;16N F".split()}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Formats that programs show and Pillow alone does not: how they begin, and what reads them.
+_BY_PLUGIN = {
+    "HEIC": (re.compile(rb"....ftyp(?:hei[cfmsvx]|hev[cmsx]|mi[af]1|msf1)", re.DOTALL), "pillow-heif"),
+    "JPEG XL": (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "pillow-jxl-plugin"),
+}
+
+_LIBRARIES = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "TIFF": "libtiff", "JPEG2000": "jpg_2000"}
+_DAMAGED = {"JPEG", "PNG", "GIF", "WEBP"}  # Pillow knows them whole; of the others it refuses some kinds
+
+# All plugins at once: one that is imported later, without a file descriptor left, would be missing for good.
+Image.init()
+# Pillow warns of what it repairs, and of sizes that are refused here anyway.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+_WITHOUT_LIBRARY = {format for format, library in _LIBRARIES.items() if not features.check(library)}
 
 
 class BadImageError(ValueError):
-    """A picture that is missing, unreadable or damaged; the message is the reason without the path."""
+    """A verdict on an image: what its bytes or its name say. Whoever looks again finds the same.
+
+    An error of the environment (a disk that does not answer, too many open files, no memory) is none: it stays the
+    OSError or MemoryError that it is.
+
+    Attributes:
+        reason: one word to count by, where the verdict is on a file.
+        detail: tells more.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
 
 
-def load_image(file: str | BinaryIO) -> Image.Image:
-    """Decode a picture file completely, as people see it: RGB, upright, transparency on white, first frame.
+class MissingImageError(BadImageError):
+    """There is no such file, though the folder is there."""
+
+
+def load_image(file: str | BinaryIO, folder: str | None = None) -> Image.Image:
+    """Decode an image file completely, as people see it: RGB, upright, transparency on white, first frame.
 
     Args:
-        file: path or open file, of any still or animated format that Pillow reads.
+        file: path or open file, of any of FORMATS, still or animated.
+        folder: as for `read_bytes`.
 
     Returns:
         PIL image of mode RGB.
 
     Raises:
-        BadImageError: the file is missing, is not a picture, is cut short, or is a decompression bomb.
+        BadImageError: the file is missing, is no image, is damaged or cut short, or is above a limit.
+        OSError, MemoryError: as `read_bytes`.
     """
-    with _opened(file) as image:
-        return to_rgb(image)
+    with opened(file, folder) as found:
+        return to_rgb(found.image, found.orientation)
 
 
-def load_draft(file: str | BinaryIO, edge: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode a picture file like `load_image`, but a large JPEG to 1/2, 1/4 or 1/8 of its size, which saves most of
+def load_draft(file: str | BinaryIO, edge: int, folder: str | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode an image file like `load_image`, but a large JPEG to 1/2, 1/4 or 1/8 of its size, which saves most of
     the time, as long as its shorter edge keeps `edge` pixels.
 
     Returns:
-        The picture, and the (width, height) that `load_image` would have given it.
+        The image, and the (width, height) that `load_image` would have given it.
     """
-    with _opened(file) as image:
-        size = image.size
-        image.draft(None, (edge, edge))
-        is_lying_down = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return to_rgb(image), size[::-1] if is_lying_down else size
+    with opened(file, folder) as found:
+        size = found.image.size
+        found.image.draft(None, (edge, edge))
+        return to_rgb(found.image, found.orientation), size[::-1] if found.orientation >= 5 else size
+
+
+def read_bytes(file: str | BinaryIO, folder: str | None = None) -> bytes:
+    """What is in an image file.
+
+    Args:
+        file: path or open file.
+        folder: one that must be there for a missing file to be a verdict; by default the file's own.
+
+    Raises:
+        BadImageError: `no such file`, `bad_filename`, `not_a_file` or `too_large`.
+        OSError: whatever else keeps the file from being read, after three attempts; it names the path.
+        MemoryError: there is none for so many bytes.
+    """
+    for seconds in (*RETRY_SECONDS, None):
+        try:
+            return _read_path(file) if isinstance(file, str) else _read_open(file)
+        except ValueError as error:
+            raise error if isinstance(error, BadImageError) else BadImageError("bad_filename", str(error)) from None
+        except (OSError, MemoryError) as error:
+            if isinstance(error, FileNotFoundError) and _is_there(folder or os.path.dirname(file) or "."):
+                raise MissingImageError("no such file") from None
+            if getattr(error, "errno", None) in _BY_NAME:
+                raise BadImageError("not_a_file", error.strerror) from None
+            if seconds is None or not isinstance(file, str):
+                raise
+        time.sleep(seconds)
+
+
+def _is_there(folder: str) -> bool:
+    """A folder without anything in it is where a disk was, or is to be."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
+def _read_path(path: str) -> bytes:
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadImageError("not_a_file", "a folder, a pipe or a device")
+        try:
+            return _read_open(file)
+        except OSError as error:  # as it comes from `read`, it names no file
+            raise OSError(error.errno, error.strerror, path) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Whoever opens a named pipe waits for somebody to write into it, unless told not to."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _read_open(file: BinaryIO) -> bytes:
+    if file.seek(0, os.SEEK_END) > MAX_FILE_BYTES:
+        raise BadImageError("too_large", f"more than {MAX_FILE_BYTES} bytes")
+    file.seek(0)
+    return file.read()
+
+
+class OpenedImage(NamedTuple):
+    """An image whose header is read, not its pixels; `orientation` is that of EXIF, 1 to 8."""
+
+    image: Image.Image
+    orientation: int
+    is_animated: bool
 
 
 @contextmanager
-def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
-    """Whatever goes wrong with the picture, within too, is a BadImageError."""
+def opened(file: str | BinaryIO, folder: str | None = None) -> Iterator[OpenedImage]:
+    """Read the header of an image, and let the block decode it: whatever Pillow raises there is a verdict too.
+
+    Raises:
+        BadImageError: as `load_image`.
+        OSError, MemoryError: as `read_bytes`; MemoryError also where there is none for the pixels.
+    """
+    content = read_bytes(file, folder)
+    format = format_of(content)
+    if format is None:
+        raise BadImageError(*_what_else(content))
+    if format in _WITHOUT_LIBRARY:
+        raise BadImageError("no_plugin", f"this Pillow {Image.__version__} is built without {format}; update it")
+    need = len(content)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of what it repairs (corrupt EXIF, palette bytes): the pixels decide, not the metadata.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                if image.format == "EPS":
-                    raise ValueError("EPS is a program for Ghostscript, which is not run on files from the internet")
-                yield image
-    except FileNotFoundError:
-        raise BadImageError("no such file") from None
-    except UnidentifiedImageError:  # Pillow's message names the file, or the address of the open one
-        raise BadImageError("UnidentifiedImageError: cannot identify image file") from None
-    except Exception as error:  # Pillow's plugins raise nearly anything (SyntaxError, struct.error, KeyError, …)
-        raise BadImageError(f"{type(error).__name__}: {error}") from error
+        container = read_container(format, content)
+        del content
+        _check_costs(format, container.pixels, container.scans)
+        with Image.open(io.BytesIO(container.content), formats=(format,)) as image:
+            _check_costs(format, image.width * image.height)
+            need += image.width * image.height * BYTES_PER_PIXEL.get(format, USUAL_BYTES_PER_PIXEL)
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise BadImageError("long_and_narrow", f"{image.width} x {image.height}")
+            if image.mode not in _MODES:
+                raise BadImageError("undecodable", f"{format} in the colours {image.mode}")
+            if image.tile and image.tile[0][0] in Image.DECODERS:
+                raise BadImageError("undecodable", f"{format} as {image.tile[0][0]}, which takes Python minutes")
+            is_animated = container.is_animated or (format in ("WEBP", "AVIF") and image.is_animated)
+            yield OpenedImage(image, container.orientation or _pillow_orientation(image), is_animated)
+    except BadImageError:
+        raise
+    except BadContainerError as error:
+        raise BadImageError("truncated" if error.is_cut else "undecodable", f"{format}: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise BadImageError("too_many_pixels", str(error)) from None
+    except Exception as error:  # Pillow's plugins raise nearly anything (SyntaxError, struct.error, RuntimeError, …)
+        if not _has_room(need):
+            raise MemoryError(f"not enough memory left to decode an image ({need:,} bytes)") from error
+        raise _verdict(format, error) from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring a picture of any mode to upright RGB: EXIF rotation applied, transparency laid on white, 16 bit scaled."""
+def _check_costs(format: str, pixels: int, scans: int = 1) -> None:
+    bytes_per_pixel = BYTES_PER_PIXEL.get(format, USUAL_BYTES_PER_PIXEL)
+    if pixels * bytes_per_pixel > MAX_DECODE_BYTES:
+        most = MAX_DECODE_BYTES // bytes_per_pixel
+        raise BadImageError("too_many_pixels", f"{pixels:,}; at most {most:,} in a {format}")
+    if scans > MAX_SCANS:
+        raise BadImageError("too_many_scans", f"{scans}; at most {MAX_SCANS}")
+
+
+def _has_room(size: int) -> bool:
+    """Where there is none, a decoder calls the best of images broken."""
+    try:
+        np.empty(size, np.uint8)
+    except MemoryError:
+        return False
+    return True
+
+
+def _verdict(format: str, error: Exception) -> BadImageError:
+    message = str(error) or type(error).__name__
+    if "truncated" in message.lower() or isinstance(error, EOFError):
+        return BadImageError("truncated", message)
+    is_damage = format in _DAMAGED and not isinstance(error, (UnidentifiedImageError, MemoryError))
+    if isinstance(error, UnidentifiedImageError):  # its message holds the address of the open file
+        message = "Pillow does not know what its header says"
+    return BadImageError("broken" if is_damage else "undecodable", f"{format}: {message}")
+
+
+def _what_else(content: bytes) -> tuple[str, str]:
+    """Reason and detail for what came in place of an image."""
+    start = content[:1024].lower()
+    if not start:
+        return "empty", ""
+    if b"<svg" in start:
+        return "svg", ""
+    if b"<html" in start or b"<!doctype html" in start:
+        return "html", ""
+    for name, (magic, plugin) in _BY_PLUGIN.items():
+        if magic.match(content):
+            return "no_plugin", f"{name}; convert it to JPEG, for example with {plugin}"
+    for name, (_, accepts) in Image.OPEN.items():
+        if accepts and accepts(content[:16]) is True:
+            return "other_format", name
+    return "not_image", ""
+
+
+def _pillow_orientation(image: Image.Image) -> int:
+    exif = image.info.get("exif")
+    return exif_orientation(exif) if isinstance(exif, bytes) else 1
+
+
+def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Bring an image of any mode to upright RGB: transparency laid on white, 16 bit scaled.
+
+    Args:
+        orientation: as in EXIF; None: as the image's own EXIF tells.
+    """
     image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip everything above 255 to white
-        grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    turn = _TURNS.get(orientation or _pillow_orientation(image))
+    if image.mode.startswith("I"):
+        rgb = _by_strips(image, _scaled_to_8_bits)
+    elif _has_transparency(image):
+        rgb = _by_strips(image, _laid_on_white)
+    else:
+        rgb = image.convert("RGB")
+    return rgb.transpose(turn) if turn else rgb
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    if image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        return False  # a byte that nobody filled; every program shows such a BMP as opaque
+    return "A" in image.getbands() or "transparency" in image.info
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image in pieces, so that what lies in between takes little memory."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return convert(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(convert(image.crop(box)), box)
+    return rgb
+
+
+def _scaled_to_8_bits(grey: Image.Image) -> Image.Image:
+    """Pillow's own conversion would clip everything above 255 to white."""
+    return Image.fromarray((np.asarray(grey).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _laid_on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

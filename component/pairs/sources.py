@@ -1,6 +1,7 @@
 """The files of one data set, of whatever kind: pairs in order, each with where its picture lies."""
 
 import glob
+import io
 import itertools
 import os
 import re
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from component.image.load import BadImageError
+from component.image.load import BadImageError, read_bytes
 from component.pairs.parquet import read_parquet
 from component.pairs.paths import image_file
 from component.pairs.shards import IndexShards, Shard, index_shards, read_shards
@@ -25,19 +26,20 @@ class ImageFolder:
     def filename(self, locator: str) -> str:
         return locator
 
-    def open(self, locator: str) -> str:
-        """The picture's path. Raises BadImageError for a name that leaves the folder."""
+    def open(self, locator: str) -> io.BytesIO:
+        """The picture's bytes. Raises BadImageError, also for a name that leaves the folder, and as `read_bytes`."""
         try:
-            return image_file(self.path, locator)
+            path = image_file(self.path, locator)
         except ValueError as error:
             raise BadImageError(str(error)) from None
+        return io.BytesIO(read_bytes(path, self.path))
 
     def identity(self, locator: str) -> str | None:
         """A text that changes when the picture does; None where there is no such file."""
         try:
-            path = self.open(locator)
+            path = image_file(self.path, locator)
             status = os.stat(path)
-        except (BadImageError, OSError, ValueError):
+        except (OSError, ValueError):
             return None
         return f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
 

@@ -3,12 +3,14 @@
 import argparse
 import sys
 
-from component.command import positive_int
+from component.command import Parser, input_file, output_folder, run, whole_number
+from component.plain_text import one_line
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
+        epilog="The exit status is 1 when a picture could not be read.",
         usage="%(prog)s --model FOLDER (--test_file FILE | --class_names FILE) --image_path PATH [options]",
     )
     parser.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
@@ -17,25 +19,27 @@ def parse_args() -> argparse.Namespace:
         "--test_file", help="retrieval: our .csv (text, filename), Chinese-CLIP's .jsonl, or COCO-caption .json"
     )
     data.add_argument(
-        "--class_names", help="zero-shot: text file, one class a line: folder<TAB>name, or names in folder order"
+        "--class_names",
+        type=input_file,
+        help="zero-shot: text file, one class a line: folder<TAB>name, or names in folder order",
     )
     parser.add_argument(
         "--image_path", required=True, help="folder of the pictures (zero-shot: with a folder per class); or the .tsv"
     )
-    parser.add_argument("--output", default="output/evaluation", help="folder for the results (%(default)s)")
-    parser.add_argument("--batch_size", type=positive_int, default=64, help="per forward pass (%(default)s)")
+    parser.add_argument(
+        "--output", type=output_folder, default="output/evaluation", help="folder for the results (%(default)s)"
+    )
+    parser.add_argument("--batch_size", type=whole_number("items"), default=64, help="per forward pass (%(default)s)")
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    try:
+
+    from component.lock import sole_writer
+
+    with sole_writer(args.output, inside=True):
         return evaluate(args)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"evaluate_clip.py: {error}", file=sys.stderr)
-        return 2
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -65,13 +69,13 @@ def evaluate(args: argparse.Namespace) -> int:
     try:
         write(args.output, data, result, about)
     except ModuleNotFoundError as error:
-        print(f"{args.output} has the numbers, but no pictures: {error}", file=sys.stderr)
+        print(f"{args.output} has the numbers, but no figures: {error}", file=sys.stderr)
     else:
         print(f"Written to {args.output}")
     for row, reason in result.bad_images.items():
-        print(f"left out: {names[row]}: {reason}", file=sys.stderr)
+        print(one_line(f"left out: {names[row]}: {reason}"), file=sys.stderr)
     return int(bool(result.bad_images))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

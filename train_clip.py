@@ -1,16 +1,22 @@
 """Train BertCLIP: a JSON of arguments in, checkpoints and results out."""
 
-import argparse
 import logging
 import signal
 import sys
 
+from component.command import Parser, input_file, run
+
 logger = logging.getLogger("train_clip")
 
 
-def main() -> str | int | None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train_args_file", default="train_args/train_clip.json", help="JSON of training arguments")
+def main() -> int | None:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--train_args_file",
+        type=input_file,
+        default="train_args/train_clip.json",
+        help="JSON of training arguments (%(default)s)",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the JSON; repeatable"
     )
@@ -18,26 +24,29 @@ def main() -> str | int | None:
 
     # Only now, because these imports take seconds: --help and a mistyped option are answered at once.
     from component.argument import load_arguments
+    from component.lock import sole_writer
+
+    args = load_arguments(options.train_args_file, options.set)
+    log_on_first_process(args.process_index)
+    with sole_writer(args.output_dir if args.process_index == 0 else None, inside=True):
+        return train(args)
+
+
+def train(args) -> int | None:
     from component.datacollator import PairCollator
     from component.trainer import CLIPTrainer
     from component.training.build import cache_images, describe, load_datasets, load_model, record
-    from component.training.interruption import Interrupted, LostProcess
+    from component.training.interruption import Interrupted
     from component.training.resume import checkpoint_to_resume
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        args = load_arguments(options.train_args_file, options.set)
-        log_on_first_process(args.process_index)
-        checkpoint = checkpoint_to_resume(args)
-        model, processor = load_model(args)
-        train_dataset, test_dataset = load_datasets(args, processor)
-        for dataset in filter(None, (train_dataset, test_dataset)):
-            dataset.require_an_image()
-        describe(train_dataset, test_dataset)
-        record(args)
-        cache_images(args, model, train_dataset, test_dataset)
-    except (ValueError, OSError, ImportError) as error:
-        return f"train_clip.py: {error}"
+    checkpoint = checkpoint_to_resume(args)
+    model, processor = load_model(args)
+    train_dataset, test_dataset = load_datasets(args, processor)
+    for dataset in filter(None, (train_dataset, test_dataset)):
+        dataset.require_an_image()
+    describe(train_dataset, test_dataset)
+    record(args)
+    cache_images(args, model, train_dataset, test_dataset)
 
     trainer = CLIPTrainer(
         model=model,
@@ -57,8 +66,6 @@ def main() -> str | int | None:
             args.output_dir,
         )
         return 128 + interruption.signal  # as a shell reports a process that the signal ended
-    except LostProcess as error:
-        return f"train_clip.py: {error}"
     trainer.save_final()
     trainer.save_state()
     report(trainer, "train", result.metrics)
@@ -77,9 +84,11 @@ def report(trainer, split: str, metrics: dict) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C outside of training has nothing to save: no traceback
-    status = main()
-    if not isinstance(status, str):  # after an error, the other processes may not answer
+    # SIGTERM and SIGINT are training's own. Outside of it there is nothing to save, and a process that waits for the
+    # others would not hear of them: they end it at once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    status = run(main, signals=(), log_format="%(asctime)s %(message)s")
+    if status != 2:  # after an error, the other processes may not answer
         from component.training.interruption import leave_group
 
         leave_group()

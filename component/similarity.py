@@ -15,6 +15,7 @@ from transformers import CLIPProcessor
 from component.embedding import Embedded, embed_images, embed_texts
 from component.model import BertCLIPModel
 
+TASKS = ("image-text", "text-text", "image-image")
 SELF_LOGIT = -10000.0  # of an item with itself, as in the published recipe
 _CELLS_PER_CHUNK = 2**20  # 4 MB of fp32, and a few times that for sorting
 
@@ -102,6 +103,21 @@ def compare(model: BertCLIPModel, queries: Embedded, candidates: Embedded) -> Si
             f"One {queries.kind} has nothing to be compared with: {queries.kind}-{queries.kind} needs two."
         )
     return Similarity(queries, candidates, model.logit_scale.exp().item())
+
+
+def choose_tasks(task: str | None, has_images: bool, has_texts: bool) -> list[str]:
+    """Which of `TASKS` to do: `task`, or "all" of them, or, for None, the one that the given items allow.
+
+    Raises:
+        ValueError: items of a kind are missing.
+    """
+    if task is None:
+        task = "image-text" if has_images and has_texts else "text-text" if has_texts else "image-image"
+    tasks = list(TASKS) if task == "all" else [task]
+    for kind, has_any in (("image", has_images), ("text", has_texts)):
+        if not has_any and any(kind in chosen for chosen in tasks):
+            raise ValueError(f"--task {task} needs {kind}s: add --{kind}s.")
+    return tasks
 
 
 def image_text_similarity(

@@ -146,7 +146,7 @@ def test_a_bad_parquet_is_named_with_its_fault(tmp_path, columns, message):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
-    with pytest.raises(ImportError, match="pip install -r requirements-dev.txt"):
+    with pytest.raises(ImportError, match="Parquet needs pyarrow: pip install pyarrow"):
         next(read_parquet(str(tmp_path / "t.parquet"), ("text", "filename")))
 
 

@@ -8,12 +8,14 @@ import pytest
 COMPONENT = Path(__file__).parents[1] / "component"
 FOLDERS = {path.name for path in COMPONENT.iterdir() if (path / "__init__.py").exists()}
 TOP = {path.stem for path in COMPONENT.glob("*.py")} - {"__init__"}
-GROUND = {"files", "command", "model_path"}
+GROUND = {"command", "files", "lock", "model_path", "optional", "plain_text"}
 
 
 def rooms_known_to(room: str) -> set[str]:
-    if room in GROUND | {"image", "loss", "metrics"}:
-        return GROUND if room == "image" else set()
+    if room in {"loss", "metrics"}:
+        return set()
+    if room in GROUND | {"image"}:
+        return GROUND
     if room == "pairs":
         return GROUND | {"image"}
     common = TOP | {"image", "pairs"}

@@ -14,6 +14,7 @@ from conftest import CAPTIONS, run_python
 from PIL import Image
 
 import predict_similarity
+from component import command
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -26,7 +27,7 @@ def run_here(monkeypatch, *arguments: str) -> int:
     """The same without a new process, which takes seconds to import torch."""
     monkeypatch.setattr(sys, "argv", ["predict_similarity.py", *map(str, arguments)])
     try:
-        return predict_similarity.main()
+        return command.run(predict_similarity.main)
     except SystemExit as stop:  # argparse's own
         return stop.code
 
@@ -98,13 +99,13 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp
         (["--task", "image-text", "--texts", "红"], "--task image-text needs images: add --images."),
         (["--task", "all", "--images", "a.png"], "--task all needs texts: add --texts."),
         (["--texts", "红"], "text-text needs two"),
-        (["--texts", "红", " "], "--texts holds an empty text"),
+        (["--texts", "红", " "], "--texts: one of the texts is empty"),
         (["--images", "gone.png"], "no image to compare: the 1 given cannot be read"),
         (["--images", "empty"], "the folder empty holds no picture"),
         (["--text_file", "gbk.txt"], "gbk.txt is not UTF-8"),
         (["--text_file", "blank.txt"], "blank.txt holds no text"),
-        (["--text_file", "gone.txt"], "No such file or directory: 'gone.txt'"),
-        (["--texts", "红", "蓝", "--top_k", "0"], "0 is not above 0"),
+        (["--text_file", "gone.txt"], "--text_file gone.txt: expected a file, but there is none of that name"),
+        (["--texts", "红", "蓝", "--top_k", "0"], "--top_k 0: expected a number of matches from 1"),
         (["--texts", "红", "蓝", "--json", "gone/out.json"], "there is no folder gone"),
         (["--texts", "红", "蓝", "--html", "empty"], "empty is a folder"),
     ],

@@ -180,7 +180,7 @@ def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):
 )
 def test_a_users_mistake_is_one_line_without_a_traceback(train_args, keys, message):
     result = run_python("train_clip.py", "--train_args_file", train_args(**keys))
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "Traceback" not in result.stderr
     assert message in result.stderr.splitlines()[-1]
 
 

@@ -1,7 +1,6 @@
 """The hand-off to img2dataset, for more links than one machine should fetch."""
 
-import os
-
+from component.files import new_file
 from component.pairs.parquet import import_pyarrow
 from component.pairs.table import read_pairs
 
@@ -18,15 +17,10 @@ def write_img2dataset_table(train_file: str, parquet_file: str) -> int:
     pyarrow = import_pyarrow()
     columns = {"url": "url", "caption": "text", "filename": "filename"}
     schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
-    rows, part = 0, f"{parquet_file}.part"
-    try:
-        with pyarrow.parquet.ParquetWriter(part, schema) as writer:
-            for chunk in read_pairs(train_file, tuple(columns.values()), only_required=True):
-                values = [chunk[column].tolist() for column in columns.values()]
-                writer.write_table(pyarrow.table(values, schema=schema))
-                rows += len(chunk)
-        os.replace(part, parquet_file)
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
+    rows = 0
+    with new_file(parquet_file, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        for chunk in read_pairs(train_file, tuple(columns.values()), only_required=True):
+            values = [chunk[column].tolist() for column in columns.values()]
+            writer.write_table(pyarrow.table(values, schema=schema))
+            rows += len(chunk)
     return rows

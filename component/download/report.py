@@ -1,14 +1,11 @@
-"""What became of each row: a CSV that is written as it goes and read back to resume, and the totals."""
+"""What became of each row: a CSV that is written as it goes and read back to resume."""
 
 import csv
 import os
-from collections import Counter
 from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 
-from component.download.address import host_of
-from component.download.failure import FetchError
 from component.download.url_table import NOTHING_FAILED, row_hashes
 from component.pairs.table import read_pairs
 
@@ -33,6 +30,13 @@ class Outcome:
 
 
 COLUMNS = [field.name for field in fields(Outcome)]
+
+
+def default_report(train_file: str, part: tuple[int, int]) -> str:
+    """Where the report of the i-th of n parts is written, unless told otherwise: beside the table."""
+    index, count = part
+    name = "download_report.csv" if count == 1 else f"download_report.{index}-of-{count}.csv"
+    return os.path.join(os.path.dirname(train_file), name)
 
 
 class Report:
@@ -99,38 +103,3 @@ class Report:
         if tail and not tail.endswith(b"\n"):
             self._file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
         self._file.seek(0, os.SEEK_END)
-
-
-class Tally:
-    """Counts outcomes by reason and by host, in bounded memory."""
-
-    MAX_HOSTS = 100_000
-    OTHER_HOSTS = "(further hosts)"
-
-    def __init__(self):
-        self.by_status: Counter[str] = Counter()
-        self.by_reason: Counter[tuple[str, str]] = Counter()
-        self.by_host: dict[str, list[int]] = {}
-
-    def add(self, outcome: Outcome) -> None:
-        self.by_status[outcome.status] += 1
-        self.by_reason[outcome.status, outcome.reason.partition(":")[0]] += 1
-        if outcome.status != "skipped":
-            try:
-                host = host_of(outcome.url)
-            except FetchError:
-                return
-            if host not in self.by_host and len(self.by_host) >= self.MAX_HOSTS:
-                host = self.OTHER_HOSTS
-            self.by_host.setdefault(host, [0, 0])[outcome.status == "failed"] += 1
-
-    @property
-    def failed_share(self) -> float:
-        """Share of all rows without a picture, those of earlier runs included."""
-        failed = self.by_status["failed"] + self.by_reason["skipped", "failed_before"]
-        return failed / max(self.by_status.total(), 1)
-
-    def worst_hosts(self, count: int) -> list[tuple[str, int, int]]:
-        """(host, ok, failed), most failures first."""
-        ordered = sorted(self.by_host.items(), key=lambda entry: (-entry[1][1], -entry[1][0], entry[0]))
-        return [(host, ok, failed) for host, (ok, failed) in ordered[:count]]

@@ -6,6 +6,8 @@ import shutil
 from transformers import BertConfig, BertTokenizerFast
 
 from component.checkpoint import load_model, loading, quiet_transformers
+from component.files import new_folder
+from component.lock import sole_writer
 from component.processor import save_tokenizer
 
 
@@ -18,25 +20,36 @@ def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
         overwrite: also write into a folder that holds files: those of the same name are replaced, others stay.
 
     Raises:
-        ValueError: `model_path` is not a BertCLIP checkpoint, or `output` is not empty.
+        ValueError: `model_path` is not a BertCLIP checkpoint; `output` is not empty, or being written by another run.
     """
+    output = os.path.realpath(output)
     if os.path.exists(output) and not os.path.isdir(output):
         raise ValueError(f"{output} is a file; a folder is needed.")
-    if os.path.isdir(output) and os.listdir(output) and not overwrite:
-        raise ValueError(f"{output} is not empty. Choose another folder, or write into it with --overwrite.")
-    bert = load_model(model_path).text_model
-    config = bert.config.to_dict()
-    bert.config = BertConfig(**{**config, "model_type": "bert", "architectures": ["BertModel"]})
-    with loading(model_path):
-        tokenizer = BertTokenizerFast.from_pretrained(model_path)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, bert.config.max_position_embeddings)
+    if os.path.ismount(output):
+        raise ValueError(f"{output} is a mount point, which no new folder can replace. Give a folder inside it.")
+    os.makedirs(os.path.dirname(output), exist_ok=True)
+    with sole_writer(output):
+        if os.path.isdir(output) and os.listdir(output) and not overwrite:
+            raise ValueError(f"{output} is not empty. Choose another folder, or write into it with --overwrite.")
+        bert = load_model(model_path).text_model
+        config = bert.config.to_dict()
+        bert.config = BertConfig(**{**config, "model_type": "bert", "architectures": ["BertModel"]})
+        with loading(model_path):
+            tokenizer = BertTokenizerFast.from_pretrained(model_path)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, bert.config.max_position_embeddings)
+        with new_folder(output) as folder:
+            with quiet_transformers():
+                bert.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
+            if os.path.isdir(output):
+                shutil.copytree(output, folder, symlinks=True, copy_function=_keep, dirs_exist_ok=True)
 
-    temporary = f"{output.rstrip(os.sep)}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    with quiet_transformers():
-        bert.save_pretrained(temporary)
-    save_tokenizer(tokenizer, temporary)
-    os.makedirs(output, exist_ok=True)
-    for name in os.listdir(temporary):
-        os.replace(os.path.join(temporary, name), os.path.join(output, name))
-    os.rmdir(temporary)
+
+def _keep(old: str, new: str) -> None:
+    """Another file of a folder that is replaced: it moves along, without being copied where that is possible."""
+    if os.path.lexists(new):
+        return
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copy2(old, new)

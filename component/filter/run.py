@@ -5,18 +5,21 @@ import csv
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TextIO
 
 import pandas as pd
 
+from component.files import new_file
 from component.filter.rules import FilterRules, Finding, check_pairs
 from component.image.perceptual_hash import NearDuplicates
+from component.lock import sole_writer
 from component.pairs.paths import image_file, writable_file
 from component.pairs.table import read_pairs
+from component.plain_text import spreadsheet_cell
 
 COLUMNS = ("text", "filename")
 CHUNK_ROWS = 4096
@@ -114,12 +117,11 @@ def _inspected(
         return chunk, paths, [finding for task in tasks for finding in task.result()]
 
     # spawn: a forked child would inherit the locks of the threads that torch runs in this process.
-    # Ctrl-C is for this process alone; the workers end with it.
+    # Ctrl-C is for this process alone; the workers end with it, however it ends.
     with ProcessPoolExecutor(
         num_workers or _usable_cores(),
         multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=_live_as_parent,
     ) as pool:
         ahead: deque = deque()
         try:
@@ -138,6 +140,16 @@ def _inspected(
             pool.shutdown(cancel_futures=True)
 
 
+def _live_as_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # a pipe that the kernel closes, also after SIGKILL
+    os._exit(1)
+
+
 def _path(image_path: str, filename: str) -> str | ValueError:
     try:
         return image_file(image_path, filename)
@@ -151,6 +163,8 @@ def _usable_cores() -> int:
 
 class FilterOutput:
     """Everything that filtering does to the disk; a context manager. Files appear when it ends without an error.
+
+    Entering it raises ValueError where another run writes one of the files.
 
     Args:
         out_file: CSV for the kept rows, all columns as they were; None: not written.
@@ -172,7 +186,7 @@ class FilterOutput:
             writer = csv.writer(self._report)
             for row, (name, text, reason) in enumerate(zip(chunk["filename"], chunk["text"], reasons, strict=True), 1):
                 if reason:
-                    writer.writerow([self._rows + row, name, reason, text])
+                    writer.writerow([self._rows + row, *map(spreadsheet_cell, (name, reason, text))])
         if self._delete_in:
             for name, reason in zip(chunk["filename"], reasons, strict=True):
                 if reason.partition(":")[0] in BAD_IMAGES:
@@ -181,7 +195,12 @@ class FilterOutput:
 
     def __enter__(self):
         with contextlib.ExitStack() as opened:
-            self._out, self._report = (opened.enter_context(_appearing(path)) for path in self._paths)
+            for path in self._paths:
+                opened.enter_context(sole_writer(path))
+            self._out, self._report = (
+                opened.enter_context(new_file(path, newline="") if path else contextlib.nullcontext())
+                for path in self._paths
+            )
             self._files = opened.pop_all()
         if self._report:
             csv.writer(self._report).writerow(["row", "filename", "reason", "text"])
@@ -194,20 +213,3 @@ class FilterOutput:
                 # A name that leads outside, also by a link, was good for looking and is not for deleting.
                 with contextlib.suppress(ValueError, FileNotFoundError):
                     os.unlink(writable_file(self._delete_in, name))
-
-
-@contextlib.contextmanager
-def _appearing(path: str | None) -> Iterator[TextIO | None]:
-    """An open file that gets its name at the end of the block, unless the block fails; None for None."""
-    if path is None:
-        yield None
-        return
-    part = f"{path}.part"
-    try:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-        raise

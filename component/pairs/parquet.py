@@ -4,16 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from component.optional import import_optional
 from component.pairs.table import require_columns
 
 
 def import_pyarrow():
     """pyarrow, with pyarrow.parquet in it. Raises ImportError with what to install."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError("Parquet needs pyarrow: pip install -r requirements-dev.txt") from None
-    return pyarrow
+    import_optional("pyarrow.parquet", "Parquet")
+    return import_optional("pyarrow", "Parquet")
 
 
 def read_parquet(path: str, required: Sequence[str], chunk_rows: int = 100_000) -> Iterator[pd.DataFrame]:

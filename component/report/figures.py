@@ -1,13 +1,16 @@
 """Pictures of an evaluation: recall curves, and a gallery of the hardest mistakes."""
 
 import logging
-import os
 import textwrap
 import warnings
 from collections.abc import Sequence
 
 from PIL import Image
 from torch import Tensor
+
+from component.files import new_file
+from component.optional import import_optional
+from component.plain_text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def draw_recall(path: str, ranks: dict[str, Tensor]) -> None:
     axes.set(xscale="log", xlabel="k", ylabel="recall@k (%)", ylim=(0, 101))
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_mistakes(
@@ -88,16 +91,17 @@ def draw_mistakes(
             for axes, cell, title in zip(row, cells, ("query", "ranked first", f"right, rank {rank:,}"), strict=True):
                 axes.set_title(title, fontsize=9, color="dimgray")
                 if isinstance(cell, str):
-                    text = textwrap.fill(cell, 11, max_lines=5, placeholder="…")
+                    text = textwrap.fill(one_line(cell), 11, max_lines=5, placeholder="…")
                     axes.text(0.5, 0.5, text.replace("$", r"\$"), ha="center", va="center", fontsize=12)
                 else:
                     axes.imshow(cell)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
-def _save(figure, path: str) -> None:
-    figure.savefig(f"{path}.tmp", format="png", dpi=120)
-    os.replace(f"{path}.tmp", path)
+def save_figure(figure, path: str) -> None:
+    """Write it as PNG, whole or not at all, and free its memory."""
+    with new_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=120)
     load_pyplot().close(figure)
 
 
@@ -107,11 +111,5 @@ def load_pyplot():
     Raises:
         ModuleNotFoundError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ModuleNotFoundError("pictures need matplotlib: pip install -r requirements-dev.txt") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    import_optional("matplotlib", "a figure").use("agg")
+    return import_optional("matplotlib.pyplot", "a figure")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from component.report.figures import load_pyplot
+from component.report.figures import load_pyplot, save_figure
 
 
 class ScoreHistogram:
@@ -36,5 +36,4 @@ class ScoreHistogram:
         used = np.flatnonzero(self.counts)
         if len(used):
             axes.set_xlim(self.EDGES[max(used[0] - 5, 0)], self.EDGES[min(used[-1] + 6, len(self.EDGES) - 1)])
-        figure.savefig(path, dpi=120, format="png")
-        self._pyplot.close(figure)
+        save_figure(figure, path)

@@ -1,12 +1,12 @@
 """Similarity → what people and programs read: rows, a terminal table, JSON, CSV."""
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from component.files import write_json
+from component.files import new_file, write_json
+from component.plain_text import spreadsheet_cell
 from component.report.text_table import text_table
 from component.similarity import Similarity
 
@@ -54,10 +54,11 @@ def write_matches_json(path: str, similarities: Sequence[Similarity], top_k: int
 
 
 def write_matches_csv(path: str, similarities: Sequence[Similarity], top_k: int) -> None:
-    """UTF-8 with BOM, which spreadsheets need to read Chinese."""
-    with open(f"{path}.tmp", "w", encoding="utf-8-sig", newline="") as file:
+    """UTF-8 with BOM, which spreadsheets need to read Chinese; no cell is a formula."""
+    with new_file(path, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, ["task", "query", "rank", "candidate", "score", "cosine"])
         writer.writeheader()
         for similarity in similarities:
-            writer.writerows(match_rows(similarity, top_k))
-    os.replace(f"{path}.tmp", path)
+            for row in match_rows(similarity, top_k):
+                names = {key: spreadsheet_cell(row[key]) for key in ("query", "candidate")}
+                writer.writerow({**row, **names})

@@ -10,6 +10,7 @@ from itertools import islice
 from PIL import Image
 
 from component.embedding import Embedded, open_image
+from component.plain_text import one_line
 from component.similarity import Similarity
 
 MOST_QUERIES = 100  # with their matches, in each part of the page
@@ -99,7 +100,7 @@ def _name(side: Embedded, index: int) -> str:
     item = side.item(index)
     if not isinstance(item, str):
         return f"#{index + 1}"
-    return escape(os.path.basename(item) if side.kind == "image" else item)
+    return escape(one_line(os.path.basename(item) if side.kind == "image" else item))
 
 
 def _part(similarity: Similarity, top_k: int, thumbnails: _Thumbnails) -> str:

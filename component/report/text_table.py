@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Sequence
 
+from component.plain_text import one_line
+
 
 def display_width(text: str) -> int:
     """Terminal columns that a text takes: 2 for wide characters (Chinese, emoji), 0 for combining marks, else 1."""
@@ -39,7 +41,7 @@ def text_table(
         paths: columns whose cells are cut at their start, where others are cut at their end.
         widest: terminal columns that one cell may take; longer ones are cut.
     """
-    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [min(widest, max(map(display_width, column))) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(

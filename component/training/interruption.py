@@ -36,7 +36,7 @@ class Interrupted(Exception):
         super().__init__(f"interrupted by {self.signal.name}")
 
 
-class LostProcess(Exception):
+class LostProcess(ConnectionError):
     """Raised out of `Trainer.train` when another process of the run is gone."""
 
 

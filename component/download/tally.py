@@ -1,0 +1,59 @@
+"""How a download went, in totals: by reason and by host."""
+
+from collections import Counter
+
+from component.download.address import host_of
+from component.download.failure import FetchError
+from component.download.report import Outcome
+from component.plain_text import one_line
+
+
+class Tally:
+    """Counts outcomes by reason and by host, in bounded memory; as text, it is two tables for a terminal."""
+
+    MAX_HOSTS = 100_000
+    OTHER_HOSTS = "(further hosts)"
+
+    def __init__(self):
+        self.by_status: Counter[str] = Counter()
+        self.by_reason: Counter[tuple[str, str]] = Counter()
+        self.by_host: dict[str, list[int]] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        self.by_status[outcome.status] += 1
+        self.by_reason[outcome.status, outcome.reason.partition(":")[0]] += 1
+        if outcome.status != "skipped":
+            try:
+                host = host_of(outcome.url)
+            except FetchError:
+                return
+            if host not in self.by_host and len(self.by_host) >= self.MAX_HOSTS:
+                host = self.OTHER_HOSTS
+            self.by_host.setdefault(host, [0, 0])[outcome.status == "failed"] += 1
+
+    @property
+    def failed_share(self) -> float:
+        """Share of all rows without a picture, those of earlier runs included."""
+        failed = self.by_status["failed"] + self.by_reason["skipped", "failed_before"]
+        return failed / max(self.by_status.total(), 1)
+
+    def worst_hosts(self, count: int) -> list[tuple[str, int, int]]:
+        """(host, ok, failed), most failures first."""
+        ordered = sorted(self.by_host.items(), key=lambda entry: (-entry[1][1], -entry[1][0], entry[0]))
+        return [(host, ok, failed) for host, (ok, failed) in ordered[:count]]
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether there are rows that failed, now or in an earlier run."""
+        return bool(self.by_status["failed"] or self.by_reason["skipped", "failed_before"])
+
+    def __str__(self) -> str:
+        total = max(self.by_status.total(), 1)
+        lines = [f"{'status':<8} {'reason':<20} {'rows':>9} {'share':>7}"]
+        for (status, reason), rows in sorted(self.by_reason.items(), key=lambda row: (row[0][0] != "ok", -row[1])):
+            lines.append(f"{status:<8} {reason:<20} {rows:>9} {rows / total:>7.1%}")
+        hosts = self.worst_hosts(10)
+        if hosts:
+            lines.append(f"\n{'host (most failures first)':<48} {'ok':>9} {'failed':>9}")
+        lines += [f"{one_line(host):<48} {ok:>9} {failed:>9}" for host, ok, failed in hosts]
+        return "\n".join(lines)

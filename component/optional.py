@@ -1,0 +1,20 @@
+"""Packages that only some jobs need, imported when they are needed."""
+
+import importlib
+from types import ModuleType
+
+
+def import_optional(module: str, user: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        user: who needs it, for the message: "Parquet".
+
+    Raises:
+        ModuleNotFoundError: with the command that installs the package.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ModuleNotFoundError(f"{user} needs {package}: pip install {package} ({error})") from None

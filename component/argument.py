@@ -5,6 +5,7 @@ import os
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -165,7 +166,16 @@ class CLIPTrainingArguments(TrainingArguments):
 
 
 def load_arguments(path: str, overrides: Sequence[str] = ()) -> CLIPTrainingArguments:
-    """Read one flat JSON of training arguments.
+    """`read_arguments`, checked.
+
+    Raises:
+        ValueError: also for a recipe that cannot run.
+    """
+    return CLIPTrainingArguments(**read_arguments(path, overrides))
+
+
+def read_arguments(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read one flat JSON of training arguments: what `CLIPTrainingArguments` takes.
 
     Keys of the published recipe and of older transformers versions keep their meaning; `warmup_steps` wins over
     `warmup_ratio`.
@@ -175,9 +185,9 @@ def load_arguments(path: str, overrides: Sequence[str] = ()) -> CLIPTrainingArgu
         overrides: "key=value" items that replace keys of the file; a value is read as JSON where it is JSON.
 
     Raises:
-        ValueError: no such file, not JSON, an unknown key, a value of the wrong type, a recipe that cannot run.
+        ValueError: no such file, not JSON, an unknown key, a value of the wrong type.
     """
     known = {f.name for f in fields(CLIPTrainingArguments) if f.init}
     hints = typing.get_type_hints(CLIPTrainingArguments)
     given = translate(read_json(path, overrides), known)
-    return CLIPTrainingArguments(**{key: as_type(key, value, hints[key]) for key, value in given.items()})
+    return {key: as_type(key, value, hints[key]) for key, value in given.items()}

@@ -1,15 +1,19 @@
 """What a JSON of training arguments may hold, and what is said about one that cannot run."""
 
+import argparse
 import json
 import os
 import re
+import shlex
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from transformers import TrainingArguments
 
-from component.argument import CLIPTrainingArguments, load_arguments
-from component.recipe.old_keys import RETIRED, translate
+from component.argument import CLIPTrainingArguments, load_arguments, read_arguments
+from component.recipe.old_keys import RENAMED, RETIRED, translate
 
 
 @pytest.fixture
@@ -369,3 +373,41 @@ def test_fp16_without_a_gpu_falls_back_with_a_warning(load, caplog):
 
 def test_a_json_for_several_processes_trains_in_one(load):
     assert load(ddp_backend="gloo").distributed_state.distributed_type == "NO"
+
+
+# ---- what the documentation says ----
+
+DOCUMENTATION = [Path(ROOT, "README.md"), Path(ROOT, "README_EN.md"), *sorted(Path(ROOT, "docs").rglob("*.md"))]
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in DOCUMENTATION}
+COMMANDS = {
+    " ".join(command.replace("\\\n", " ").split())
+    for text in TEXTS.values()
+    for command in re.findall(r"train_clip\.py (--(?:\\\n|[^\n$&`…\\])*)(?:&?\n|`)", text)
+}
+OLDER = {"warmup_ratio", *RENAMED}
+NOT_YET_TOLD = {"overwrite_output_dir"}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_each_training_command_of_the_documentation_can_be_read(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train_args_file", required=True)
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args(shlex.split(command))
+    read_arguments(options.train_args_file, options.set)
+
+
+def test_the_recipe_for_deepspeed_is_a_file_of_its_own(load, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match="pip install deepspeed"):
+        load(deepspeed="train_args/deepspeed_zero2.json")
+
+
+def test_each_key_of_the_table_of_arguments_exists_and_each_of_ours_is_in_it():
+    rows = "".join(re.findall(r"(?m)^\| 键 \| 默认 \|.*\n(?:\|.*\n)+", "".join(TEXTS.values())))
+    told = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows.splitlines())))
+    existing = {f.name for f in fields(CLIPTrainingArguments)}
+    ours = existing - {f.name for f in fields(TrainingArguments)}
+    assert told and told <= existing | OLDER
+    assert ours - NOT_YET_TOLD <= told

@@ -10,6 +10,9 @@ from test_train import read, table
 from component.checkpoint import load_checkpoint
 from component.processor import save_processor
 
+DEEPSPEED = read(ROOT, "train_args", "deepspeed_zero2.json")
+IN_FP32 = {key: value for key, value in DEEPSPEED.items() if key != "torch_autocast"}  # to be compared
+
 
 @pytest.fixture
 def model(bert_clip_path, tmp_path):
@@ -64,33 +67,25 @@ def train(train_args, data, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "loss_type", "cache", "keys"),
+    ("loss_type", "cache", "keys"),
     [
-        ("train_clip_fsdp.json", "siglip", "auto", {}),
+        ("siglip", "auto", {"fsdp": True}),
         pytest.param(
-            "train_clip_deepspeed.json",
             "clip",
             "off",
-            {"contrastive_chunk_size": 1},
+            {"contrastive_chunk_size": 1, "deepspeed": IN_FP32},
             marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
         ),
     ],
     ids=["fsdp", "deepspeed"],
 )
-def test_sharded_training_is_that_of_one_process(train, tmp_path, recipe, loss_type, cache, keys):
+def test_sharded_training_is_that_of_one_process(train, tmp_path, loss_type, cache, keys):
     """Gradients of unequal parts, clipping, weight decay, the clamp of logit_scale, saving and going on."""
-    plain = read(ROOT, "train_args", "train_clip.json")
-    sharding = {key: value for key, value in read(ROOT, "train_args", recipe).items() if key not in plain}
-    # In fp32, to be compared.
-    sharding.pop("bf16", None)
-    sharding.get("deepspeed", {}).pop("torch_autocast", None)
     losses, weights = train(1, "whole", loss_type, cache)
     assert weights["logit_scale"].shape == () and weights["logit_scale"] < 4.61
 
     for start in (None, str(tmp_path / "sharded" / "checkpoint-2")):
-        losses_of_sharded, sharded = train(
-            2, "sharded", loss_type, cache, **sharding, **keys, resume_from_checkpoint=start
-        )
+        losses_of_sharded, sharded = train(2, "sharded", loss_type, cache, **keys, resume_from_checkpoint=start)
         assert losses_of_sharded == pytest.approx(losses, abs=1e-4)
         for name, value in weights.items():
             torch.testing.assert_close(

@@ -1,0 +1,98 @@
+"""The documentation: both languages say the same, its examples run, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+REPOSITORY = Path(ROOT)
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+ENGLISH = [page for page in PAGES if page.stem.endswith("_EN")]
+CHINESE = [page for page in PAGES if page not in ENGLISH]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The code in these languages, comments left out. A drawing has no language."""
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [re.sub(r" *# .*", "", body) for language, body in found if language in languages]
+
+
+def prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def headings(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^(#+) (.+)$", prose(page), re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them: lower case, punctuation left out, a hyphen for each space."""
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for _, text in headings(page)}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """File and anchor of each link inside the repository."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", prose(page))
+    return [((page.parent / path).resolve() if path else page, anchor) for path, anchor in targets]
+
+
+def test_every_page_is_there_in_both_languages():
+    assert [page.stem.removesuffix("_EN") for page in ENGLISH] == [page.stem for page in CHINESE]
+
+
+@pytest.mark.parametrize("chinese, english", list(zip(CHINESE, ENGLISH, strict=True)), ids=name)
+def test_both_languages_say_the_same(chinese, english):
+    assert [level for level, _ in headings(chinese)] == [level for level, _ in headings(english)]
+    assert blocks(chinese, "bash", "python", "text") == blocks(english, "bash", "python", "text")
+    assert len(blocks(chinese, "")) == len(blocks(english, ""))
+    for table_or_list in (r"^\|.*", r"^- .*"):
+        found = [re.findall(table_or_list, prose(page), re.MULTILINE) for page in (chinese, english)]
+        assert [line.count("|") for line in found[0]] == [line.count("|") for line in found[1]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_something(page):
+    assert all(file.exists() for file, _ in links(page)), links(page)
+    assert all(anchor in anchors(file) for file, anchor in links(page) if anchor), links(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_stay_in_the_language(page):
+    switch, *others = [file for file, _ in links(page) if file in PAGES]
+    assert (switch in ENGLISH) != (page in ENGLISH)
+    assert all((file in ENGLISH) == (page in ENGLISH) for file in others)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_paths_exist(page):
+    text = " ".join(re.findall(r"`[^`\n]+`", prose(page)) + blocks(page, "bash", "python"))
+    folders = r"(?:component|tests|benchmarks|docs|images|train_args|data/demo)/[\w./*\[\]-]+"
+    files = r"(?<![\w/])(?:\w+\.py|requirements[\w-]*\.txt)\b"
+    assert not [
+        path
+        for path in re.findall(f"{folders}|{files}", text)
+        if not list(REPOSITORY.glob(path.rstrip("/."))) + list(REPOSITORY.glob(f"component/*/{path}"))
+    ]
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name)
+def test_chinese_has_full_width_punctuation(page):
+    text = re.sub(r"`[^`\n]+`|\]\([^)]+\)", "`", prose(page))
+    assert not re.findall(r".{0,9}[\u4e00-\u9fff）`][,;:?!].{0,9}|.{0,9}[,;:?!][\u4e00-\u9fff].{0,9}", text)
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name)
+def test_python_examples_run(page, data, bert_clip_path, monkeypatch):
+    from transformers import CLIPProcessor
+
+    monkeypatch.setattr(CLIPProcessor, "tokenizer_class", "BertTokenizerFast", raising=False)
+    (data.parent / "images").symlink_to(REPOSITORY / "images")
+    monkeypatch.chdir(data.parent)
+    for example in blocks(page, "python"):
+        exec(example.replace("output/demo/checkpoint-final", bert_clip_path), {})

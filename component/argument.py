@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from component.recipe.checks import check_files, check_images, check_loss, check_parallel
+from component.recipe.checks import check_files, check_images, check_loss, check_parallel, check_text_pooling
 from component.recipe.json_file import as_type, read_json
 from component.recipe.old_keys import translate
 from component.recipe.paths import expand_paths
@@ -39,11 +39,19 @@ class CLIPTrainingArguments(TrainingArguments):
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder for checkpoints, logs and results."})
     clip_pretrain_path: str | None = field(
-        default=None, metadata={"help": "CLIP folder or hub name; with load_from_bert_clip, a BertCLIP folder."}
+        default=None,
+        metadata={"help": "CLIP folder or hub name; with load_from_bert_clip, of a BertCLIP or Chinese-CLIP."},
     )
     bert_pretrain_path: str | None = field(default=None, metadata={"help": "Chinese BERT folder or hub name."})
     load_from_bert_clip: bool = field(
         default=False, metadata={"help": "Take everything, text tower included, from clip_pretrain_path."}
+    )
+    text_pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "What stands for a text in a new pair of towers: pooler, BERT's own, which null means too; or "
+            "cls, the last hidden state of [CLS], as in Chinese-CLIP."
+        },
     )
     train_file: str | list[str] | None = field(
         default=None,
@@ -122,6 +130,7 @@ class CLIPTrainingArguments(TrainingArguments):
             check_files,
             check_numbers,
             check_words,
+            check_text_pooling,
             check_loss,
             check_images,
             check_evaluation,

@@ -11,19 +11,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertModel, CLIPModel, CLIPVisionModel, PreTrainedModel
+from transformers import BertModel, CLIPVisionModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
+import component.processor  # noqa: F401, because it teaches transformers the processor files of older versions
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
 from component.loss import contrastive_loss
+from component.pretrained import IMAGE_TOWER, TEXT_TOWER, check_pretrained, load_pretrained, loading
 
 
 def _fit_to_positions(config: BertCLIPTextConfig, *tensors: Tensor | None) -> list[Tensor | None]:
     """Cut (B, T, …) tensors to the positions that the tower has, where BertModel itself dies of an index error."""
     return [tensor if tensor is None else tensor[:, : config.max_position_embeddings] for tensor in tensors]
+
+
+class FirstToken(nn.Module):
+    """In the place of BERT's pooler: the last hidden state of [CLS] as it is. Has no weights."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states[:, 0].clone()  # a view would keep the states of all tokens
+
+
+def _text_tower(config: BertCLIPTextConfig) -> BertModel:
+    """BertModel whose pooler_output is what `config.text_pooling` says."""
+    has_pooler = config.text_pooling == "pooler"
+    tower = BertModel._from_config(config, add_pooling_layer=has_pooler)
+    if not has_pooler:
+        tower.pooler = FirstToken()
+    return tower
 
 
 @dataclass
@@ -52,8 +70,8 @@ class BertCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Older checkpoints store these buffers; both towers make them anew.
-    _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$"]
+    # Older checkpoints store buffers that both towers make anew, and some a pooler that "cls" pooling passes by.
+    _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$", r"^text_model\.pooler\."]
 
 
 class BertCLIPTextModel(BertCLIPPreTrainedModel):
@@ -64,12 +82,12 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
         r"^vision_model\.",
         r"^logit_(scale|bias)$",
         r"_projection\.weight$",
-        r"position_ids$",
+        *BertCLIPPreTrainedModel._keys_to_ignore_on_load_unexpected,
     ]
 
     def __init__(self, config: BertCLIPTextConfig):
         super().__init__(config)
-        self.text_model = BertModel._from_config(config)
+        self.text_model = _text_tower(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -106,7 +124,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
 
     def __init__(self, config: BertCLIPConfig):
         super().__init__(config)
-        self.text_model = BertModel._from_config(config.text_config)
+        self.text_model = _text_tower(config.text_config)
         self.vision_model = CLIPVisionModel._from_config(config.vision_config)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
@@ -130,30 +148,47 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, clip_path: str, bert_path: str, dtype: torch.dtype = torch.float32
+        cls, clip_path: str, bert_path: str, dtype: torch.dtype = torch.float32, text_pooling: str = "pooler"
     ) -> "BertCLIPModel":
         """Pair two pretrained folders (or hub names) for training.
 
         Vision tower, visual_projection and logit_scale come from CLIP, the text tower from BERT. text_projection is
-        new, except where CLIP's own has the same shape.
+        new, except where CLIP's own has the same shape. Where a lone vision tower has no visual_projection and
+        logit_scale, or a BERT no pooler, they are new, and a warning says so.
 
         Args:
-            clip_path: what `CLIPModel.from_pretrained` loads.
-            bert_path: what `BertModel.from_pretrained` loads.
+            clip_path: a CLIP, Chinese-CLIP or BertCLIP, or the vision tower of one.
+            bert_path: what `BertModel.from_pretrained` loads, with any head.
             dtype: of all parameters. fp32 by default, whatever the folders hold: AdamW needs it.
+            text_pooling: see `BertCLIPConfig`.
+
+        Raises:
+            ValueError: a folder is not there, damaged, incomplete, or of a model that computes something else.
         """
-        clip = CLIPModel.from_pretrained(clip_path, dtype=dtype)
-        bert = BertModel.from_pretrained(bert_path, dtype=dtype)
+        clip_place = check_pretrained(clip_path, IMAGE_TOWER)
+        has_pooler = text_pooling == "pooler"
+        bert, new_in_bert = load_pretrained(
+            BertModel, bert_path, TEXT_TOWER, dtype=dtype, add_pooling_layer=has_pooler
+        )
+        with loading(clip_path):
+            clip_config = BertCLIPConfig.from_pretrained(clip_place)
         config = BertCLIPConfig(
-            text_config=bert.config, vision_config=clip.config.vision_config, projection_dim=clip.config.projection_dim
+            text_config=bert.config,
+            vision_config=clip_config.vision_config,
+            projection_dim=clip_config.projection_dim,
+            text_pooling=text_pooling,
+        )
+        # A vision tower alone is saved without the name of what it is in.
+        prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
+        clip, new_in_clip = load_pretrained(
+            cls, clip_path, IMAGE_TOWER, config=config, dtype=dtype, key_mapping=prefix
         )
         model = cls._from_config(config, dtype=dtype)
-        model.text_model.load_state_dict(bert.state_dict())
-        model.vision_model.load_state_dict(clip.vision_model.state_dict())
-        model.visual_projection.load_state_dict(clip.visual_projection.state_dict())
-        model.logit_scale.data.copy_(clip.logit_scale.data)
-        if clip.text_projection.weight.shape == model.text_projection.weight.shape:
-            model.text_projection.load_state_dict(clip.text_projection.state_dict())
+        weights = {f"text_model.{name}": value for name, value in bert.state_dict().items() if name not in new_in_bert}
+        for name, value in clip.state_dict().items():
+            if not name.startswith("text_model.") and name not in new_in_clip:
+                weights[name] = value
+        model.load_state_dict(weights, strict=False)
         return model
 
     def lock_vision(self, trainable_blocks: int = 0):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,37 @@ def bert_clip_path(tmp_path_factory, clip_path, bert_path) -> str:
     torch.manual_seed(2)
     BertCLIPModel.from_vision_text_pretrained(clip_path, bert_path).save_pretrained(path)
     save_processor(load_processor(clip_path, bert_path, max_length=24), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def chinese_clip_path(tmp_path_factory, bert_path) -> str:
+    """A Chinese-CLIP folder as on the hub: ChineseCLIPModel, vocab.txt, pictures squeezed to squares of 32 px."""
+    from transformers import BertConfig, ChineseCLIPConfig, ChineseCLIPModel
+    from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
+
+    path = str(tmp_path_factory.mktemp("chinese_clip"))
+    bert = BertConfig.from_pretrained(bert_path)
+    tower = dict(num_hidden_layers=2, num_attention_heads=2)
+    torch.manual_seed(3)
+    model = ChineseCLIPModel(
+        ChineseCLIPConfig(
+            text_config=dict(
+                hidden_size=32,
+                intermediate_size=64,
+                vocab_size=bert.vocab_size,
+                max_position_embeddings=24,
+                initializer_range=0.2,
+                **tower,
+            ),
+            vision_config=dict(hidden_size=48, intermediate_size=96, image_size=32, patch_size=16, **tower),
+            projection_dim=16,
+        )
+    )
+    model.save_pretrained(path)
+    shutil.copy(os.path.join(bert_path, "vocab.txt"), path)
+    size = {"height": 32, "width": 32}
+    ChineseCLIPImageProcessorPil(size=size, do_center_crop=False).save_pretrained(path)
     return path
 
 

@@ -1,21 +1,27 @@
 """The text tower of a BertCLIP folder as a plain BERT folder."""
 
+import logging
 import os
 import shutil
 
-from transformers import BertConfig, BertTokenizerFast
+from transformers import BertConfig
 
-from component.checkpoint import load_model, loading, quiet_transformers
+from component.checkpoint import load_model
 from component.files import new_folder
 from component.lock import sole_writer
-from component.processor import save_tokenizer
+from component.pretrained import quiet_transformers
+from component.processor import load_tokenizer, save_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
     """Write what plain `BertModel.from_pretrained` and `BertTokenizer.from_pretrained` load, weights bit for bit.
 
+    A model with "cls" pooling has no pooler to write, and a warning says how to load such a BERT.
+
     Args:
-        model_path: BertCLIP folder or hub name.
+        model_path: BertCLIP or Chinese-CLIP folder, or hub name.
         output: new or empty folder; it appears whole or not at all.
         overwrite: also write into a folder that holds files: those of the same name are replaced, others stay.
 
@@ -33,9 +39,9 @@ def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
             raise ValueError(f"{output} is not empty. Choose another folder, or write into it with --overwrite.")
         bert = load_model(model_path).text_model
         config = bert.config.to_dict()
+        pooling = config.pop("text_pooling")
         bert.config = BertConfig(**{**config, "model_type": "bert", "architectures": ["BertModel"]})
-        with loading(model_path):
-            tokenizer = BertTokenizerFast.from_pretrained(model_path)
+        tokenizer = load_tokenizer(model_path)
         tokenizer.model_max_length = min(tokenizer.model_max_length, bert.config.max_position_embeddings)
         with new_folder(output) as folder:
             with quiet_transformers():
@@ -43,6 +49,13 @@ def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
             save_tokenizer(tokenizer, folder)
             if os.path.isdir(output):
                 shutil.copytree(output, folder, symlinks=True, copy_function=_keep, dirs_exist_ok=True)
+    if pooling == "cls":
+        logger.warning(
+            "%s has no pooler, as Chinese-CLIP: load it with BertModel.from_pretrained(%r, add_pooling_layer=False), "
+            "and take last_hidden_state[:, 0] for the text.",
+            output,
+            output,
+        )
 
 
 def _keep(old: str, new: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import fields
 
+from component.configuration import POOLINGS
 from component.model_path import is_hub_name
 from component.pairs.sources import expand, is_shard
 
@@ -39,6 +40,11 @@ def check_files(args) -> None:
         raise ValueError(f"`output_dir` is {args.output_dir}, but {existing} is a file.")
     if not os.access(existing, os.W_OK):
         raise ValueError(f"`output_dir` is {args.output_dir}, but {existing} cannot be written to.")
+
+
+def check_text_pooling(args) -> None:
+    if args.text_pooling not in (None, *POOLINGS):
+        raise ValueError(f"`text_pooling` is {args.text_pooling!r}; expected {' or '.join(POOLINGS)}, or null.")
 
 
 def _check_pair_files(args, key: str) -> None:

@@ -10,11 +10,13 @@ import transformers
 from transformers import CLIPProcessor, set_seed
 
 from component.argument import CLIPTrainingArguments
+from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset
 from component.files import write_json
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
-from component.processor import load_processor
+from component.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
+from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features, fingerprint
 from component.training.shared_index import index_shards_together
 
@@ -25,9 +27,18 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     """The model with its image tower locked as the arguments say, and its processor."""
     set_seed(args.seed)  # the new text_projection is drawn here, before the Trainer sets its seed
     if args.load_from_bert_clip:
-        model = BertCLIPModel.from_pretrained(args.clip_pretrain_path, dtype=torch.float32)
+        _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
+        model = load_bert_clip(args.clip_pretrain_path, dtype=torch.float32)
+        if args.text_pooling not in (None, model.config.text_pooling):
+            raise ValueError(
+                f"`text_pooling` is {args.text_pooling}, but {args.clip_pretrain_path} was trained with "
+                f"{model.config.text_pooling}: leave text_pooling out."
+            )
     else:
-        model = BertCLIPModel.from_vision_text_pretrained(args.clip_pretrain_path, args.bert_pretrain_path)
+        _check_pretrained(args, clip_pretrain_path=IMAGE_TOWER, bert_pretrain_path=TEXT_TOWER)
+        model = BertCLIPModel.from_vision_text_pretrained(
+            args.clip_pretrain_path, args.bert_pretrain_path, text_pooling=args.text_pooling or "pooler"
+        )
     model.set_loss(args.loss_type)
     if args.trainable_vision_blocks is not None:
         model.lock_vision(args.trainable_vision_blocks)
@@ -35,7 +46,18 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     if args.max_seq_length > positions:
         raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")
     tokenizer_path = None if args.load_from_bert_clip else args.bert_pretrain_path
-    return model, load_processor(args.clip_pretrain_path, tokenizer_path, max_length=positions)
+    processor = load_processor(args.clip_pretrain_path, tokenizer_path, max_length=positions)
+    require_fitting(processor, model.config, args.clip_pretrain_path)
+    return model, processor
+
+
+def _check_pretrained(args: CLIPTrainingArguments, **uses: Use) -> None:
+    """Name the key of a folder that is not there or of another kind, before any weights are read."""
+    for key, use in uses.items():
+        try:
+            check_pretrained(getattr(args, key), use)
+        except ValueError as error:
+            raise ValueError(f"`{key}`: {error}") from error
 
 
 def load_datasets(args: CLIPTrainingArguments, processor: CLIPProcessor) -> tuple[PairDataset, PairDataset | None]:

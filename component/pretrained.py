@@ -1,0 +1,229 @@
+"""Pretrained folders and hub names: what they are and what they lack, said before anything is computed from them."""
+
+import functools
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import huggingface_hub
+import requests
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from component.model_path import is_hub_name
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_HUB_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a pretrained folder is wanted for.
+
+    Args:
+        name: as the error says it.
+        kinds: the model_types whose weights mean the same there.
+        instead: what works, as a sentence for the error.
+        needed: pattern that the names of the weights that have to be there begin with.
+        renewable: the same, of those of them that may be new, which a warning says.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    instead: str
+    needed: str = ""
+    renewable: str = "$"
+
+
+TEXT_TOWER = Use(
+    name="a BERT for the text tower",
+    kinds=("bert",),
+    instead="A BERT works (model_type bert), such as Langboat/mengzi-bert-base; of a BertCLIP folder, "
+    "save_bert_checkpoint.py makes one.",
+    needed=r"embeddings\.|encoder\.|pooler\.",
+    renewable=r"pooler\.",
+)
+IMAGE_TOWER = Use(
+    name="a CLIP for the image tower",
+    kinds=("clip", "clip_vision_model", "chinese_clip", "chinese_clip_vision_model"),
+    instead="A CLIP with its image tower works (model_type clip), such as openai/clip-vit-base-patch32.",
+    needed=r"vision_model\.|visual_projection\.|logit_scale",
+    renewable=r"visual_projection\.|logit_scale",
+)
+BERT_CLIP = Use(
+    name="a BertCLIP checkpoint",
+    kinds=("clip", "chinese_clip"),
+    instead="Give a folder that train_clip.py wrote, such as output/demo/checkpoint-final, or a Chinese-CLIP. To pair "
+    "a CLIP with a BERT, train with load_from_bert_clip false and bert_pretrain_path.",
+)
+
+
+def check_pretrained(path: str, use: Use) -> str:
+    """Look at files and config.json, milliseconds, and give what to load from, see `find_pretrained`.
+
+    Raises:
+        ValueError: no such folder or name, files that are missing, or another kind of model.
+    """
+    place = find_pretrained(path)
+    if os.path.isdir(place):
+        _require_files(place)
+    for kind in _kinds(read_config(place)):
+        if kind not in use.kinds:
+            raise ValueError(f"{path} is not {use.name}: its model_type is {kind}. {use.instead}")
+    return place
+
+
+def load_pretrained(
+    model_class: type[PreTrainedModel], path: str, use: Use, **options
+) -> tuple[PreTrainedModel, set[str]]:
+    """`from_pretrained`, checked: no weight that counts is random, unless it may be, and the log says so.
+
+    Args:
+        path: folder or hub name.
+        options: passed to `from_pretrained`.
+
+    Returns:
+        The model, and the names of its weights that do not come from the folder.
+
+    Raises:
+        ValueError: as `check_pretrained`; or damaged files, or weights that are missing or misshapen.
+    """
+    place = check_pretrained(path, use)
+    with loading(path):
+        model, info = model_class.from_pretrained(
+            place, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    new = [name for name in missing if re.match(use.renewable, name)]
+    faults = [f"{name} is missing" for name in missing if re.match(use.needed, name) and name not in new]
+    for name, found, expected in misshapen:
+        if re.match(use.needed, name):
+            faults.append(f"{name} is {tuple(found)}, but {tuple(expected)} by config.json")
+    if faults:
+        raise ValueError(
+            f"{path} is not {use.name}: {len(faults)} of its weights are missing or do not fit (the first: "
+            f"{faults[0]}). {use.instead}"
+        )
+    if new:
+        logger.warning("%s has no %s: new, and not trained yet.", path, " and ".join(new))
+    unused = [name for name in sorted(info["unexpected_keys"]) if _is_of_tower(name, use.needed)]
+    if unused:
+        logger.warning(
+            "%s has %d weights that the model has no place for (the first: %s).", path, len(unused), unused[0]
+        )
+    return model, {*missing, *(name for name, *_ in misshapen)}
+
+
+def find_pretrained(path: str) -> str:
+    """Where to load from: the folder, the hub name, or the folder of an earlier download where the Hub is far.
+
+    Raises:
+        ValueError: there is no such folder, or the Hub does not answer.
+    """
+    if is_hub_name(path):
+        if _hub_answers():
+            return path
+        try:
+            return huggingface_hub.snapshot_download(path, local_files_only=True)
+        except Exception:  # each version has another error for what was never downloaded
+            raise ValueError(
+                f"{path} is no folder (seen from {os.getcwd()}), and the Hub ({huggingface_hub.constants.ENDPOINT}) "
+                "does not answer. Give the path of a local folder with config.json, weights and vocab.txt or "
+                "preprocessor_config.json; or set the environment variable HF_ENDPOINT to a mirror of the Hub."
+            ) from None
+    if not os.path.isdir(path):
+        raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}).")
+    return path
+
+
+def _require_files(path: str) -> None:
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        checkpoints = sorted(name for name in os.listdir(path) if name.startswith("checkpoint-"))
+        hint = f" Did you mean {os.path.join(path, checkpoints[-1])}?" if checkpoints else ""
+        raise ValueError(f"{path} is not a model folder: it has no config.json.{hint}")
+    weights = [name for name in _WEIGHTS if os.path.isfile(os.path.join(path, name))]
+    if not weights:
+        raise ValueError(f"{path} has neither {' nor '.join(_WEIGHTS)}. Give a complete folder.")
+    for name in weights:
+        with open(os.path.join(path, name), "rb") as file:
+            begin = file.read(20)
+        if begin == b"version https://git-":
+            raise ValueError(f"{path}/{name} only points to the weights; fetch them: git lfs pull")
+        if name.endswith(".bin") and not begin.startswith((b"PK", b"\x80")):  # today's and the older torch.save
+            raise ValueError(f"{path}/{name} holds no weights that torch.save wrote. Fetch the folder again.")
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Asked once: what transformers does is six tries for each file, and two lines for each try."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        requests.head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except requests.RequestException:
+        return False
+    return True
+
+
+def read_config(path: str) -> dict:
+    """The content of config.json, of a folder or hub name. Raises ValueError: it is not one JSON object."""
+    if not os.path.isdir(path):
+        with loading(path):
+            return PretrainedConfig.get_config_dict(path)[0]
+    file = os.path.join(path, "config.json")
+    try:
+        with open(file, encoding="utf-8") as content:
+            config = json.load(content)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}). Give a complete model folder.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds a {type(config).__name__}, not one JSON object. Give a complete model folder.")
+    return config
+
+
+def _kinds(config: dict) -> Iterator[str]:
+    """The model_types that a config names: its own, and that of the class that wrote it, as far as it says so."""
+    if config.get("model_type"):
+        yield config["model_type"]
+    for name in config.get("architectures") or ():
+        model_class = getattr(transformers, name, None)
+        if model_class is not None:
+            yield model_class.config_class.model_type
+
+
+def _is_of_tower(name: str, needed: str) -> bool:
+    # Heads are left out on purpose, and buffers of older versions are made anew.
+    without_prefix = name.removeprefix("bert.")
+    return re.match(needed, without_prefix) is not None and not name.endswith(("position_ids", "token_type_ids"))
+
+
+@contextmanager
+def loading(path: str) -> Iterator[None]:
+    """Around a `from_pretrained`: any fault becomes one ValueError, and no progress bar is drawn."""
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, UnpicklingError, … each for a damaged file
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be loaded: {reason.rstrip('.')}. Is it whole? Fetch it again.") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without progress bars, and without the table of missing weights: the caller says in one line what is wrong."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

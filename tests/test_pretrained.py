@@ -1,0 +1,274 @@
+"""Pretrained folders: what is refused, what is made new with a word, and what loads in silence."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    CLIPModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from component.argument import load_arguments
+from component.checkpoint import load_checkpoint
+from component.export.bert import save_bert
+from component.filter.clip_score import ClipScorer
+from component.training.build import load_model
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)
+
+
+@pytest.fixture
+def towers(train_args):
+    """Load what `train_clip.py` would train; keyword arguments are keys of the JSON."""
+    return lambda **keys: load_model(load_arguments(train_args(**keys)))[0]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Copy a folder, with changed keys in its config.json (None: left out)."""
+
+    def copy(path: str, **config) -> str:
+        new = str(tmp_path / "copy")
+        shutil.copytree(path, new)
+        with open(f"{new}/config.json", encoding="utf-8") as file:
+            config = {**json.load(file), **config}
+        with open(f"{new}/config.json", "w", encoding="utf-8") as file:
+            json.dump({key: value for key, value in config.items() if value is not None}, file)
+        return new
+
+    return copy
+
+
+def said(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("component")]
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# ---- text towers ----
+
+
+@pytest.mark.parametrize(
+    "kind",
+    "ernie modernbert roformer roberta xlm-roberta albert distilbert electra deberta-v2 gpt2 t5 megatron-bert".split(),
+)
+def test_a_text_tower_of_another_kind_is_refused_with_folder_and_kind(towers, copy, bert_path, kind):
+    path = copy(bert_path, model_type=kind, architectures=None)
+    with pytest.raises(ValueError, match=f"`bert_pretrain_path`: {path} .*its model_type is {kind}. A BERT works"):
+        towers(bert_pretrain_path=path)
+
+
+def test_a_class_that_contradicts_its_kind_is_refused(towers, bert_path, tmp_path, copy):
+    """RoBERTa has BERT's names and shapes, and other positions: nothing else gives it away."""
+    RobertaModel(RobertaConfig(**SMALL, max_position_embeddings=24)).save_pretrained(tmp_path / "roberta")
+    shutil.copy(f"{bert_path}/vocab.txt", tmp_path / "roberta")
+    for kind in ("bert", None):
+        path = copy(str(tmp_path / "roberta"), model_type=kind)
+        with pytest.raises(ValueError, match="its model_type is roberta"):
+            towers(bert_pretrain_path=path)
+        shutil.rmtree(path)
+
+
+def test_a_lying_config_is_told_by_the_weights(towers, copy, tmp_path, bert_path):
+    albert = AlbertModel(AlbertConfig(**SMALL, embedding_size=32, max_position_embeddings=24))
+    albert.save_pretrained(tmp_path / "albert")
+    path = copy(str(tmp_path / "albert"), model_type="bert", architectures=None)
+    with pytest.raises(ValueError, match=r"is not a BERT for the text tower: \d+ of its weights are missing") as error:
+        towers(bert_pretrain_path=path)
+    assert path in one_line(error)
+
+
+@pytest.mark.parametrize("lacking", ["embeddings.word_embeddings.weight", "encoder.layer.1.output.dense.bias"])
+def test_a_bert_that_lacks_a_weight_is_refused_by_its_name(towers, copy, bert_path, lacking):
+    path = copy(bert_path)
+    weights = load_file(f"{path}/model.safetensors")
+    del weights[lacking]
+    save_file(weights, f"{path}/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"the first: {lacking} is missing"):
+        towers(bert_pretrain_path=path)
+
+
+def test_a_bert_of_other_shapes_than_its_config_is_refused(towers, copy, bert_path):
+    with pytest.raises(ValueError, match=r"word_embeddings.weight is \(\d+, 32\), but \(99, 32\) by config.json"):
+        towers(bert_pretrain_path=copy(bert_path, vocab_size=99))
+
+
+def test_layers_that_the_config_leaves_out_are_counted(towers, copy, bert_path, caplog):
+    model = towers(bert_pretrain_path=copy(bert_path, num_hidden_layers=1))
+    assert len(model.text_model.encoder.layer) == 1
+    assert "has 16 weights that the model has no place for (the first: encoder.layer.1" in caplog.text
+
+
+def test_a_bert_without_a_pooler_gets_a_new_one_and_a_line_says_so(towers, copy, bert_path, caplog):
+    path = copy(bert_path)
+    weights = load_file(f"{path}/model.safetensors")
+    save_file({k: v for k, v in weights.items() if "pooler" not in k}, f"{path}/model.safetensors", {"format": "pt"})
+    model = towers(bert_pretrain_path=path)
+    assert said(caplog) == [f"{path} has no pooler.dense.bias and pooler.dense.weight: new, and not trained yet."]
+    assert 0 < model.text_model.pooler.dense.weight.std() < 0.3
+    assert torch.equal(
+        model.text_model.embeddings.word_embeddings.weight, weights["embeddings.word_embeddings.weight"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["bert", None])
+def test_a_bert_with_prefix_heads_and_old_names_loads_without_a_word(towers, copy, bert_path, kind, capfd, caplog):
+    path = copy(bert_path, model_type=kind, architectures=["BertForMaskedLM"])
+    weights = load_file(f"{path}/model.safetensors")
+    old = {
+        f"bert.{key}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for key, value in weights.items()
+    }
+    old |= {"cls.predictions.bias": torch.zeros(40), "bert.embeddings.position_ids": torch.arange(24)[None]}
+    os.remove(f"{path}/model.safetensors")
+    torch.save(old, f"{path}/pytorch_model.bin")
+    model = towers(bert_pretrain_path=path)
+    for name, value in model.text_model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert capfd.readouterr().err == "" and not said(caplog)
+
+
+# ---- image towers ----
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip_vision_model", "dinov2", "vit", "bert", "blip", "altclip"])
+def test_an_image_tower_of_another_kind_is_refused(towers, copy, clip_path, kind):
+    path = copy(clip_path, model_type=kind, architectures=None)
+    with pytest.raises(ValueError, match=f"`clip_pretrain_path`: {path} .*model_type is {kind}. A CLIP with"):
+        towers(clip_pretrain_path=path)
+
+
+@pytest.mark.parametrize("model_class", [CLIPVisionModel, CLIPVisionModelWithProjection])
+def test_a_lone_image_tower_is_taken_and_what_is_new_is_said(towers, clip_path, tmp_path, model_class, caplog):
+    path = str(tmp_path / "vision")
+    config = CLIPModel.from_pretrained(clip_path).config.vision_config
+    config.projection_dim = 16
+    tower = model_class.from_pretrained(clip_path, config=config)
+    tower.save_pretrained(path)
+    shutil.copy(f"{clip_path}/preprocessor_config.json", path)
+    model = towers(clip_pretrain_path=path)
+    whole = CLIPModel.from_pretrained(clip_path).vision_model.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in model.vision_model.state_dict().items())
+    assert model.visual_projection.weight.shape == (16, 48) and model.visual_projection.weight.requires_grad
+    assert model.logit_scale.item() == pytest.approx(2.6592)
+    new = [name for name in ("logit_scale", "visual_projection.weight") if name not in tower.state_dict()]
+    assert said(caplog) == [f"{path} has no {' and '.join(new)}: new, and not trained yet."]
+
+
+def test_a_clip_without_its_image_tower_is_refused(towers, clip_path, copy, tmp_path):
+    path = copy(clip_path, architectures=None)
+    text = CLIPModel.from_pretrained(clip_path).state_dict()
+    text = {key: value for key, value in text.items() if key.startswith("text_model.")}
+    save_file(text, f"{path}/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="is not a CLIP for the image tower: .*vision_model.*is missing"):
+        towers(clip_pretrain_path=path)
+
+
+def test_a_projection_of_another_width_than_its_config_is_refused(towers, copy, clip_path):
+    with pytest.raises(ValueError, match=r"visual_projection.weight is \(16, 48\), but \(24, 48\)"):
+        towers(clip_pretrain_path=copy(clip_path, projection_dim=24))
+
+
+def test_an_image_processor_for_another_size_is_refused(towers, copy, clip_path):
+    path = copy(clip_path)
+    with open(f"{path}/preprocessor_config.json", "w") as file:
+        json.dump({"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}, file)
+    with pytest.raises(ValueError, match="makes pictures of 64 × 64 pixels, but its image tower takes 32 × 32"):
+        towers(clip_pretrain_path=path)
+
+
+# ---- whole folders: one check for training, evaluation, prediction, filter and save_bert ----
+
+
+@pytest.fixture(params=["training", "inference", "filter", "save_bert"])
+def load_whole(request, towers, tmp_path):
+    return {
+        "training": lambda path: towers(clip_pretrain_path=path, load_from_bert_clip=True),
+        "inference": load_checkpoint,
+        "filter": ClipScorer,
+        "save_bert": lambda path: save_bert(path, str(tmp_path / "bert")),
+    }[request.param]
+
+
+def test_a_plain_clip_is_no_bert_clip(load_whole, clip_path):
+    with pytest.raises(ValueError, match="is not a BertCLIP checkpoint: .* pair a CLIP with a BERT") as error:
+        load_whole(clip_path)
+    assert clip_path in one_line(error)
+
+
+@pytest.mark.parametrize("lacking", ["text_model.pooler.dense.weight", "text_projection.weight", "logit_scale"])
+def test_a_bert_clip_that_lacks_a_weight_is_refused_by_its_name(load_whole, copy, bert_clip_path, lacking):
+    path = copy(bert_clip_path)
+    weights = load_file(f"{path}/model.safetensors")
+    del weights[lacking]
+    save_file(weights, f"{path}/model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{path} .*the first: {lacking} is missing"):
+        load_whole(path)
+
+
+def test_a_bert_clip_of_other_shapes_than_its_config_is_refused(load_whole, copy, bert_clip_path):
+    with pytest.raises(ValueError, match=r"text_projection.weight is \(16, 32\), but \(8, 32\) by config.json"):
+        load_whole(copy(bert_clip_path, projection_dim=8))
+
+
+def _truncate(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+FAULTS = {
+    "empty folder": lambda path: [os.remove(f"{path}/{name}") for name in os.listdir(path)],
+    "no weights": lambda path: os.remove(f"{path}/model.safetensors"),
+    "half weights": lambda path: _truncate(f"{path}/model.safetensors"),
+    "empty weights": lambda path: os.truncate(f"{path}/model.safetensors", 0),
+    "no json": lambda path: _truncate(f"{path}/config.json"),
+    "json of a list": lambda path: _write(f"{path}/config.json", "[]"),
+    "binary json": lambda path: _write(f"{path}/config.json", "\udcff"),
+    "a bin that is none": lambda path: os.rename(f"{path}/model.safetensors", f"{path}/pytorch_model.bin"),
+    "a pointer": lambda path: _write(f"{path}/model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
+    "a lost shard": lambda path: (
+        os.remove(f"{path}/model.safetensors"),
+        _write(f"{path}/model.safetensors.index.json", '{"metadata": {}, "weight_map": {"x": "1.safetensors"}}'),
+    ),
+    "text for a width": lambda path: _write(f"{path}/config.json", '{"model_type": "clip", "projection_dim": "x"}'),
+    "a null tower": lambda path: _write(f"{path}/config.json", '{"model_type": "clip", "vision_config": 3}'),
+    "lacking keys": lambda path: _write(
+        f"{path}/config.json", '{"text_config": {"num_hidden_layers": 1}, "vision_config": {"num_hidden_layers": 1}}'
+    ),
+}
+
+
+def _write(path, text):
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_folder_is_one_line_with_its_name(copy, bert_clip_path, towers, fault):
+    path = copy(bert_clip_path)
+    FAULTS[fault](path)
+    for load in (load_checkpoint, lambda path: towers(clip_pretrain_path=path, load_from_bert_clip=True)):
+        with pytest.raises(ValueError) as error:
+            load(path)
+        assert path in one_line(error) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_bert_is_one_line_with_its_name(copy, bert_path, towers, fault):
+    path = copy(bert_path)
+    FAULTS[fault](path)
+    with pytest.raises(ValueError) as error:
+        towers(bert_pretrain_path=path)
+    assert path in one_line(error) and len(str(error.value)) < 500

@@ -57,6 +57,9 @@ def parse_args() -> argparse.Namespace:
     if args.clip_model and not args.histogram:
         args.histogram = os.path.splitext(args.out_file or args.train_file)[0] + "-similarity.png"
     parser.require_distinct(args, "train_file", "out_file", "report", "histogram")
+    for path in filter(None, (args.out_file, args.report)):
+        if path.lower().endswith((".gz", ".bz2", ".xz", ".zst", ".zip", ".parquet", ".xlsx")):
+            parser.error(f"{path} will be a plain CSV; give a name that ends in .csv, and pack it afterwards")
     return args
 
 

@@ -1,5 +1,7 @@
 """Tables and pictures as people have them."""
 
+import gzip
+import random
 import subprocess
 import sys
 
@@ -18,7 +20,7 @@ from component.image.load import BadImageError, load_image
 from component.pairs.parquet import read_parquet
 from component.pairs.paths import image_file, normal_name, writable_file
 from component.pairs.sources import expand
-from component.pairs.table import read_pairs
+from component.pairs.table import read_pairs, table_writer
 from component.processor import load_processor
 
 
@@ -58,21 +60,140 @@ def test_chunks_keep_the_order_and_lose_no_row(tmp_path):
     [
         ("text,url\na,b\n", "no column `filename` .found: text, url"),
         ("", "empty"),
-        ("text,filename\na,b,c,d\n", "line 2"),
-        ('text,filename\n"a,b\n', "well-formed"),
+        ("\n \n", "empty"),
+        ('\n"text,filename\na,b\n', "in line 2: a quote that opens in it is never closed"),
+        ("text,filename\na,b,c,d\n", "in line 2: it has 4 cells, more than the 2 of the header"),
+        ("text,filename\n" + "a,b\n" * 2500 + "红裙,夏季,包邮\n", "in line 2502: it has 3 cells"),
+        ('text,filename\n"a\r\nb\rc",1.jpg\n\n"d\ne",f\nx,y,\n', "in line 8: it has 3 cells"),
+        ("text,filename\rx,y\rx,y,z\r", "in line 3: it has 3 cells"),
+        ('text,filename\nx,y\n"a,b\n', "in line 3: a quote that opens in it is never closed"),
+        (f'text,filename\nx,y\n"{"a,b" * 25}', "in line 3: field larger"),
+        (f"text,filename\nx,{'y' * 80}", "in line 2: field larger"),
+        (f"text,filename\nx,{'y' * 200}", "line 2 has more than 90 characters"),
+        (f"text,filename{',' * 12}\n", "has 14 columns"),
+        ("text,filename,text\n", "2 columns `text`. Which one counts"),
+        (" Text,filename\n", "Blanks and capitals count: rename ' Text'"),
+        ("text;filename\n", "separated by semicolons"),
+        ("text\tfilename\n", "separated by tabs"),
+        ("text，filename\n", "separated by full-width commas"),
+        ('{"text": "a"}\n', "looks like JSON"),
     ],
 )
-def test_a_bad_table_is_named_with_its_fault(tmp_path, content, message):
-    path = table(tmp_path / "t.csv", content)
+@pytest.mark.parametrize("only_required", [False, True])
+def test_a_bad_table_is_named_with_its_fault(tmp_path, monkeypatch, content, message, only_required):
+    monkeypatch.setattr("component.pairs.table.MAX_CELL", 60)
+    monkeypatch.setattr("component.pairs.table.MAX_COLUMNS", 10)
+    monkeypatch.setattr("component.pairs.text_file.MAX_LINE", 90)
+    path = str(tmp_path / "t.csv")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        file.write(content)
     with pytest.raises(ValueError, match=message) as error:
-        list(read_pairs(path))
-    assert path in str(error.value)
+        list(read_pairs(path, only_required=only_required))
+    assert path in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_table_in_gbk_says_how_to_convert_it(tmp_path):
-    path = table(tmp_path / "t.csv", "text,filename\n一只小狗,1.jpg\n", "gbk")
-    with pytest.raises(ValueError, match="iconv"):
-        list(read_pairs(path))
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_rows_are_read_whatever_ends_the_lines_and_wherever_one_is_blank(tmp_path, ends):
+    path = str(tmp_path / "t.csv")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        file.write(ends.join(["", "\ufefftext,filename,", "一", " ", "", '"二""",b,c', 'x"y,"d"e']))
+    (chunk,) = read_pairs(path)
+    assert list(chunk.columns) == ["text", "filename", ""]
+    assert chunk.values.tolist() == [["一", "", ""], ['二"', "b", "c"], ['x"y', "de", ""]]
+
+
+def test_a_table_without_rows_is_an_empty_frame(tmp_path):
+    (chunk,) = read_pairs(table(tmp_path / "t.csv", "text,filename"))
+    assert list(chunk.columns) == ["text", "filename"] and len(chunk) == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text,filename\n一,1.jpg\n"大码,2.jpg\n猫,3.jpg\n"韩版,4.jpg\n',
+        'text,url,filename\n一,u,1.jpg\n大码,"http://a/2.jpg,2.jpg\n猫,"http://a/3.jpg,3.jpg\n',
+        'filename,text\n1.jpg,一\n2.jpg,"大码\n3.jpg,猫\n4.jpg,"韩版\n',
+    ],
+)
+def test_a_cell_that_swallowed_rows_is_told_with_its_line(tmp_path, caplog, content):
+    path = table(tmp_path / "t.csv", content)
+    assert sum(map(len, read_pairs(path))) == 2 and sum(map(len, read_pairs(path))) == 2
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"{path}, line 3: one cell holds") and "stray quote in lines 3 to" in warning
+
+
+def test_a_caption_of_several_lines_is_nothing_strange(tmp_path, caplog):
+    list(read_pairs(table(tmp_path / "t.csv", 'text,filename\n"红, 蓝\n绿",1.jpg\n"a.b\nc",2.jpg\n')))
+    assert not caplog.records
+
+
+def test_any_table_that_is_written_reads_back_the_same(tmp_path):
+    draw = random.Random(0)
+    letters = "a,'\";\t \r\n\r\n\u2028\x85\x0b图é\ufeff\u200b😀\x1a=-"
+    for _ in range(200):
+        header = ["".join(draw.choices(letters, k=draw.randint(0, 3))) for _ in range(draw.randint(0, 3))]
+        header = draw.sample([*header, "text", "filename"], len(header) + 2)
+        rows = [["".join(draw.choices(letters, k=draw.randint(0, 4))) for _ in header] for _ in range(5)]
+        with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8") as file:
+            writer = table_writer(file)
+            writer.writerows([header, *rows])
+        (chunk,) = read_pairs(str(tmp_path / "t.csv"))
+        assert chunk.values.tolist() == rows
+        assert list(chunk.columns) == [name.lstrip("\ufeff") for name in header]
+
+
+ROWS = "text,filename\n" + "一只小狗在摇尾巴，红色的圆,1.jpg\n" * 20
+SIZE = len(ROWS.encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(ROWS.encode(encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")),
+        b"\xfe\xff" + ROWS.encode("utf-16be"),
+        gzip.compress(ROWS.encode()),
+        gzip.compress(ROWS.encode("utf-16")),
+    ],
+)
+def test_a_table_is_read_by_its_bytes_whatever_its_name(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    (chunk,) = read_pairs(str(tmp_path / "t.csv"))
+    assert chunk["text"].tolist() == ["一只小狗在摇尾巴，红色的圆"] * 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROWS.encode("gbk"), "0xb9 in line 2, at byte 20 .* looks like GBK. Convert it: iconv -f gb18030"),
+        ("text,filename\n一隻小狗在搖尾巴,1.jpg\n".encode("big5"), "looks like Big5. Convert it: iconv -f big5"),
+        (
+            ROWS.encode() + b"\xff,1.jpg\n" + ROWS.encode(),
+            f"but for one line .0xff in line 22, at byte {SIZE} of",
+        ),
+        (ROWS.encode() + b'"a\nb",1.jpg\nx\xff\n', f"UTF-8 but for one line .0xff in line 24, at byte {SIZE + 13} of"),
+        (ROWS.encode() + ROWS.encode("gbk"), "UTF-8 but for 20 lines, which look like GBK .0xb9 in line 23"),
+        (ROWS.encode() + "一".encode()[:2], "UTF-8 but for one line .* unexpected end of data.. Mend"),
+        (b"text,filename\ncaf\xe9,1.jpg\n", "not UTF-8 .0xe9 in line 2, at byte 17 .* Save it as UTF-8"),
+        (ROWS.encode("utf-16le"), "UTF-16LE without a mark. Convert it: iconv -f utf-16le"),
+        (ROWS.encode("utf-16be"), "UTF-16BE without a mark"),
+        (ROWS.encode("utf-16")[:-1], "begins as utf-16 but is damaged"),
+        (b"PK\x03\x04" + bytes(100), "Excel file or a zip archive"),
+        (b"\xd0\xcf\x11\xe0" + bytes(100), "is an Excel file"),
+        (b"PAR1" + bytes(100), "Give it a name that ends in .parquet"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\x28\xb5\x2f\xfd" + bytes(100), "zstd -d"),
+        (gzip.compress(ROWS.encode())[:-9], "packed, and damaged or cut short"),
+        (gzip.compress(random.Random(0).randbytes(1000))[:500], "packed, and damaged or cut short"),
+        (gzip.compress(ROWS.encode())[:20] + b"\xff" * 100, "packed, and damaged or cut short"),
+        (gzip.compress(bytes(257) + b"ustar"), "is a tar. Give a shard plain"),
+    ],
+)
+def test_what_is_no_utf_8_gets_the_mend_that_fits(tmp_path, content, message):
+    (tmp_path / "my t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        list(read_pairs(str(tmp_path / "my t.csv")))
+    assert str(tmp_path / "my t.csv") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_table_is_named():

@@ -14,11 +14,13 @@ import pytest
 from image_server import huge_png, picture
 from PIL import Image
 
+import filter_data
 from component.filter.rules import FilterRules, chinese_share
 from component.filter.run import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
 from component.image.check import check_image
 from component.image.load import BadImageError, load_image
 from component.image.perceptual_hash import NearDuplicates, perceptual_hash
+from component.pairs.table import read_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -344,3 +346,24 @@ def test_an_old_result_survives_a_run_that_fails(tmp_path):
 
 def test_every_deletable_reason_is_a_known_reason():
     assert set(REASONS) >= BAD_IMAGES
+
+
+def test_kept_rows_read_back_the_same_whatever_is_in_them(tmp_path):
+    draw = random.Random(0)
+    rows = [["".join(draw.choices("a,'\"; \t\r\n图\u200b\u2028", k=4)) for _ in range(5)] for _ in range(300)]
+    path = str(write_table(tmp_path, rows, header=("", "text", "url", "filename", "url")))
+    with FilterOutput(str(tmp_path / "out.csv")) as output:
+        for chunk in read_pairs(path, chunk_rows=90):
+            output.add(chunk, ["", "small", ""] * (len(chunk) // 3))
+    (kept,) = read_pairs(str(tmp_path / "out.csv"))
+    assert list(kept.columns) == ["", "text", "url", "filename", "url"]
+    assert kept.values.tolist() == [row for number, row in enumerate(rows) if number % 3 != 1]
+
+
+@pytest.mark.parametrize("name", ["out.csv.gz", "out.parquet", "OUT.ZIP"])
+def test_a_name_that_promises_another_format_is_refused(tmp_path, images, monkeypatch, capsys, name):
+    arguments = ["--train_file", "t.csv", "--image_path", str(images), "--out_file", str(tmp_path / name)]
+    monkeypatch.setattr(sys, "argv", ["filter_data.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        filter_data.parse_args()
+    assert "will be a plain CSV; give a name that ends in .csv" in capsys.readouterr().err

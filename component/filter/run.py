@@ -18,7 +18,7 @@ from component.filter.rules import FilterRules, Finding, check_pairs
 from component.image.perceptual_hash import NearDuplicates
 from component.lock import sole_writer
 from component.pairs.paths import image_file, writable_file
-from component.pairs.table import read_pairs
+from component.pairs.table import read_pairs, table_writer
 from component.plain_text import spreadsheet_cell
 
 COLUMNS = ("text", "filename")
@@ -180,8 +180,10 @@ class FilterOutput:
     def add(self, chunk: pd.DataFrame, reasons: list[str]) -> None:
         """Take the next rows and their reasons."""
         if self._out:
-            kept = chunk.loc[[not reason for reason in reasons]]
-            kept.to_csv(self._out, index=False, header=self._rows == 0)
+            table = table_writer(self._out)
+            if self._rows == 0:
+                table.writerow(chunk.columns)
+            table.writerows(chunk.loc[[not reason for reason in reasons]].to_numpy(object).tolist())
         if self._report:
             writer = csv.writer(self._report)
             for row, (name, text, reason) in enumerate(zip(chunk["filename"], chunk["text"], reasons, strict=True), 1):

@@ -1,0 +1,147 @@
+"""Text files as people have them: UTF-8, also packed, and what to do about those that are something else."""
+
+import codecs
+import functools
+import gzip
+import io
+import os
+import re
+import shlex
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, TextIO
+
+MAX_LINE = 2**25  # characters; a picture as base64 fits
+_HEAD_BYTES = 4096
+_SAMPLE_BYTES = 2**20
+_ENOUGH_LINES = 10_000  # that are not UTF-8, to say what they are
+
+# First bytes → what a file is, and the mend.
+_OTHER_KINDS = (
+    (b"PK\x03\x04", "an Excel file or a zip archive", "In Excel, save it as “CSV UTF-8”; a zip is to be unpacked."),
+    (b"\xd0\xcf\x11\xe0", "an Excel file", "In Excel, save it as “CSV UTF-8”."),
+    (b"PAR1", "a Parquet file", "Give it a name that ends in .parquet."),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", "Unpack it: zstd -d."),
+    (b"BZh", "packed by bzip2", "Unpack it: bunzip2."),
+    (b"\xfd7zXZ", "packed by xz", "Unpack it: unxz."),
+    (b"7z\xbc\xaf", "a 7-Zip archive", "Unpack it."),
+    (b"Rar!", "a RAR archive", "Unpack it."),
+    (b"%PDF", "a PDF", "Give the table itself."),
+    (b"\x89PNG", "a picture", "Give the table that names it."),
+    (b"\xff\xd8\xff", "a picture", "Give the table that names it."),
+    (b"version https://git-lfs", "the pointer of Git LFS to a file that is not here", "Fetch the file: git lfs pull."),
+)
+_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
+
+
+@contextmanager
+def open_text(path: str) -> Iterator[TextIO]:
+    """Open a text file for reading, its line ends as they are.
+
+    It is UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one; what gzip packed is unpacked on the
+    way, whatever the name.
+
+    Raises:
+        ValueError: with the mend; here for a file that is something else, within the block for a damaged one.
+        OSError: the file cannot be read.
+    """
+    try:
+        with _unpacked(path) as file:
+            encoding = _encoding(path, file.peek(_HEAD_BYTES)[:_HEAD_BYTES])
+            try:
+                yield io.TextIOWrapper(file, encoding, newline="")
+            except UnicodeDecodeError as error:
+                fault = f"{path} begins as {encoding} but is damaged: {error.reason}. Save it as UTF-8."
+                raise ValueError(_encoding_fault(path) if encoding == "utf-8-sig" else fault) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is packed, and damaged or cut short: {error}. Fetch or pack it again.") from None
+
+
+def text_lines(file: TextIO, path: str) -> Iterator[str]:
+    """Yield the lines of an open text file. Raises ValueError for one that would fill the memory."""
+    for number, line in enumerate(iter(functools.partial(file.readline, MAX_LINE), ""), 1):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"{path}, line {number} has more than {MAX_LINE:,} characters. Is it the right file?")
+        yield line
+
+
+def _unpacked(path: str) -> BinaryIO:
+    with open(path, "rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if is_packed else open(path, "rb")
+
+
+def _encoding(path: str, head: bytes) -> str:
+    """How the text that begins so is written. Raises ValueError where it is none."""
+    for start, kind, mend in _OTHER_KINDS:
+        if head.startswith(start):
+            raise ValueError(f"{path} is {kind}. {mend}")
+    if _HTML.match(head):
+        raise ValueError(f"{path} is a web page, perhaps that of an error or a login. Fetch the file itself.")
+    if head[257:262] == b"ustar":
+        raise ValueError(f"{path} is a tar. Give a shard plain, with a name that ends in .tar.")
+    # The mark of UTF-16 is the beginning of that of UTF-32.
+    for marks, encoding in (
+        ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+        ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+    ):
+        if head.startswith(marks):
+            return encoding
+    for zeros, name in ((head[1:8:2], "utf-16le"), (head[0:8:2], "utf-16be")):
+        if zeros == bytes(4):
+            raise ValueError(f"{path} is {name.upper()} without a mark. Convert it: {_convert(path, name)}")
+    return "utf-8-sig"
+
+
+def _convert(path: str, encoding: str) -> str:
+    return f"iconv -f {encoding} -t utf-8 {shlex.quote(path)} > utf8{os.path.splitext(path)[1]}"
+
+
+def _encoding_fault(path: str) -> str:
+    """What is wrong with a file that is not UTF-8: where, whether all of it or a few bytes, and the mend."""
+    offset, first, num_bad, good, replaced, sample = 0, "", 0, 0, 0, b""
+    with _unpacked(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+            try:
+                characters = line.decode()
+            except UnicodeDecodeError as error:
+                first = first or (
+                    f"0x{line[error.start]:02x} in line {number}, at byte {offset + error.start} of the file: "
+                    f"{error.reason}"
+                )
+                num_bad += 1
+                sample += line[: _SAMPLE_BYTES - len(sample)]
+                characters = line.decode(errors="replace")
+            good += not characters.isascii() and sum("\u07ff" < character != "\ufffd" for character in characters)
+            replaced += characters.count("\ufffd")
+            offset += len(line)
+            if num_bad == _ENOUGH_LINES:
+                break
+    guess = _guess_encoding(sample)
+    if good > replaced:
+        lines = "one line" if num_bad == 1 else f"{num_bad} lines" + " or more" * (num_bad == _ENOUGH_LINES)
+        looks = f", which look{'s' * (num_bad == 1)} like {guess[0]}" if guess else ""
+        return (
+            f"{path} is UTF-8 but for {lines}{looks} ({first}). Mend that, or leave such bytes out: "
+            f"{_convert(path, 'utf-8 -c')}"
+        )
+    if guess:
+        return f"{path} is not UTF-8 ({first}) but looks like {guess[0]}. Convert it: {_convert(path, guess[1])}"
+    return f"{path} is not UTF-8 ({first}). Save it as UTF-8; `file {shlex.quote(path)}` may tell what it is."
+
+
+def _guess_encoding(sample: bytes) -> tuple[str, str] | None:
+    """(name, iconv's name) of the Chinese encoding in which most of the characters would be everyday ones."""
+    shares = {}
+    # Both standards put the everyday characters first, under these first bytes.
+    for name, codec, leads, least_trail in (
+        ("GBK", "gb18030", range(0xB0, 0xD8), 0xA1),
+        ("Big5", "big5", range(0xA4, 0xC7), 0x40),
+    ):
+        text = [character for character in sample.decode(codec, errors="replace") if character > "\x7f"]
+        codes = [character.encode(codec, errors="ignore") for character in text]
+        everyday = sum(len(code) == 2 and code[0] in leads and code[1] >= least_trail for code in codes)
+        shares[name, codec] = everyday / max(len(codes), 1)
+    best = max(shares, key=shares.get)
+    return best if shares[best] > 0.5 else None

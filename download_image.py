@@ -1,6 +1,7 @@
 """Download the pictures of a CSV `text,url,filename`. Run it again to resume; see --help and the README."""
 
 import argparse
+import logging
 import sys
 import warnings
 
@@ -35,11 +36,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--resize", type=whole_number("pixels"), help="shorter side in pixels; saves upright JPEGs")
     parser.add_argument("--retry_failed", action="store_true", help="try those again that an earlier run gave up")
     parser.add_argument("--fail_over", type=share, metavar="SHARE", help="exit with 1 if a larger share failed")
-    parser.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="this machine's part: 1/4 … 4/4")
+    parser.add_argument(
+        "--shard", dest="part", type=part, default=(1, 1), metavar="I/N", help="this machine's part: 1/4 … 4/4"
+    )
     parser.add_argument(
         "--report", type=output_file, help="default: download_report.csv beside the CSV (one for each shard)"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="check files from elsewhere once, and fetch the broken ones again"
+    )
     parser.add_argument("--user_agent", help="say who you are")
+    parser.add_argument("--referer", help="for hosts that want one: a URL, or '{origin}/' for the host's own pages")
+    parser.add_argument(
+        "--no_verify_tls", nargs="+", default=(), metavar="HOST", help="do not look at the certificates of these hosts"
+    )
     parser.add_argument("--proxy", help="http://host:port; proxy variables of the environment are not read")
     parser.add_argument(
         "--allow_private_hosts", action="store_true", help="also fetch from loopback, link-local and private addresses"
@@ -68,32 +78,40 @@ def download(args: argparse.Namespace) -> int:
     from component.download.fetch import FetchLimits
     from component.download.report import Report, default_report
     from component.download.run import DownloadSettings, download_images
-    from component.download.tally import Tally
+    from component.download.tally import Tally, summary
     from component.download.url_table import count_rows
 
-    warnings.filterwarnings("ignore", module="PIL")  # Pillow warns of what it repairs, in the middle of the bar
-    limits = {"timeout": args.timeout, "max_bytes": args.max_bytes, "proxy": args.proxy}
-    if args.user_agent:
-        limits["user_agent"] = args.user_agent
+    # Pillow and urllib3 warn of what they repair, in the middle of the bar
+    warnings.filterwarnings("ignore", module="PIL|urllib3")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    limits = FetchLimits(
+        timeout=args.timeout,
+        max_bytes=args.max_bytes,
+        user_agent=args.user_agent or FetchLimits.user_agent,
+        referer=args.referer,
+        proxy=args.proxy,
+        allow_private_hosts=args.allow_private_hosts,
+        no_verify_tls=tuple(args.no_verify_tls),
+    )
     settings = DownloadSettings(
         num_threads=args.num_threads,
         per_host=args.per_host,
         retries=args.retries,
         resize=args.resize,
-        limits=FetchLimits(**limits, allow_private_hosts=args.allow_private_hosts),
+        limits=limits,
     )
-    total = count_rows(args.train_file, args.shard)
+    total = count_rows(args.train_file, args.part)
     tally = Tally()
-    path = args.report or default_report(args.train_file, args.shard)
-    with Report(path) as report, tqdm(total=total, unit="img", miniters=1) as bar:
-        outcomes = download_images(args.train_file, args.image_path, report, settings, args.shard, args.retry_failed)
-        for outcome in outcomes:
-            tally.add(outcome)
-            bar.set_postfix(tally.by_status, refresh=False)
-            bar.update()
-    print(f"\n{tally}\n\nReport: {path}")
-    if tally.may_retry:
-        print("Run again with --retry_failed to give the failed rows another chance.")
+    with Report(args.report or default_report(args.train_file, args.part)) as report:
+        outcomes = download_images(
+            args.train_file, args.image_path, report, settings, args.part, args.retry_failed, args.verify
+        )
+        with tqdm(total=total, unit="img", miniters=1) as bar:
+            for outcome in outcomes:
+                tally.add(outcome)
+                bar.set_postfix(tally.by_status, refresh=False)
+                bar.update()
+        print(f"\n{summary(tally, report, limits)}")
     return int(args.fail_over is not None and tally.failed_share > args.fail_over)
 
 

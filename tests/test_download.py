@@ -1,11 +1,15 @@
 """download_image.py through its own command line, against a real server that misbehaves."""
 
 import csv
+import io
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +17,12 @@ import pytest
 from image_server import ImageServer, picture
 from PIL import Image
 
+from component.download.fetch import FetchLimits
 from component.download.host_queue import HostQueue
+from component.download.report import Outcome, Report
+from component.download.run import DownloadSettings, download_images
+from component.download.tally import Tally, summary
+from component.files import new_file
 from component.pairs.paths import writable_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +55,17 @@ def report(folder, name="download_report.csv") -> dict[str, dict]:
     """The last report row of each file name."""
     with open(folder / name, newline="", encoding="utf-8") as file:
         return {row["filename"]: row for row in csv.DictReader(file)}
+
+
+def download(folder, part=(1, 1), limits=None, **options) -> tuple[dict, str]:
+    """As `run`, in this process: rows by status and reason, and the summary."""
+    settings = DownloadSettings(num_threads=4, retries=0, limits=limits or FetchLimits(allow_private_hosts=True))
+    with Report(str(folder / "download_report.csv")) as report:
+        table, images = str(folder / "train.csv"), str(folder / "images")
+        tally = Tally()
+        for outcome in download_images(table, images, report, settings, part, **options):
+            tally.add(outcome)
+        return dict(tally.by_reason), summary(tally, report, settings.limits)
 
 
 def files(folder) -> list[str]:
@@ -241,6 +261,7 @@ def test_a_killed_run_leaves_only_whole_pictures_and_is_resumed_without_fetching
     assert "Traceback" not in stderr
     kept = [path for path in (tmp_path / "images").iterdir() if not path.name.startswith(".")]
     assert 30 <= len(kept) < 240
+    assert {path.name for path in kept} <= set(report(tmp_path))  # none without its row, however the run ended
     for path in kept:
         with Image.open(path) as image:
             image.load()
@@ -251,14 +272,76 @@ def test_a_killed_run_leaves_only_whole_pictures_and_is_resumed_without_fetching
     assert len(twice) <= 8 and not {f"/slow/{path.stem}" for path in kept} & set(twice)
 
 
-def test_a_torn_report_line_does_not_stop_the_resumed_run(tmp_path, server):
-    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg"), ("", server.url("jpg/b"), "b.jpg")])
-    run(tmp_path, "--num_threads", "1")
-    path = tmp_path / "download_report.csv"
-    path.write_bytes(path.read_bytes()[:-9])
-    (tmp_path / "images" / "b.jpg").unlink()
-    assert run(tmp_path).returncode == 0
-    assert set(report(tmp_path)) == {"a.jpg", "b.jpg"}
+def test_a_report_that_is_cut_anywhere_goes_on_after_its_last_whole_row(tmp_path):
+    path = tmp_path / "report.csv"
+    with Report(str(path)) as written:
+        for name in ("猫.jpg", 'a "b"\n,c.jpg', "=1\r.jpg"):
+            written.add(Outcome(name, "http://图/", "failed", reason="长"))
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        with Report(str(path)) as resumed:
+            kept = path.read_bytes()
+            assert whole.startswith(kept) and len(kept) <= max(cut, whole.index(b"\n") + 1)
+            resumed.add(Outcome("neu.jpg", "http://x/", "ok"))
+            known = len(resumed.rows_that("failed"))
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert rows[-1]["filename"] == "neu.jpg" and len(rows) == known + 1
+
+
+def test_on_a_full_disk_each_file_has_its_row_and_no_row_is_torn(tmp_path, server):
+    resource = pytest.importorskip("resource")
+    write_table(tmp_path, [("", server.url(f"jpg/{i}?{'长' * 100}"), f"{i}.jpg") for i in range(60)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # the kernel writes up to here, and no more
+        with pytest.raises(OSError, match="File too large"):
+            download(tmp_path)
+        for thread in threading.enumerate():  # what was under way ends too
+            thread.name == "download" and thread.join(10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "download_report.csv").read_bytes().endswith(b"\n")
+    done = set(report(tmp_path))
+    assert 10 < len(done) < 60 and set(files(tmp_path)) == done
+    by_reason, _ = download(tmp_path)
+    assert by_reason == {("ok", ""): 60 - len(done), ("skipped", "exists"): len(done)}
+
+
+def test_files_from_elsewhere_are_verified_once_and_broken_ones_fetched_again(tmp_path, server):
+    images = tmp_path / "images"
+    images.mkdir()
+    names = ["whole.jpg", "half.jpg", "half-gone.jpg", "new.jpg", "train.csv"]
+    kinds = ["status/404/a", "jpg/b", "status/404/c", "jpg/d", "jpg/e"]
+    write_table(images, [("", server.url(kind), name) for kind, name in zip(kinds, names, strict=True)])
+    (tmp_path / "train.csv").symlink_to(images / "train.csv")
+    (images / "whole.jpg").write_bytes(picture(1))
+    (images / "half.jpg").write_bytes(picture(2)[:900])
+    (images / "half-gone.jpg").write_bytes(picture(3)[:900])
+    assert download(tmp_path, verify=True)[0] == {
+        ("verified", ""): 1,
+        ("ok", ""): 2,
+        ("failed", "http_404"): 1,
+        ("skipped", "exists"): 1,  # the table itself
+    }
+    assert (images / "half.jpg").read_bytes() == picture(zlib.crc32(b"b"))
+    assert (images / "half-gone.jpg").read_bytes() == picture(3)[:900]  # better than nothing, till there is another
+    (images / "whole.jpg").write_bytes(b"looked at once")
+    assert download(tmp_path, verify=True)[0] == {("skipped", "exists"): 4, ("skipped", "failed_before"): 1}
+    assert server.hits == {"/jpg/b": 1, "/status/404/c": 1, "/jpg/d": 1}
+
+
+def test_what_a_killed_run_left_is_cleared_away_and_its_names_are_no_images(tmp_path, server):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(KeyError), new_file(str(tmp_path / "images" / "a.jpg"), "wb", sync=False) as file:
+        temporary = Path(file.name if isinstance(file.name, str) else os.readlink(f"/proc/self/fd/{file.fileno()}"))
+        raise KeyError
+    temporary.write_bytes(b"left")
+    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg"), ("", server.url("jpg/b"), temporary.name)])
+    download(tmp_path)
+    assert files(tmp_path) == ["a.jpg"]
+    assert "temporary" in report(tmp_path)[temporary.name]["reason"]
 
 
 def test_two_runs_do_not_write_one_report(tmp_path, server):
@@ -281,6 +364,19 @@ def test_shards_are_disjoint_and_complete(tmp_path, server):
         run(tmp_path, "--shard", f"{index}/3")
         names += report(tmp_path, f"download_report.{index}-of-3.csv")
     assert sorted(names) == sorted(f"{i}.jpg" for i in range(40))
+
+
+def test_one_file_under_many_spellings_is_one_file_in_every_part(tmp_path, server):
+    spellings = ["d/{}.jpg", "./d/{}.jpg", "d//{}.jpg", "d\\{}.jpg", "\ufeffd/./{}.jpg"]
+    rows = [("", server.url(f"jpg/{i}"), name.format(i)) for i in range(8) for name in spellings]
+    write_table(tmp_path, [*rows, ("", server.url("jpg/other"), "d///3.jpg")])
+    totals = Counter()
+    for index in (1, 2, 3):
+        totals.update(download(tmp_path, part=(index, 3))[0])
+    assert totals == {("ok", ""): 8, ("skipped", "repeated"): 32, ("failed", "duplicate_filename"): 1}
+    assert set(server.hits.values()) == {1} and len(server.hits) == 8
+    assert files(tmp_path) == [f"d/{i}.jpg" for i in range(8)]
+    assert download(tmp_path)[0][("skipped", "failed_before")] == 1
 
 
 def test_fail_over_decides_the_exit_code_also_of_a_resumed_run(tmp_path, server):
@@ -385,6 +481,16 @@ def test_no_cookie_and_no_environment_proxy_is_used_and_the_user_agent_is_ours(t
     assert "Cookie" not in server.headers["/jpg/x"] and "/1.0" in server.headers["/jpg/x"]["User-Agent"]
 
 
+def test_what_differs_from_the_default_manners_is_named_in_the_summary(tmp_path, server):
+    write_table(tmp_path, [("", server.url("jpg/x"), "a.jpg")])
+    options = ["--referer", "{origin}/", "--user_agent", "me", "--no_verify_tls", "a.com", "b.com"]
+    said = run(tmp_path, *options).stdout
+    assert "Referer sent: {origin}/\n" in said and "User-Agent sent: me\n" in said
+    assert "Certificates not looked at: a.com, b.com and the hosts below." in said
+    assert server.headers["/jpg/x"]["Referer"] == server.url("")
+    assert not any(word in download(tmp_path)[1] for word in ("Referer", "User-Agent", "Certificates"))
+
+
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +500,34 @@ def test_unicode_names_commas_quotes_and_long_urls_survive(tmp_path, server):
     write_table(tmp_path, rows, encoding="utf-8-sig")
     assert run(tmp_path).returncode == 0
     assert files(tmp_path) == sorted(["子目录/小猫 🐱.jpg", "狗.jpg"])
+
+
+def test_urls_as_copying_leaves_them_are_mended_and_counted(tmp_path, server):
+    path = f"{server.address}/jpg/x"
+    rows = [f"http://{path}?a=1&amp;b=2", f"//{path}", f"\ufeff\u200bhttp://{path}2", f" http://{path}3"]
+    write_table(tmp_path, [("", url, f"{i}.jpg") for i, url in enumerate(rows)])
+    by_reason, said = download(tmp_path)
+    assert by_reason == {("ok", ""): 4}
+    assert set(server.hits) == {"/jpg/x?a=1&b=2", "/jpg/x", "/jpg/x2", "/jpg/x3"}
+    assert re.search(r"^3 URLs were mended", said, re.M)
+    assert download(tmp_path)[0] == {("skipped", "exists"): 4}
+
+
+def test_one_image_under_many_names_is_named(tmp_path, server):
+    rows = [("", server.url(f"png/{i}"), f"同/{i}.png") for i in range(5)]
+    write_table(tmp_path, rows + [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(20)])
+    names = re.search(r"^5 files have the same bytes.*: (.*), …$", download(tmp_path)[1], re.M)[1].split(", ")
+    assert len(names) == 3 and all(re.fullmatch("同/[0-4].png", name) for name in names)
+    assert "same bytes" not in download(tmp_path)[1]
+
+
+def test_an_image_too_narrow_to_resize_has_its_reason(tmp_path, server):
+    buffer = io.BytesIO()
+    Image.new("L", (70_000, 2)).save(buffer, "PNG")
+    server.answers["narrow"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
+    write_table(tmp_path, [("", server.url("raw/narrow"), "a.jpg")])
+    run(tmp_path, "--resize", "100")
+    assert report(tmp_path)["a.jpg"]["reason"].startswith("long_and_narrow: 70000 x 2")
 
 
 def test_duplicated_file_names_keep_the_first_url_and_further_captions_cost_nothing(tmp_path, server):

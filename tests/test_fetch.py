@@ -4,6 +4,7 @@ import functools
 import gzip
 import io
 import itertools
+import os
 import random
 import sys
 import tracemalloc
@@ -320,6 +321,21 @@ def test_no_answer_raises_anything_but_a_reason(server):
         except FetchError as error:
             ended.add(error.reason)
     assert {"bad_answer", "bad_url", "http_999", "http_302", "bad_encoding", "truncated"} <= ended
+
+
+def test_a_machine_without_room_for_a_connection_does_not_blame_the_server(server):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fetch(server.url("jpg/x"))
+    with ImageServer() as other:
+        lowest = os.dup(0)
+        os.close(lowest)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            with pytest.raises(OSError, match="Too many open files; fewer --num_threads"):
+                fetch(other.url("jpg/x"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- what is asked for -------------------------------------------------------------------------------------------

@@ -1,13 +1,19 @@
 """What became of each row: a CSV that is written as it goes and read back to resume."""
 
+import contextlib
 import csv
+import io
 import os
+import threading
+from array import array
 from dataclasses import astuple, dataclass, fields, replace
 
 import numpy as np
 
-from component.download.url_table import NOTHING_FAILED, row_hashes
-from component.pairs.table import read_pairs
+from component.download.url_table import NO_ROWS, row_hashes
+from component.lock import sole_writer
+from component.pairs.table import read_pairs, require_columns
+from component.plain_text import cell_text, spreadsheet_cell
 
 
 @dataclass
@@ -15,9 +21,10 @@ class Outcome:
     """What became of one row.
 
     Attributes:
-        status: `ok`, `failed`, or `skipped` (needs nothing; not in the report).
+        status: `ok`; `verified`, where a file from elsewhere was found whole; `failed`; or `skipped` (needs nothing;
+            not in the report).
         reason: one word to count by, then perhaps a colon and details; empty when ok.
-        bytes: size of the file written. seconds: network and decoding time, without waiting for a turn.
+        bytes: size of the file. seconds: network and decoding time, without waiting for a turn.
     """
 
     filename: str
@@ -30,6 +37,7 @@ class Outcome:
 
 
 COLUMNS = [field.name for field in fields(Outcome)]
+HEADER = (",".join(COLUMNS) + "\r\n").encode()
 
 
 def default_report(train_file: str, part: tuple[int, int]) -> str:
@@ -40,7 +48,7 @@ def default_report(train_file: str, part: tuple[int, int]) -> str:
 
 
 class Report:
-    """Appends to a report; a context manager. A later row on the same file name and URL overrules an earlier one.
+    """Appends to a report, from any thread; a context manager. A later row on the same file and URL overrules.
 
     Raises:
         ValueError: the file exists and is something else, or another run is writing to it.
@@ -48,58 +56,100 @@ class Report:
 
     def __init__(self, path: str):
         self.path = path
-        if os.path.exists(path) and os.path.getsize(path) > 0:
-            next(read_pairs(path, COLUMNS, chunk_rows=1), None)
-        self._file = open(path, "a+b")
-        self._lock()
-        self._cut_torn_line()
-        self._text = open(self._file.fileno(), "a", newline="", encoding="utf-8", closefd=False)
-        self._csv = csv.writer(self._text)
-        if self._file.tell() == 0:
-            self._csv.writerow(COLUMNS)
-            self._text.flush()
+        self._lock = threading.Lock()
+        self._digests, self._places = array("Q"), array("Q")  # of the files written now; where their rows begin
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sole_writer(path))
+            self._file = stack.enter_context(open(path, "a+b", buffering=0))
+            self._end = _whole_rows(path)
+            self._file.truncate(self._end)
+            if not self._end:
+                self._append(HEADER)
+            self._stack = stack.pop_all()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc_info):
-        self._text.close()
-        self._file.close()
+        with self._lock:
+            self._stack.close()
 
-    def add(self, outcome: Outcome) -> None:
-        """Write one outcome through to the operating system, where a killed process cannot lose it."""
-        self._csv.writerow(astuple(replace(outcome, seconds=round(outcome.seconds, 3))))
-        self._text.flush()
+    def add(self, outcome: Outcome, digest: bytes = b"") -> None:
+        """Write one outcome through to the operating system, where a killed process cannot lose it.
 
-    def failed_rows(self) -> np.ndarray:
-        """Sorted `row_hashes` of all rows that failed once: 8 bytes each, however long the report.
+        Args:
+            digest: 8 bytes that stand for the content of the file.
 
-        Those that succeeded later are among them; their file exists, which is looked at first.
+        Raises:
+            OSError: the row is not in the report, nor a part of it.
         """
-        hashes = [NOTHING_FAILED]
+        row = astuple(replace(outcome, seconds=round(outcome.seconds, 3)))
+        line = io.StringIO()
+        csv.writer(line).writerow(spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row)
+        with self._lock:
+            begin = self._end
+            self._append(line.getvalue().encode(errors="backslashreplace"))
+            if digest:
+                self._digests.append(int.from_bytes(digest, "big"))
+                self._places.append(begin)
+
+    def rows_that(self, *statuses: str) -> np.ndarray:
+        """Sorted `row_hashes` of all rows that ended so once: 8 bytes each, however long the report.
+
+        Of those that failed, some may have succeeded later; their file exists, which is looked at first.
+        """
+        hashes = [NO_ROWS]
         for chunk in read_pairs(self.path, ("filename", "url", "status"), only_required=True, chunk_rows=20_000):
-            hashes.append(row_hashes(chunk[chunk["status"] == "failed"]))
+            hashes.append(row_hashes(chunk[chunk["status"].isin(statuses)].map(cell_text)))
         return np.unique(np.concatenate(hashes))
 
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise ValueError(
-                f"{self.path} is being written by another run. Wait for it, or share the work with --shard 1/2 and "
-                "--shard 2/2."
-            ) from None
+    def same_bytes(self, least: int = 3, most_groups: int = 5, most_names: int = 3) -> list[tuple[int, list[str]]]:
+        """(files, first names) for each content that `least` files or more got in this run, most files first."""
+        digests, places = np.array(self._digests), np.array(self._places)
+        found, counts = np.unique(digests, return_counts=True)
+        largest = np.argsort(-counts, kind="stable")[:most_groups]
+        groups = [(int(counts[i]), places[digests == found[i]][:most_names]) for i in largest if counts[i] >= least]
+        return [(count, [self._name_at(place) for place in first]) for count, first in groups]
 
-    def _cut_torn_line(self) -> None:
-        """Drop a last line that a crash left unfinished; the row is simply done again."""
-        size = self._file.seek(0, os.SEEK_END)
-        self._file.seek(max(size - 65536, 0))
-        tail = self._file.read()
-        if tail and not tail.endswith(b"\n"):
-            self._file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
-        self._file.seek(0, os.SEEK_END)
+    def _append(self, line: bytes) -> None:
+        rest = line
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:  # a full disk: half a row would be taken for the beginning of the next
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._end)
+            raise
+        self._end += len(line)
+
+    def _name_at(self, place: int) -> str:
+        self._file.seek(place)
+        row = self._file.read(2**16).decode(errors="replace")
+        return cell_text(next(csv.reader(io.StringIO(row, newline="")))[0])
+
+
+def _whole_rows(path: str) -> int:
+    """The length of a report up to the end of its last whole row: what a crash left behind it is simply done again.
+
+    A row ends at a line break outside of quotes. Quotes within a cell are doubled, so that an odd number of them
+    means that a cell is open.
+
+    Raises:
+        ValueError: this is no report.
+    """
+    with open(path, "rb") as file:
+        header = file.readline(2**16)
+        if header != HEADER and HEADER.startswith(header):  # nothing yet, or a torn first line
+            return 0
+        found = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
+        require_columns(path, COLUMNS, found, "Is it the report of another program?")
+        if found[: len(COLUMNS)] != COLUMNS:
+            raise ValueError(f"{path} has its columns in another order than {', '.join(COLUMNS)}.")
+        whole = place = len(header)
+        quotes = 0
+        for line in file:
+            place += len(line)
+            quotes += line.count(b'"')
+            if line.endswith(b"\n") and quotes % 2 == 0:
+                whole = place
+    return whole

@@ -1,13 +1,12 @@
-"""A table of URLs → a folder of pictures and a report. Constant memory, resumable at any moment."""
+"""A table of URLs → a folder of images and a report. Constant memory, resumable at any moment."""
 
-import contextlib
 import errno
+import functools
 import hashlib
 import io
 import os
 import queue
 import random
-import shutil
 import tempfile
 import threading
 import time
@@ -18,19 +17,21 @@ from typing import BinaryIO
 
 from component.download.address import host_of
 from component.download.failure import FetchError
-from component.download.fetch import Fetcher, FetchLimits
+from component.download.fetch import BLOCK_BYTES, OUR_ERRNO, Fetcher, FetchLimits
 from component.download.host_queue import HostQueue
 from component.download.report import Outcome, Report
-from component.download.url_table import NOTHING_FAILED, Row, read_rows
+from component.download.url_table import NO_ROWS, Row, read_rows
+from component.files import is_temporary, new_file, sweep
 from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError
-from component.pairs.paths import writable_file
+from component.pairs.paths import normal_name, writable_file
 
 ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not hide the others behind it
-IN_MEMORY_BYTES = 2**20  # of each picture under way; the rest of a larger one waits in a temporary file
+IN_MEMORY_BYTES = 2**20  # of each image under way; the rest of a larger one waits in a temporary file
 MAX_RETRY_AFTER = 60.0  # seconds; who asks for more is left for another day (--retry_failed)
 SILENT_IN_A_ROW = 20  # unanswered requests after which a host counts as dead for the rest of the run
-FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every further row would fail the same way
+FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS} | OUR_ERRNO  # every further row would fail the same way
+THIS_DISK = ""  # the host of files that are there and wait to be verified
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class DownloadSettings:
 
 @dataclass
 class _Job:
-    filename: str
-    url: str
+    row: Row
     path: str
     host: str
     attempts: int = 0
@@ -73,92 +73,98 @@ def download_images(
     image_path: str,
     report: Report,
     settings: DownloadSettings,
-    shard: tuple[int, int] = (1, 1),
+    part: tuple[int, int] = (1, 1),
     retry_failed: bool = False,
+    verify: bool = False,
 ) -> Iterator[Outcome]:
     """Download every row and yield what became of it, in the order in which the rows end.
 
-    A file under its final name is whole: it is written under a hidden name beside it, decoded, and renamed. So a
-    run that was cut off is continued by calling this again: rows whose file exists are skipped without a request,
-    and so are rows that the report knows as failed, unless `retry_failed`.
+    A file under its final name is whole: it is written under a hidden name beside it, decoded, noted in the report,
+    and renamed. So a run that was cut off is continued by calling this again: rows whose file exists are skipped
+    without a request, and so are rows that the report knows as failed, unless `retry_failed`.
 
     Args:
         train_file: CSV with the columns `url` and `filename`.
         image_path: folder to write to, made when missing; nothing is written outside it.
-        report: open report; a row is added before its outcome is yielded.
-        shard: (i, n): only the i-th of n disjoint parts, counted from 1. A file name always falls into the same part.
+        report: open report; a row is added before its outcome is yielded, and before its file has its name.
+        part: (i, n): only the i-th of n disjoint parts, counted from 1. A file name always falls into the same part.
+        verify: decode each file that is there and that the report does not know as whole. One that is broken stays
+            until another that is whole takes its name.
 
     Raises:
         ValueError, FileNotFoundError: `train_file` cannot be read.
-        OSError: the disk is full or read-only.
+        OSError: the disk is full or read-only, or this machine cannot open more files and connections.
     """
     os.makedirs(image_path, exist_ok=True)
-    run = _Run(settings)
-    known_failures = NOTHING_FAILED if retry_failed else report.failed_rows()
+    run = _Run(settings, report)
+    known_failures = NO_ROWS if retry_failed else report.rows_that("failed")
+    known_as_whole = report.rows_that("ok", "verified") if verify else NO_ROWS
+    kept = {os.path.realpath(path) for path in (train_file, report.path)}  # they may lie among the images
     in_hand = 0
     try:
-        for row in read_rows(train_file, shard, known_failures):
-            outcome = _settle_without_request(row, image_path, run)
+        for row in read_rows(train_file, part, known_failures, known_as_whole):
+            outcome = run.settle_or_queue(row, image_path, verify, kept)
             if outcome is None:
                 in_hand += 1
             else:
-                yield _noted(outcome, report)
+                yield outcome
             while in_hand and (in_hand >= ROWS_IN_HAND or not run.ended.empty()):
                 in_hand -= 1
-                yield _noted(run.next_outcome(), report)
+                yield run.next_outcome()
         while in_hand:
             in_hand -= 1
-            yield _noted(run.next_outcome(), report)
+            yield run.next_outcome()
     finally:
         run.queue.close()
-
-
-def _settle_without_request(row: Row, image_path: str, run: "_Run") -> Outcome | None:
-    """The outcome of a row that needs no request; None when it was queued for one."""
-    filename, url = row.filename, row.url.strip()
-    if row.kind == "repeated":
-        return Outcome(filename, url, "skipped", reason="repeated")
-    try:
-        if row.kind == "duplicate":
-            raise FetchError("duplicate_filename", "an earlier row has it with another URL")
-        path = writable_file(image_path, filename)
-        if os.path.exists(path) and os.path.getsize(path) > 0:
-            return Outcome(filename, url, "skipped", reason="exists")
-        host = host_of(url)
-    except ValueError as error:
-        reason = f"bad_filename: {error}"
-    except FetchError as error:
-        reason = str(error)
-    else:
-        reason = ""
-    if row.failed_before:
-        return Outcome(filename, url, "skipped", reason="failed_before")
-    if reason:
-        return Outcome(filename, url, "failed", reason=reason)
-    run.queue.put(host, _Job(filename, url, path, host))
-    return None
-
-
-def _noted(outcome: Outcome, report: Report) -> Outcome:
-    if outcome.status != "skipped":
-        report.add(outcome)
-    return outcome
 
 
 class _Run:
     """The threads of one download: they take jobs from `queue` and put outcomes into `ended`."""
 
-    def __init__(self, settings: DownloadSettings):
+    def __init__(self, settings: DownloadSettings, report: Report):
         self.settings = settings
         self.queue = HostQueue(settings.per_host)
         self.ended: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        self._report = report
         self._fetcher = Fetcher(settings.limits, settings.per_host)
-        # A big picture takes 256 MB to decode: as many at a time as there are cores, not as there are threads.
+        # A big image takes 256 MB to decode: as many at a time as there are cores, not as there are threads.
         self._decoding = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._unanswered: Counter[str] = Counter()  # hosts that do not answer, by requests in a row
+        self._sweep_once = functools.lru_cache(maxsize=10_000)(sweep)
         for _ in range(settings.num_threads):
             # daemon: Ctrl-C need not wait for a hanging server, and no thread leaves a half file under a final name
-            threading.Thread(target=self._work, daemon=True).start()
+            threading.Thread(target=self._work, daemon=True, name="download").start()
+
+    def settle_or_queue(self, row: Row, image_path: str, verify: bool, kept: set[str]) -> Outcome | None:
+        """The outcome of a row that needs neither a request nor a look into its file; None when it was queued."""
+        if row.kind == "repeated":
+            return _outcome(row, "skipped", "repeated")
+        host = None
+        try:
+            if row.kind == "duplicate":
+                raise FetchError("duplicate_filename", "an earlier row has it with another URL")
+            path = _place_for(row.filename, image_path)
+            if os.path.exists(path) and os.path.getsize(path) > 0:
+                if not verify or row.whole_before or os.path.realpath(path) in kept:
+                    return _outcome(row, "skipped", "exists")
+                host = THIS_DISK
+            else:
+                host = host_of(row.url)
+        except ValueError as error:
+            reason = f"bad_filename: {error}"
+        except FetchError as error:
+            reason = str(error)
+        else:
+            reason = ""
+        if row.failed_before and host != THIS_DISK:
+            return _outcome(row, "skipped", "failed_before")
+        if reason:
+            outcome = _outcome(row, "failed", reason)
+            self._report.add(outcome)
+            return outcome
+        self._sweep_once(os.path.dirname(path))  # what a killed run left beside the files that it could not finish
+        self.queue.put(host, _Job(row, path, host))
+        return None
 
     def next_outcome(self) -> Outcome:
         ended = self.ended.get()
@@ -168,6 +174,7 @@ class _Run:
 
     def _work(self) -> None:
         while (job := self.queue.take()) is not None:
+            host = job.host
             try:
                 self.ended.put(self._attempt(job))
             except _TryAgain as again:
@@ -175,52 +182,93 @@ class _Run:
             except BaseException as error:  # a fault of ours or of the disk: the caller must hear of it, and stop
                 self.ended.put(error)
             finally:
-                self.queue.done(job.host)
+                self.queue.done(host)
 
     def _attempt(self, job: _Job) -> Outcome:
-        """Fetch and check one picture.
+        """Verify, or fetch and check, one image; unless it is skipped, its outcome stands in the report.
 
         Raises:
             _TryAgain: another attempt is allowed and promises something.
-            OSError: no picture can be written any more.
+            OSError: no image can be written any more.
         """
-        if self._unanswered.get(job.host, 0) >= SILENT_IN_A_ROW:
-            reason = f"host_down: {SILENT_IN_A_ROW} requests in a row unanswered, this one not sent"
-            return Outcome(job.filename, job.url, "failed", reason=reason)
-        outcome = Outcome(job.filename, job.url, "failed")
+        outcome = _outcome(job.row, "failed")
         try:
-            outcome.bytes = self._fetch_and_check(job)
-            outcome.status, outcome.http_code = "ok", 200
+            if job.host == THIS_DISK:
+                self._verify(job, outcome)
+            elif self._unanswered.get(job.host, 0) >= SILENT_IN_A_ROW:
+                outcome.reason = f"host_down: {SILENT_IN_A_ROW} requests in a row unanswered, this one not sent"
+            else:
+                self._fetch(job, outcome)
+        except _TryAgain:
+            raise
         except FetchError as error:
             self._watch_host(job.host, error)
             self._ask_again(job, error)
             outcome.http_code, outcome.reason = error.http_code, str(error)
         except BadImageError as error:
             outcome.http_code, outcome.reason = 200, str(error)
+        except MemoryError:
+            outcome.reason = "no_memory: too little for this image"
         except OSError as error:
             if error.errno in FATAL_ERRNO:
                 raise
-            outcome.reason = f"disk: {error.strerror}"
-        except Exception as error:  # one strange picture must not end a night's run, nor go unnoticed
+            outcome.reason = f"disk: {error.strerror or error}"
+        except Exception as error:  # one strange image must not end a night's run, nor go unnoticed
             outcome.reason = f"internal_error: {type(error).__name__}: {error}"
-        outcome.seconds = job.seconds
+        if outcome.reason and outcome.status != "skipped":
+            outcome.status, outcome.bytes, outcome.seconds = "failed", 0, job.seconds
+            self._report.add(outcome)
         return outcome
 
-    def _fetch_and_check(self, job: _Job) -> int:
-        """Put the picture under its final name; returns its size in bytes and adds the time spent to the job."""
+    def _verify(self, job: _Job, outcome: Outcome) -> None:
+        """Look into a file that is there.
+
+        Raises:
+            _TryAgain: it is broken, and now a job for its host.
+        """
+        try:
+            with open(job.path, "rb") as file, self._decoding:
+                check_image(file)
+                outcome.status, outcome.bytes = "verified", os.fstat(file.fileno()).st_size
+        except BadImageError:
+            if job.row.failed_before:
+                outcome.status, outcome.reason = "skipped", "failed_before"
+                return
+            job.host = host_of(job.row.url)
+            raise _TryAgain(0) from None
+        self._report.add(outcome)
+
+    def _fetch(self, job: _Job, outcome: Outcome) -> None:
+        """Put the image under its final name, and add the time spent to the job."""
         started = time.monotonic()
         try:
             with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as body, io.BytesIO() as small:
-                self._fetcher.fetch(job.url, body, self.settings.limits.timeout - job.seconds)
+                self._fetcher.fetch(job.row.url, body, self.settings.limits.timeout - job.seconds)
                 self._unanswered.pop(job.host, None)
                 with self._decoding:
                     if self.settings.resize:
                         shrink_image(body, small, self.settings.resize)
                     else:
                         check_image(body)
-                return _write_whole(small if self.settings.resize else body, job.path)
+                outcome.status, outcome.http_code = "ok", 200
+                outcome.seconds = job.seconds + time.monotonic() - started
+                self._write(small if self.settings.resize else body, job.path, outcome)
         finally:
             job.seconds += time.monotonic() - started
+
+    def _write(self, content: BinaryIO, path: str, outcome: Outcome) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        digest = hashlib.blake2b(digest_size=8)
+        content.seek(0)
+        with new_file(path, "wb", sync=False) as file:
+            while block := content.read(BLOCK_BYTES):
+                file.write(block)
+                digest.update(block)
+            file.flush()  # now a full disk shows
+            outcome.bytes = file.tell()
+            # Before the file has its name, so that there is none without its row, however this process ends. A row
+            # whose file is not there is simply done again.
+            self._report.add(outcome, digest.digest())
 
     def _watch_host(self, host: str, error: FetchError) -> None:
         if error.http_code is None and error.reason in ("dns", "connection", "timeout"):
@@ -240,20 +288,16 @@ class _Run:
             raise _TryAgain(error.retry_after)
 
 
-def _write_whole(content: BinaryIO, path: str) -> int:
-    """Write a file that appears under its name only when it is whole; returns its size in bytes."""
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    # The temporary name depends on the name alone: what a killed run left behind is overwritten by the resumed one.
-    part = os.path.join(folder, f".{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.part")
-    content.seek(0)
-    try:
-        with open(part, "wb") as file:
-            shutil.copyfileobj(content, file)
-            size = file.tell()
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
-    return size
+def _outcome(row: Row, status: str, reason: str = "") -> Outcome:
+    return Outcome(row.filename, row.url.strip(), status, reason=reason)
+
+
+def _place_for(filename: str, image_path: str) -> str:
+    """The path to write to.
+
+    Raises:
+        ValueError: as `writable_file`, or when it would be taken for the temporary file of another.
+    """
+    if any(is_temporary(part) for part in normal_name(filename).split("/")):
+        raise ValueError("filename is one of those that temporary files have here")
+    return writable_file(image_path, filename)

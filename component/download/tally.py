@@ -2,9 +2,10 @@
 
 from collections import Counter
 
-from component.download.address import host_of
+from component.download.address import host_of, mend_url
 from component.download.failure import FetchError
-from component.download.report import Outcome
+from component.download.fetch import FetchLimits
+from component.download.report import Outcome, Report
 from component.plain_text import one_line
 
 
@@ -18,11 +19,13 @@ class Tally:
         self.by_status: Counter[str] = Counter()
         self.by_reason: Counter[tuple[str, str]] = Counter()
         self.by_host: dict[str, list[int]] = {}
+        self.mended = 0
 
     def add(self, outcome: Outcome) -> None:
         self.by_status[outcome.status] += 1
         self.by_reason[outcome.status, outcome.reason.partition(":")[0]] += 1
-        if outcome.status != "skipped":
+        if outcome.status in ("ok", "failed"):
+            self.mended += mend_url(outcome.url) != outcome.url
             try:
                 host = host_of(outcome.url)
             except FetchError:
@@ -57,3 +60,23 @@ class Tally:
             lines.append(f"\n{'host (most failures first)':<48} {'ok':>9} {'failed':>9}")
         lines += [f"{one_line(host):<48} {ok:>9} {failed:>9}" for host, ok, failed in hosts]
         return "\n".join(lines)
+
+
+def summary(tally: Tally, report: Report, limits: FetchLimits) -> str:
+    """What a user should know at the end of a download."""
+    lines = [f"{tally}\n"]
+    if tally.mended:
+        lines.append(f"{tally.mended} URLs were mended: `&amp;`, no scheme, or invisible characters at an end.")
+    for files, names in report.same_bytes():
+        shown = ", ".join(map(one_line, names))
+        lines.append(f"{files} files have the same bytes, perhaps a placeholder of their host: {shown}, …")
+    if limits.referer:
+        lines.append(f"Referer sent: {limits.referer}")
+    if limits.user_agent != FetchLimits.user_agent:
+        lines.append(f"User-Agent sent: {limits.user_agent}")
+    if limits.no_verify_tls:
+        lines.append(f"Certificates not looked at: {', '.join(limits.no_verify_tls)} and the hosts below.")
+    lines.append(f"Report: {report.path}")
+    if tally.may_retry:
+        lines.append("Run again with --retry_failed to give the failed rows another chance.")
+    return "\n".join(lines)

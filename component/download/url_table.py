@@ -6,62 +6,75 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from component.download.address import mend_url
+from component.pairs.paths import normal_name
 from component.pairs.table import read_pairs
 
 CHUNK_ROWS = 20_000
-NOTHING_FAILED = np.empty(0, dtype=np.uint64)
+NO_ROWS = np.empty(0, dtype=np.uint64)
 
 
 class Row(NamedTuple):
-    """One row of the table.
+    """One row of the table, its cells as they are written there.
 
-    `kind`: "new"; "repeated" (an earlier row has the same file name and URL: another caption of one picture);
-    "duplicate" (an earlier row has the file name with another URL). `failed_before`: an earlier run gave it up.
+    `kind`: "new"; "repeated" (an earlier row has the same file and URL: another caption of one image); "duplicate"
+    (an earlier row has the file with another URL). `failed_before`: an earlier run gave it up. `whole_before`: an
+    earlier run wrote its file, or found it whole.
     """
 
     filename: str
     url: str
     kind: str
     failed_before: bool
+    whole_before: bool
 
 
-def read_rows(train_file: str, shard: tuple[int, int], failed_before: np.ndarray) -> Iterator[Row]:
-    """Yield the rows of one shard in order, each with what is known of it.
+def read_rows(
+    train_file: str, part: tuple[int, int], failed_before: np.ndarray = NO_ROWS, whole_before: np.ndarray = NO_ROWS
+) -> Iterator[Row]:
+    """Yield the rows of one part of a table in order, each with what is known of it.
+
+    Names are normalised and URLs mended before they are compared: `./d//x.jpg` is `d/x.jpg`.
 
     Args:
         train_file: CSV with the columns `url` and `filename`.
-        shard: (i, n), i from 1 to n. Rows are dealt by the hash of the file name, so rows that share a name meet in
-            one shard and no two machines ever write the same file.
-        failed_before: sorted `row_hashes` of the rows known as failed.
+        part: (i, n), i from 1 to n. Rows are dealt by the hash of the file name, so rows that share a name meet in
+            one part and no two machines ever write the same file.
+        failed_before, whole_before: sorted `row_hashes` of the rows known as such.
 
     Raises:
         ValueError, FileNotFoundError: as `read_pairs`.
     """
     first = _FirstUrls()
-    for chunk in _chunks(train_file, shard):
-        names, urls = _hashes(chunk["filename"]), _hashes(chunk["url"])
+    for chunk in _chunks(train_file, part):
+        names, urls = _name_hashes(chunk), _hashes(chunk["url"].map(mend_url))
         seen, same_url = first.compare(names, urls)
         kind = np.where(seen, np.where(same_url, "repeated", "duplicate"), "new")
-        _, failed = _look_up(row_hashes(chunk), failed_before)
-        yield from map(Row, chunk["filename"], chunk["url"], kind.tolist(), failed.tolist())
+        hashes = row_hashes(chunk)
+        known = [_look_up(hashes, ordered)[1].tolist() for ordered in (failed_before, whole_before)]
+        yield from map(Row, chunk["filename"], chunk["url"], kind.tolist(), *known)
 
 
-def count_rows(train_file: str, shard: tuple[int, int]) -> int:
-    """Number of rows of a shard. Reads the whole table, so that a malformed row shows now and not in the night."""
-    return sum(len(chunk) for chunk in _chunks(train_file, shard))
+def count_rows(train_file: str, part: tuple[int, int]) -> int:
+    """Number of rows of a part. Reads the whole table, so that a malformed row shows now and not in the night."""
+    return sum(len(chunk) for chunk in _chunks(train_file, part))
 
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
-    """(rows,) uint64, by file name and URL."""
-    return _hashes(table["filename"] + "\0" + table["url"].str.strip())
+    """(rows,) uint64, by file and URL."""
+    return _hashes(table["filename"].map(normal_name) + "\0" + table["url"].map(mend_url))
 
 
-def _chunks(train_file: str, shard: tuple[int, int]) -> Iterator[pd.DataFrame]:
-    index, count = shard
+def _chunks(train_file: str, part: tuple[int, int]) -> Iterator[pd.DataFrame]:
+    index, count = part
     for chunk in read_pairs(train_file, ("url", "filename"), only_required=True, chunk_rows=CHUNK_ROWS):
         if count > 1:
-            chunk = chunk[_hashes(chunk["filename"]) % count == index - 1]
+            chunk = chunk[_name_hashes(chunk) % count == index - 1]
         yield chunk
+
+
+def _name_hashes(table: pd.DataFrame) -> np.ndarray:
+    return _hashes(table["filename"].map(normal_name))
 
 
 def _hashes(column: pd.Series) -> np.ndarray:

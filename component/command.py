@@ -77,6 +77,8 @@ def part(text: str) -> tuple[int, int]:
 
 def output_file(text: str) -> str:
     """Type of an option: a file that can be written."""
+    if not text:
+        raise _expected(text, "a file")
     try:
         require_writable(text)
     except ValueError as error:

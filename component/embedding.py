@@ -67,7 +67,7 @@ def embed_texts(
     embeds = torch.empty(len(texts), model.config.projection_dim)
     for rows, batch in text_batches(processor, texts, batch_size):
         features = model.get_text_features(**{key: tensor.to(model.device) for key, tensor in batch.items()})
-        embeds[rows] = F.normalize(features.float(), dim=-1).cpu()
+        embeds[rows] = _on_unit_sphere(features, "text")
         on_batch(len(rows))
     return Embedded("text", texts, embeds, list(range(len(texts))))
 
@@ -142,11 +142,22 @@ def embed_images(
     for rows, pixel_values, bad in loader:
         if rows:
             features = model.get_image_features(pixel_values.to(model.device, model.dtype, non_blocking=True))
-            embeds.append(F.normalize(features.float(), dim=-1).cpu())
+            embeds.append(_on_unit_sphere(features, "image"))
         good_rows += rows
         bad_images.update(bad)
         on_batch(len(rows) + len(bad))
     return Embedded("image", images, torch.cat(embeds), good_rows, bad_images)
+
+
+def _on_unit_sphere(features: Tensor, kind: str) -> Tensor:
+    """(B, D) → (B, D) fp32 on the CPU, L2-normalised. Raises ValueError where there is nothing to compare by."""
+    embeds = F.normalize(features.float(), dim=-1).cpu()
+    if not embeds.isfinite().all():
+        raise ValueError(
+            f"The model embeds {kind}s as NaN: its training went astray, or its weights are damaged or too large for "
+            "half precision. Take another checkpoint."
+        )
+    return embeds
 
 
 class _Images(Dataset):

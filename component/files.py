@@ -100,7 +100,7 @@ def require_writable(path: str) -> None:
         with suppress(FileNotFoundError):
             os.lstat(path)
     except OSError as error:
-        raise ValueError(f"{path or 'a file without a name'} cannot be written ({error.strerror})") from None
+        raise ValueError(f"{path} cannot be written ({error.strerror})") from None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Shapes: Q queries, C candidates.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -102,7 +103,10 @@ def compare(model: BertCLIPModel, queries: Embedded, candidates: Embedded) -> Si
         raise ValueError(
             f"One {queries.kind} has nothing to be compared with: {queries.kind}-{queries.kind} needs two."
         )
-    return Similarity(queries, candidates, model.logit_scale.exp().item())
+    logit_scale = model.logit_scale.exp().item()
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"The model's logit_scale is {model.logit_scale.item()}: take another checkpoint.")
+    return Similarity(queries, candidates, logit_scale)
 
 
 def choose_tasks(task: str | None, has_images: bool, has_texts: bool) -> list[str]:

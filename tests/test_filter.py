@@ -5,11 +5,14 @@ import io
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from image_server import huge_png, picture
 from PIL import Image
@@ -342,6 +345,47 @@ def test_an_old_result_survives_a_run_that_fails(tmp_path):
         raise RuntimeError
     assert (tmp_path / "out.csv").read_text() == "old"
     assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_two_runs_do_not_write_one_file(tmp_path, images):
+    write_table(tmp_path, [("a", "u", "gone.jpg")])
+    with FilterOutput(str(tmp_path / "out.csv")):
+        done = run(tmp_path)
+    assert done.returncode == 2 and f"another run (process {os.getpid()} on" in done.stderr
+    assert done.stderr.count("\n") == 1 and len(read(tmp_path / "out.csv")) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_workers_end_with_their_parent_and_what_it_left_is_swept(tmp_path, images, number):
+    (images / "a.jpg").write_bytes(picture(1))
+    write_table(tmp_path, [("a", "u", "a.jpg")] * 50_000)
+    command = [sys.executable, ROOT / "filter_data.py", "--train_file", tmp_path / "train.csv", "--num_workers", "1"]
+    command += ["--image_path", images, "--out_file", tmp_path / "out.csv"]
+    parent = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    while not re.search(r"\| [1-9]", parent.stderr.readline()):  # rows done
+        assert parent.poll() is None
+    children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
+    parent.send_signal(number)
+    parent.wait()
+    for child in children:  # the test ends by its timeout where one does not
+        while Path(f"/proc/{child}").exists():
+            time.sleep(0.01)
+    with FilterOutput(str(tmp_path / "out.csv")):
+        pass
+    assert len(children) >= 1 and set(os.listdir(tmp_path)) == {"images", "train.csv", "out.csv"}
+
+
+def test_a_report_holds_no_formulas(tmp_path):
+    rows = pd.DataFrame({"text": ["=1+1", "@b", "红"], "filename": ["-1.jpg", "+2.jpg", "3.jpg"]})
+    with FilterOutput(str(tmp_path / "out.csv"), str(tmp_path / "report.csv")) as output:
+        output.add(rows, ["missing", "", "missing"])
+    report = [
+        ["row", "filename", "reason", "text"],
+        ["1", "'-1.jpg", "missing", "'=1+1"],
+        ["3", "3.jpg", "missing", "红"],
+    ]
+    assert read(tmp_path / "report.csv") == report
+    assert read(tmp_path / "out.csv") == [["text", "filename"], ["@b", "+2.jpg"]]  # a table to train on
 
 
 def test_every_deletable_reason_is_a_known_reason():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import train_clip
 from component.argument import load_arguments
+from component.lock import sole_writer
 from component.training.resume import checkpoint_to_resume, checkpoints, remove_oldest
 
 HANGING = 100  # seconds
@@ -152,6 +153,12 @@ def test_a_signal_saves_and_stops(run, start, train_args, data, tmp_path, number
     assert run(**keys, resume_from_checkpoint=True) is None
     assert run(**keys, output_dir=str(tmp_path / "whole")) is None
     assert_same_run(tmp_path / "output", tmp_path / "whole")
+
+
+def test_two_runs_do_not_write_one_folder(run, tmp_path):
+    with sole_writer(str(tmp_path / "output"), inside=True):
+        assert "output is being written by another run (process" in run()
+    assert not os.listdir(tmp_path / "output")
 
 
 def test_a_second_signal_ends_the_run_at_once(start, train_args, tmp_path):

@@ -2,13 +2,17 @@
 
 import json
 import os
+import sys
 
 import pytest
 import torch
 from conftest import CAPTIONS, run_python
 from transformers import BertModel, BertTokenizer, BertTokenizerFast
 
+import save_bert_checkpoint
+from component.command import run
 from component.export.bert import save_bert
+from component.lock import sole_writer
 from component.model import BertCLIPModel
 
 
@@ -77,10 +81,38 @@ def test_overwrite_replaces_the_model_and_leaves_other_files(bert_clip_path, tmp
     assert os.listdir(tmp_path) == ["bert"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_save_that_fails_leaves_all_as_it_was_and_can_be_repeated(bert_clip_path, tmp_path, monkeypatch, overwrite):
+    old = {"mine.txt": "mine", "config.json": "old"} if overwrite else {}
+    (tmp_path / "bert").mkdir()
+    for name, content in old.items():
+        (tmp_path / "bert" / name).write_text(content)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("component.export.bert.save_tokenizer", full)
+        save_bert(bert_clip_path, str(tmp_path / "bert"), overwrite)
+    assert {path.name: path.read_text() for path in (tmp_path / "bert").iterdir()} == old
+    assert os.listdir(tmp_path) == ["bert"]
+    save_bert(bert_clip_path, str(tmp_path / "bert"), overwrite)
+    BertModel.from_pretrained(str(tmp_path / "bert"))
+
+
+def test_two_saves_to_one_folder_do_not_mix(bert_clip_path, tmp_path):
+    with sole_writer(str(tmp_path / "bert")), pytest.raises(ValueError, match="being written by another run"):
+        save_bert(bert_clip_path, str(tmp_path / "bert"))
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("bad", ["clip_path", "nowhere/at/all"])
-def test_what_is_no_checkpoint_is_one_clear_line(bad, request, tmp_path):
+def test_what_is_no_checkpoint_is_one_clear_line(bad, request, tmp_path, monkeypatch, capsys):
     path = request.getfixturevalue(bad) if bad == "clip_path" else bad
-    done = run_python("save_bert_checkpoint.py", "--model", path, "--output", tmp_path / "bert")
-    assert done.returncode != 0 and path in done.stderr
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    capsys.readouterr()  # of the fixture
+    options = ["--model", path, "--output", str(tmp_path / "bert")]
+    monkeypatch.setattr(sys, "argv", ["save_bert_checkpoint.py", *options])
+    assert run(save_bert_checkpoint.main) == 2
+    error = capsys.readouterr().err
+    assert path in error and error.count("\n") == 1
     assert not os.path.exists(tmp_path / "bert")

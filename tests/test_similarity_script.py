@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import CAPTIONS, run_python
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import predict_similarity
 from component import command
@@ -119,6 +120,44 @@ def test_bad_arguments_are_one_clear_line(bert_clip_path, tmp_path, monkeypatch,
     lines = capsys.readouterr().err.splitlines()
     assert message in lines[-1]
     assert all(line.startswith(("usage", "left out: gone.png")) for line in lines[:-1])
+
+
+def test_names_that_are_no_text_are_escaped_where_they_leave(bert_clip_path, data, tmp_path, monkeypatch, capsys):
+    """Names in GBK, as an old Windows writes them; for the results, too."""
+    gbk = os.fsdecode("狗\x1b[31m.png".encode("gbk"))
+    shutil.copy(data / "images" / "0.png", tmp_path / gbk)
+    monkeypatch.chdir(tmp_path)
+    names = {ending: os.fsdecode("果.".encode("gbk")) + ending for ending in ("json", "csv", "html")}
+    options = [word for ending, name in names.items() for word in (f"--{ending}", name)]
+    texts = ["=HYPERLINK(1)", "+1\u202e"]
+    assert run_here(monkeypatch, "--model", bert_clip_path, "--images", gbk, "--texts", *texts, *options) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\u202e" not in out and r"\udcb9\udcb7\x1b[31m.png" in out
+    rows = json.loads((tmp_path / names["json"]).read_text(encoding="utf-8"))
+    assert rows[0]["query"] == gbk and {row["candidate"] for row in rows[:2]} == set(texts)
+    assert {row["candidate"] for row in read_csv(tmp_path / names["csv"])[:2]} == {f"'{text}" for text in texts}
+    html = (tmp_path / names["html"]).read_text(encoding="utf-8")
+    assert "\x1b" not in html and "\u202e" not in html and r"+1\u202e" in html
+
+
+@pytest.mark.parametrize("weight", ["text_projection.weight", "visual_projection.weight", "logit_scale"])
+def test_a_model_of_nans_says_so_and_leaves_no_file(bert_clip_path, images, tmp_path, monkeypatch, capsys, weight):
+    folder = copy_without(bert_clip_path, tmp_path)
+    weights = load_file(os.path.join(folder, "model.safetensors"))
+    weights[weight] = weights[weight] * float("nan")
+    save_file(weights, os.path.join(folder, "model.safetensors"), {"format": "pt"})
+    options = ["--images", *images, "--texts", "红", "--json", tmp_path / "out.json"]
+    assert run_here(monkeypatch, "--model", folder, *options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "nan" in error.lower() and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("ending", ["json", "csv"])
+def test_two_results_of_one_name_are_refused(bert_clip_path, tmp_path, monkeypatch, capsys, ending):
+    monkeypatch.chdir(tmp_path)
+    options = ["--texts", "红", "蓝", "--html", "out", f"--{ending}", "./out"]
+    assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 2
+    assert f"--html is --{ending}" in capsys.readouterr().err and not os.listdir(tmp_path)
 
 
 def copy_without(folder, tmp_path, *names) -> str:

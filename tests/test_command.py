@@ -1,0 +1,168 @@
+"""What all scripts share: options that are refused before any work, and one way to end."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import download_image
+import evaluate_clip
+import filter_data
+import predict_similarity
+from component.command import run
+from component.plain_text import cell_text, one_line, spreadsheet_cell
+
+NO_NUMBER = ["-5", "abc", "nan", "inf", "", "1/2"]
+NO_WHOLE_NUMBER = [*NO_NUMBER, "1e3", "0.5", "9" * 30]
+REQUIRED = {
+    download_image: ["--train_file", "t.csv", "--image_path", "images"],
+    evaluate_clip: ["--model", "m", "--test_file", "t.csv", "--image_path", "images"],
+    filter_data: ["--train_file", "t.csv", "--image_path", "images", "--dry_run"],
+    predict_similarity: ["--model", "m"],
+}
+OPTIONS = {
+    download_image: {
+        **dict.fromkeys(["num_threads", "per_host", "max_bytes", "resize"], [*NO_WHOLE_NUMBER, "0"]),
+        "retries": NO_WHOLE_NUMBER,
+        "timeout": [*NO_NUMBER, "0", "1e300"],
+        "fail_over": [*NO_NUMBER, "1.5"],
+        "shard": ["0/4", "5/4", "1", "a/b", "²/4", "1/0", "-1/4"],
+        "report": ["images", "gone/r.csv", "", "n" * 300, "pipe"],
+        "image_path": ["t.csv", "t.csv/images", ""],
+    },
+    evaluate_clip: {
+        "batch_size": [*NO_WHOLE_NUMBER, "0"],
+        "output": ["t.csv", "t.csv/deep/er", ""],
+    },
+    filter_data: {
+        **dict.fromkeys(["min_text", "max_text", "min_side"], NO_WHOLE_NUMBER),
+        **dict.fromkeys(["num_workers", "batch_size"], [*NO_WHOLE_NUMBER, "0"]),
+        "min_chinese": [*NO_NUMBER, "1.01"],
+        "max_aspect": [*NO_NUMBER, "0.9"],
+        "min_similarity": [*NO_NUMBER, "1.1"],
+        "image_path": ["t.csv", "gone", ""],
+        **dict.fromkeys(["out_file", "report", "histogram"], ["images", "gone/out", "", "n" * 300, "pipe", "t.csv"]),
+    },
+    predict_similarity: {
+        **dict.fromkeys(["top_k", "batch_size"], [*NO_WHOLE_NUMBER, "0"]),
+        **dict.fromkeys(["json", "csv", "html"], ["images", "gone/out", "", "n" * 300, "pipe", "/dev/null"]),
+        "text_file": ["images", "gone.txt", "pipe"],
+    },
+}
+CASES = [
+    pytest.param(script, name, text, id=f"{script.__name__} {name} {text[:20]}")
+    for script, options in OPTIONS.items()
+    for name, texts in options.items()
+    for text in texts
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "t.csv").write_text("text,filename\n")
+    subprocess.run(["mkfifo", "pipe"], check=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script, name, text", CASES)
+def test_an_option_that_cannot_be_meant_is_refused_in_one_line(folder, monkeypatch, capsys, script, name, text):
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *REQUIRED[script], f"--{name}", text])
+    with pytest.raises(SystemExit) as end:
+        script.parse_args()
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.startswith(f"{script.__name__}.py: --{name}") and error.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_message_holds_what_was_given_and_what_was_expected(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["filter_data.py", *REQUIRED[filter_data], "--min_side", "-5"])
+    with pytest.raises(SystemExit):
+        filter_data.parse_args()
+    assert "filter_data.py: --min_side -5: expected a number of pixels from 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (ValueError("no \x1b[31mcolumn\n`filename`"), 2, r"x.py: no \x1b[31mcolumn `filename`"),
+        (FileNotFoundError(2, "No such file", "a"), 2, "x.py: [Errno 2] No such file: 'a'"),
+        (ImportError("needs pyarrow"), 2, "x.py: needs pyarrow"),
+        (MemoryError(), 2, "x.py: not enough memory"),
+        (KeyboardInterrupt(), 130, "\nStopped."),
+    ],
+)
+def test_every_script_ends_in_one_line_and_one_status(monkeypatch, capsys, error, status, said):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["there/x.py"])
+    assert run(main) == status
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+def start(code: str, **options) -> subprocess.Popen:
+    """Python with the repository, without torch: as fast as a process can be."""
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
+
+
+WAITING = """
+import signal, sys, time
+from component.command import run
+from component.files import new_file
+def main():
+    with new_file(sys.argv[1]) as file:
+        print("begun", flush=True)
+        time.sleep(100)
+sys.exit(run(main))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_clears_away_what_was_begun(tmp_path, number):
+    command = [sys.executable, "-c", WAITING, str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (128 + number, "\nStopped.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    code = "import sys\nfrom component.command import run\nsys.exit(run(lambda: print('x' * 100_000)))"
+    process = start(code, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (141, "")
+
+
+def test_an_output_that_takes_no_more_is_one_line():
+    code = "import sys\nfrom component.command import run\nsys.exit(run(lambda: print('x')))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "No space left on device" in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("红色 的\t圆\r\n", "红色 的 圆"),
+        ("a\x1b]0;title\x07\x00\x9b", r"a\x1b]0;title\x07\x00\x9b"),
+        ("invoice\u202egpj.exe\u2066", r"invoice\u202egpj.exe\u2066"),
+        ("b\udcb5", r"b\udcb5"),
+        ("👩\u200d🚀 ❤\ufe0f", "👩\u200d🚀 ❤\ufe0f"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_an_escape(text, shown):
+    assert one_line(text) == shown
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\t=1", "\r", "'=1", "''-", "红", "'a'", "", "a=1"])
+def test_no_cell_is_a_formula_and_all_come_back(text):
+    cell = spreadsheet_cell(text)
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell_text(cell) == text

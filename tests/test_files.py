@@ -1,0 +1,188 @@
+"""Files and folders that appear whole or not at all, and one writer of each at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import ROOT
+
+from component.files import is_temporary, new_file, new_folder, sweep, write_json
+from component.lock import sole_writer
+
+
+@pytest.fixture
+def start():
+    """Start Python with this code; it prints a line when it is so far, and then waits."""
+    started = []
+
+    def start_one(code: str, *arguments) -> subprocess.Popen:
+        code = f"import os, sys, time\nfrom component.files import *\nfrom component.lock import *\n{code}"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "begun\n"
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+WAIT = "print('begun', flush=True); time.sleep(100)"
+WRITE = f"with new_file(sys.argv[1]) as file: {WAIT}"
+WRITE_FOLDER = f"with new_folder(sys.argv[1]): {WAIT}"
+HOLD = f"with sole_writer(sys.argv[1]): {WAIT}"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("mode, content", [("w", "新"), ("wb", b"new")])
+def test_a_block_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, mode, content, error):
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(error), new_file(str(tmp_path / "out"), mode) as file:
+        file.write(content)
+        raise error
+    assert (tmp_path / "out").read_text() == "old" and os.listdir(tmp_path) == ["out"]
+
+
+def test_until_the_end_of_the_block_there_is_nothing_of_that_name(tmp_path):
+    with new_file(str(tmp_path / "out")) as file:
+        file.write("新")
+        assert all(map(is_temporary, os.listdir(tmp_path)))
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "新" and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 255, "图" * 85, ".hidden", "with space", b"gbk\xcd\xbc".decode(errors="surrogateescape")]
+)
+def test_any_name_that_a_file_may_have_can_be_written(tmp_path, name):
+    with new_file(str(tmp_path / name)) as file:
+        file.write("x")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_two_writers_of_one_name_do_not_share_a_temporary_file(tmp_path):
+    with new_file(str(tmp_path / "out")) as first, new_file(str(tmp_path / "out")) as second:
+        first.write("1" * 9)
+        second.write("2")
+        assert len(os.listdir(tmp_path)) == 2
+    assert (tmp_path / "out").read_text() == "1" * 9 and os.listdir(tmp_path) == ["out"]
+
+
+def test_a_link_stays_a_link_and_a_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real" / "file")
+    with new_file(str(tmp_path / "out")):
+        pass
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "real" / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("code", [WRITE, WRITE_FOLDER])
+def test_a_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path, start, code):
+    mine = ["mine.tmp", ".mine.tmp", ".out.part", "out.old", ".out.0123-abc.tmp"]
+    for name in mine:
+        (tmp_path / name).touch()
+    killed, living = start(code, tmp_path / "out"), start(code, tmp_path / "out")
+    killed.kill()
+    killed.wait()
+    sweep(str(tmp_path))
+    left = set(os.listdir(tmp_path)) - set(mine)
+    assert len(left) == 1 and all(map(is_temporary, left)) and living.poll() is None
+    assert set(mine) < set(os.listdir(tmp_path))
+
+
+def test_what_another_machine_began_today_is_left_to_it(tmp_path):
+    (tmp_path / ".out.01234567-01234567.tmp").touch()
+    (tmp_path / ".old.01234567-01234567.tmp").touch()
+    os.utime(tmp_path / ".old.01234567-01234567.tmp", (0, 0))
+    sweep(str(tmp_path))
+    assert os.listdir(tmp_path) == [".out.01234567-01234567.tmp"]
+
+
+def test_a_folder_between_its_two_renames_gets_its_name_back(tmp_path, monkeypatch):
+    """Where a system cannot exchange two folders, a kill can come between."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    monkeypatch.setattr("component.files._exchange", lambda first, second: False)
+    rename = os.rename
+
+    def killed(source, target):
+        if str(target).endswith("out"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt), new_folder(str(tmp_path / "out")):
+        pass
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    sweep(str(tmp_path))
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["old"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two folders")
+def test_a_reader_never_finds_a_folder_missing_that_is_replaced(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    missing, done = [], threading.Event()
+
+    def read():
+        while not done.is_set():
+            missing.extend([1] * (not path.is_dir()))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(50):
+        with new_folder(str(path)) as new, open(os.path.join(new, "number"), "w") as file:
+            file.write(str(number))
+    done.set()
+    reader.join()
+    assert not missing and (path / "number").read_text() == "49" and os.listdir(tmp_path) == ["out"]
+
+
+def test_json_has_no_word_for_nan_and_keeps_names_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"\xcd\xbc.png")
+    write_json(str(tmp_path / "out.json"), {"a": [float("nan"), float("-inf"), 1.5], "name": name, "文": "字"})
+    content = (tmp_path / "out.json").read_text(encoding="utf-8")
+    found = json.loads(content, parse_constant=pytest.fail)
+    assert found == {"a": [None, None, 1.5], "name": name, "文": "字"} and "文" in content
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path, start, inside):
+    path = str(tmp_path / "out")
+    first = start(HOLD.replace("[1]", f"[1], inside={inside}"), path)
+    with pytest.raises(ValueError, match=rf"out is being written by another run \(process {first.pid} on "):
+        with sole_writer(path, inside):
+            pytest.fail("held twice")
+    first.kill()
+    first.wait()
+    with sole_writer(path, inside):
+        pass
+    assert not [name for _, _, names in os.walk(tmp_path) for name in names]
+
+
+def test_a_forked_worker_that_outlives_its_parent_does_not_hold_on(tmp_path, start):
+    fork = "pid = os.fork(); pid and print('begun', flush=True); time.sleep(100)"
+    first = start(f"with sole_writer(sys.argv[1]): {fork}", tmp_path / "out")
+    child = int(subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout)
+    first.kill()
+    first.wait()
+    try:
+        with sole_writer(str(tmp_path / "out")):
+            os.kill(child, 0)  # it is there
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_what_is_held_is_swept(tmp_path, start):
+    killed = start(WRITE, tmp_path / "out")
+    killed.kill()
+    killed.wait()
+    with sole_writer(str(tmp_path / "out")):
+        assert not [name for name in os.listdir(tmp_path) if is_temporary(name)]

@@ -11,6 +11,7 @@ from transformers import CLIPProcessor
 
 from component.image.load import BadImageError
 from component.image.transform import ImageTransform
+from component.pairs.caption import is_caption
 from component.pairs.ragged import RaggedArray
 from component.pairs.shards import IndexShards, Shard, index_shards
 from component.pairs.sources import ImageFolder, read_pair_files
@@ -65,7 +66,7 @@ class PairDataset(Dataset):
         text_ids, image_ids = [], []
         for place, chunk in read_pair_files(file, image_path, index_shards):
             texts = chunk["text"].str.strip()
-            filled = (texts != "").to_numpy()
+            filled = np.fromiter(map(is_caption, texts), bool, len(texts))
             self.num_empty_texts += int((~filled).sum())
             if not filled.any():
                 continue

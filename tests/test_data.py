@@ -16,7 +16,9 @@ from PIL import Image
 
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
+from component.filter.rules import FilterRules, check_pair
 from component.image.load import BadImageError, load_image
+from component.pairs.caption import is_caption
 from component.pairs.parquet import read_parquet
 from component.pairs.paths import image_file, normal_name, writable_file
 from component.pairs.sources import expand
@@ -441,10 +443,33 @@ def test_long_texts_are_cut_like_the_tokenizer_does_and_counted(data, processor)
     assert dataset.num_long_texts == 1
 
 
+NOTHING = [
+    "",
+    "  ",
+    "\u3000",
+    "\u200b",
+    "\ufeff",
+    "\u00ad",
+    "\ufe0f\u200d",
+    "\u2060\u00a0",
+    "\u3164",
+    "\x7f",
+    "\U000e0041",
+]
+NOTHING += ["\ufffd", "\ue000", "\u2800"]
+
+
+@pytest.mark.parametrize("text", ["。", "1", "❤\ufe0f", "\u200b红", "👩\u200d🔬", "é", "e\u0301", "𠮷"])
+def test_what_is_seen_is_a_caption(text):
+    assert is_caption(text)
+
+
 def test_rows_without_text_are_left_out_and_counted(data, processor):
-    path = table(data / "t.csv", 'text,filename\n,0.png\n"  ",1.png\n小狗,2.png\n\u3000,3.png\n')
+    rows = "".join(f'"{text}",0.png\n' for text in NOTHING)
+    path = table(data / "t.csv", f"text,filename\n{rows}小狗,2.png\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
-    assert len(dataset) == 1 and dataset.num_empty_texts == 3
+    assert len(dataset) == 1 and dataset.num_empty_texts == len(NOTHING)
+    assert [check_pair(text, "", FilterRules()).reason for text in NOTHING] == ["empty_text"] * len(NOTHING)
     assert dataset.filename(0) == "2.png"
     with pytest.raises(ValueError, match="no row with a text"):
         PairDataset(table(data / "e.csv", "text,filename\n,0.png\n"), str(data), processor, max_seq_length=8)

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +156,131 @@ def test_equal_captions_have_equal_ids_and_different_pictures_different_ones(tmp
     assert pairs.filename(6).endswith("shards/00001.tar/000000006.jpg")
     copy = shutil.copy(shards.replace("{00000..00002}", "00002"), tmp_path / "copy.tar")
     assert not set(dataset(str(copy)).image_ids) & set(pairs.image_ids)
+
+
+def tar(path, *members: tuple[str | tarfile.TarInfo, bytes]) -> str:
+    """A shard of such members, in this order."""
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            info = link(name, "", tarfile.REGTYPE) if isinstance(name, str) else name
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_names_with_further_dots_are_pairs_unless_they_belong_to_a_picture(tmp_path, caplog):
+    names = ["v1.5.jpg", "v1.5.txt", "d.x/v1.6.JPG", "d.x/v1.6.json", "2.jpg", "2.en.txt", "2.seg.png", "2.txt"]
+    names += ["2.b.jpg", "2.b.txt", "2.cls", "._2.jpg", "README"]
+    contents = {"txt": "小狗".encode(), "json": '{"caption": "小猪"}'.encode()}
+    members = [(name, contents.get(name.rpartition(".")[2], picture(number))) for number, name in enumerate(names)]
+    path = tar(tmp_path / "a.tar", *members)
+    assert pairs_of(path) == [
+        ("小狗", picture(0)),
+        ("小猪", picture(2)),
+        ("小狗", picture(4)),
+        ("小狗", picture(8)),
+    ]
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("5 members of shards are neither") and "the first: " in warning
+
+
+def test_tars_that_were_appended_to_each_other_are_all_read(tmp_path, caplog):
+    path = tmp_path / "all.tar"
+    with open(path, "wb") as file:
+        for n in range(3):
+            part = tar(tmp_path / "part.tar", (f"{n}.jpg", picture(n)), (f"{n}.txt", CAPTIONS[n].encode()))
+            file.write(Path(part).read_bytes())
+    assert pairs_of(str(path)) == [(CAPTIONS[n], picture(n)) for n in range(3)] and not caplog.records
+    with open(path, "ab") as file:
+        file.write(bytes(5000) + b"no tar" * 200)
+    assert len(pairs_of(str(path))) == 3
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("1 shards have bytes behind their end mark") and str(path) in warning
+
+
+def test_a_hard_link_is_the_file_it_leads_to_and_other_links_are_counted(tmp_path, caplog):
+    members = [
+        ("1.jpg", picture(1)),
+        ("1.txt", "小狗".encode()),
+        (link("2.jpg", "1.jpg"), b""),
+        ("2.txt", "小猪".encode()),
+    ]
+    links = link("3.jpg", "gone.jpg"), link("4.jpg", "1.jpg", tarfile.SYMTYPE), link("d", "", tarfile.DIRTYPE)
+    members += [(info, b"") for info in links]
+    assert pairs_of(tar(tmp_path / "a.tar", *members)) == [("小狗", picture(1)), ("小猪", picture(1))]
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("2 links in shards") and "/3.jpg" in warning
+
+
+@pytest.mark.parametrize("format", ["gnu", "posix"])
+def test_a_sparse_member_is_counted_not_read_wrongly(tmp_path, caplog, format):
+    with open(tmp_path / "1.jpg", "wb") as file:
+        file.write(picture(1))
+        file.truncate(2**20)
+    (tmp_path / "2.jpg").write_bytes(picture(2))
+    command = ["tar", "-cSf", "a.tar", f"--format={format}", "1.jpg", "2.jpg"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert pairs_of(str(tmp_path / "a.tar")) == [("", picture(2))]
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("1 members of shards are sparse") and "1.jpg" in warning
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [b'{"caption": "\\ud800"}', b"[" * 100_000, b'{"caption": NaN}', b'{"n": ' + b"1" * 5000 + b"}", b'"' * 2**21],
+    ids=["half a character", "deep", "NaN", "long number", "long"],
+)
+def test_a_json_that_is_no_caption_is_counted(tmp_path, dataset, caplog, caption):
+    members = ("1.jpg", picture(1)), ("1.json", caption), ("2.jpg", picture(2)), ("2.txt", b"a")
+    pairs = dataset(tar(tmp_path / "a.tar", *members))
+    assert len(pairs) == 1 and pairs.num_empty_texts == 1
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("1 captions in shards are neither") and "1.json" in warning
+
+
+def header(name: str, kind: bytes, size: int) -> bytes:
+    """A tar header that claims any size, also one below 0."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        header("a", tarfile.GNUTYPE_LONGNAME, 512) * 3000,
+        (header("a", tarfile.GNUTYPE_LONGNAME, 1) + b"a" * 512) * 3000,
+        header("a", tarfile.XHDTYPE, 2**40),
+        header("a", tarfile.XHDTYPE, -5000),
+        header("9.jpg", tarfile.REGTYPE, -5000),
+        header("9.jpg", tarfile.REGTYPE, 2**70),
+        header("a", tarfile.XHDTYPE, 30) + b"27 GNU.sparse.size=nonsense\n".ljust(512, b"\0") + bytes(512),
+    ],
+)
+def test_nonsense_in_headers_ends_the_shard_there(tmp_path, caplog, nonsense):
+    whole = tar(tmp_path / "a.tar", ("1.jpg", picture(1)), ("1.txt", "小狗".encode()))
+    content = Path(whole).read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % 512)
+    (tmp_path / "b.tar").write_bytes(content + nonsense)
+    assert pairs_of(str(tmp_path / "b.tar")) == [("小狗", picture(1))]
+    (warning,) = warnings_of(caplog)
+    assert "b.tar" in warning
+
+
+def test_nonsense_alone_is_one_line(tmp_path):
+    (tmp_path / "a.tar").write_bytes(header("a", tarfile.GNUTYPE_LONGNAME, 0) * 3000)
+    with pytest.raises(ValueError, match="1 of 1 shards cannot be used. The first: .*a.tar is no tar"):
+        pairs_of(str(tmp_path / "a.tar"))
 
 
 # ---- damaged ones ----

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from component.image.check import check_image
 from component.image.load import BadImageError, MissingImageError, read_bytes
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
+from component.pairs.caption import is_caption
 
 HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
@@ -95,7 +96,7 @@ def chinese_share(text: str) -> float:
 
 
 def _text_problem(text: str, rules: FilterRules) -> str:
-    if not text:
+    if not is_caption(text):
         return "empty_text"
     if rules.min_text is not None and len(text) < rules.min_text:
         return f"short_text: {len(text)} characters"

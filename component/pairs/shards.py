@@ -5,10 +5,8 @@ over any table. The webdataset library reads shards as streams, which can do non
 """
 
 import io
-import json
 import logging
 import os
-import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from component.image.folder import IMAGE_ENDINGS
 from component.image.load import BadImageError
+from component.pairs.json_text import parse_json, require_unicode
+from component.pairs.paths import normal_name
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,20 @@ CUT_SHORT = "shards are cut short or damaged; of these, the pairs before that pl
 NO_IMAGE = "captions in shards have no picture and are left out"
 UNREADABLE = "captions in shards are neither UTF-8 text nor JSON with a `caption`, and count as empty"
 REPEATED = "members of shards come again under the same key and are left out"
+OTHER = (
+    "members of shards are neither pictures nor captions, or of a further ending beside a picture, and are left out"
+)
+SPARSE = "members of shards are sparse files and are left out (pack them without tar's --sparse)"
+LINK = "links in shards lead to no file in front of them, or are devices, and are left out"
+TOO_LARGE = "members of shards are larger than a picture can be and are left out"
+BEHIND_END = "shards have bytes behind their end mark that are no tar; these are left out"
+
+CAPTION_ENDINGS = (".json", ".txt")
+MAX_IMAGE_BYTES = 2**30
+MAX_CAPTION_BYTES = 2**20
+MAX_HEADER_BYTES = 2**20
+# What Python's tarfile raises on headers of nonsense.
+TAR_FAULTS = (tarfile.TarError, RecursionError, ValueError, ArithmeticError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,9 @@ class ShardIndex:
     faults: list[tuple[str, str]] = field(default_factory=list)
     error: str | None = None
 
+    def name(self, member: tarfile.TarInfo) -> str:
+        return f"{self.shard.path}/{member.name}"
+
 
 def index_shards(paths: Sequence[str], num_workers: int = 0) -> Iterator[ShardIndex]:
     """The index of each shard in order, made by this process, or by `num_workers` others."""
@@ -121,7 +138,7 @@ def index_shard(path: str) -> ShardIndex:
             return index
     except OSError as error:
         return ShardIndex(error=f"{path} cannot be read ({error.strerror}).")
-    except tarfile.TarError:
+    except TAR_FAULTS:
         return ShardIndex(
             error=f"{path} is no tar, or is cut off at its very start. Fetch it again; if it is compressed (.tar.gz), "
             "unpack it to a plain .tar."
@@ -129,56 +146,130 @@ def index_shard(path: str) -> ShardIndex:
 
 
 def _fill(index: ShardIndex, file: io.FileIO) -> None:
-    images, captions = {}, {}
-    # Names in GBK, as Windows writes them, stay apart from each other and can be printed.
-    with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar:
-        for member in _whole_files(tar, index):
-            # As in webdataset, a key ends at the first dot of the file's name. Members of one key need not be
-            # neighbours here.
-            match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", member.name, re.DOTALL)
-            key, ending = match.groups() if match else ("", "")
-            ending = ending.lower()
-            if ending in IMAGE_ENDINGS:
-                first = images.setdefault(key, member)
-            elif ending in (".txt", ".json"):
-                first = captions.setdefault(key, {}).setdefault(ending, member)
+    images, captions, dotted = {}, {}, {}
+
+    def take(key: str, ending: str, member: tarfile.TarInfo) -> None:
+        same = images if ending in IMAGE_ENDINGS else captions.setdefault(key, {})
+        if same.setdefault(key if same is images else ending, member) is not member:
+            index.faults.append((REPEATED, index.name(member)))
+
+    # Members of one key need not be neighbours here.
+    for member in _whole_files(index, file):
+        folder, slash, name = normal_name(member.name).rpartition("/")
+        first, dot, ending = name.partition(".")
+        stem, last = os.path.splitext(name)
+        if first and f"{dot}{ending.lower()}" in (*IMAGE_ENDINGS, *CAPTION_ENDINGS):
+            take(folder + slash + first, f"{dot}{ending.lower()}", member)
+        elif first and last.lower() in (*IMAGE_ENDINGS, *CAPTION_ENDINGS):
+            dotted.setdefault((folder + slash + first, folder + slash + stem), []).append((last.lower(), member))
+        else:
+            index.faults.append((OTHER, index.name(member)))
+    # As in webdataset, a key ends at the first dot: a.seg.png beside a.jpg is another kind of datum. Where there is no
+    # such picture, or a caption of the same name, v1.5.jpg is a picture that is called v1.5.
+    for (first, stem), members in dotted.items():
+        endings = [ending in IMAGE_ENDINGS for ending, _ in members]
+        for ending, member in members:
+            if first not in images or len(set(endings)) == 2:
+                take(stem, ending, member)
             else:
-                continue
-            if first is not member:
-                index.faults.append((REPEATED, f"{index.shard.path}/{member.name}"))
-    for key, image in images.items():
+                index.faults.append((OTHER, index.name(member)))
+    for key, image in sorted(images.items(), key=lambda entry: entry[1].offset):
         text = ""
         for ending, caption in sorted(captions.pop(key, {}).items(), reverse=True)[:1]:  # .txt where there is one
             try:
+                if caption.size > MAX_CAPTION_BYTES:
+                    raise ValueError
                 text = _text(_read(file, caption.offset_data, caption.size), ending)
             except ValueError:
-                index.faults.append((UNREADABLE, f"{index.shard.path}/{caption.name}"))
+                index.faults.append((UNREADABLE, index.name(caption)))
         index.locators.append(Shard.locator(image))
         index.texts.append(text)
     for members in captions.values():
-        index.faults.append((NO_IMAGE, f"{index.shard.path}/{next(iter(members.values())).name}"))
+        index.faults.append((NO_IMAGE, index.name(next(iter(members.values())))))
 
 
-def _whole_files(tar: tarfile.TarFile, index: ShardIndex) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar whose last byte is there; it is noted when the tar stops before its end mark."""
-    try:
-        for member in tar:
-            if member.isreg() and member.offset_data + member.size <= index.shard.size:
-                yield member
-    except tarfile.TarError:
-        pass  # a cut between two members goes by in silence, so the end mark is looked for anyway
-    if _read(tar.fileobj, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        index.faults.append((CUT_SHORT, index.shard.path))
+def _whole_files(index: ShardIndex, file: io.FileIO) -> Iterator[tarfile.TarInfo]:
+    """The files of a tar, and of those appended to it, whose last byte is there. What is left out is noted."""
+    start = 0
+    while start is not None:
+        file.seek(start)
+        try:
+            # Names in GBK, as Windows writes them, stay apart from each other and can be printed.
+            tar = tarfile.open(fileobj=_Headers(file), mode="r:", errors="backslashreplace")
+        except TAR_FAULTS:
+            if start == 0:
+                raise
+            index.faults.append((BEHIND_END, index.shard.path))
+            return
+        try:
+            yield from _members(tar, index)
+            # A cut between two members goes by in silence.
+            has_end = _read(file, tar.offset, tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+        except TAR_FAULTS:
+            has_end = False
+        if not has_end:
+            is_no_tar = start > 0 and tar.offset == start
+            index.faults.append((BEHIND_END if is_no_tar else CUT_SHORT, index.shard.path))
+            return
+        start = _next_block(file, tar.offset)
+
+
+def _members(tar: tarfile.TarFile, index: ShardIndex) -> Iterator[tarfile.TarInfo]:
+    """The whole files among the members of one tar; a hard link is the file that it leads to."""
+    files: dict[str, tarfile.TarInfo] = {}
+    for member in tar:
+        if member.size < 0:
+            raise tarfile.ReadError("a size below 0")
+        if member.islnk() and member.linkname in files:
+            target = files[member.linkname]
+            member.offset_data, member.size = target.offset_data, target.size
+        elif member.issparse():
+            index.faults.append((SPARSE, index.name(member)))
+            continue
+        elif not member.isreg():
+            if not member.isdir():
+                index.faults.append((LINK, index.name(member)))
+            continue
+        if member.offset_data + member.size > index.shard.size:
+            return  # cut off, which the missing end mark tells
+        if member.size > MAX_IMAGE_BYTES:
+            index.faults.append((TOO_LARGE, index.name(member)))
+            continue
+        files[member.name] = member
+        yield member
+
+
+class _Headers:
+    """A tar as `tarfile` may read it: its headers, which are small. One that claims to be large would fill memory."""
+
+    def __init__(self, file: io.FileIO):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
+def _next_block(file: io.FileIO, offset: int) -> int | None:
+    """Where, from an offset on, the first block begins that is not all zero."""
+    file.seek(offset)
+    while chunk := file.read(2**20):
+        if rest := chunk.lstrip(b"\0"):
+            offset += len(chunk) - len(rest)
+            return offset - offset % tarfile.BLOCKSIZE
+        offset += len(chunk)
+    return None
 
 
 def _text(content: bytes, ending: str) -> str:
     """The caption in a .txt, or in img2dataset's .json of a sample. Raises ValueError."""
     if ending == ".txt":
-        return content.decode()
-    sample = json.loads(content)
+        return content.decode("utf-8-sig")
+    sample = parse_json(content)
     if not isinstance(sample, dict) or not isinstance(sample.get("caption"), str):
         raise ValueError
-    return sample["caption"]
+    return require_unicode(sample["caption"])
 
 
 def _read(file: io.FileIO, offset: int, size: int) -> bytes:

@@ -49,7 +49,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from component.evaluation.image_folder import read_image_folder
     from component.evaluation.retrieval import evaluate_retrieval
     from component.evaluation.retrieval_data import read_retrieval_data
-    from component.evaluation.zero_shot import PROMPTS, evaluate_zero_shot
+    from component.evaluation.zero_shot import evaluate_zero_shot
+    from component.prompts import PROMPTS
     from component.report import evaluation as report
 
     if args.test_file:

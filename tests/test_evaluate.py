@@ -21,9 +21,10 @@ from component.evaluation.image_folder import read_image_folder
 from component.evaluation.mistakes import Mistake, hardest_mistakes
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
-from component.evaluation.zero_shot import PROMPTS, embed_classes, evaluate_zero_shot
+from component.evaluation.zero_shot import evaluate_zero_shot
 from component.image.load import BadImageError
 from component.metrics import classification_metrics, retrieval_ranks
+from component.prompts import PROMPTS, embed_classes
 from component.report import figures
 
 

@@ -1,0 +1,35 @@
+"""Pages that are one file: templates, and images inside of them."""
+
+import base64
+import io
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from component.plain_text import one_line
+
+THUMBNAIL_SIDE = 192  # pixels
+
+
+@cache
+def _templates() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    templates.filters["one_line"] = one_line
+    return templates
+
+
+def render(template: str, **values) -> str:
+    """A page from `templates/`; what is put in is escaped."""
+    return _templates().get_template(template).render(values)
+
+
+def data_uri(image: Image.Image) -> str:
+    """A small JPEG of an RGB image, for `src` or `url()`."""
+    image = image.copy()
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,241 @@
+"""Bring a gallery up to date with the images on disk: only what is new or changed is read.
+
+Shapes: B images, D projection width.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPProcessor
+
+from component.image.load import BadImageError, MissingImageError
+from component.image.transform import ImageTransform
+from component.model import BertCLIPModel
+from component.search.gallery import FileState, Gallery, GalleryImage
+from component.search.scan import is_below, open_state, roots, scan
+
+
+@dataclass
+class IndexReport:
+    """What an `update` found and did, in numbers of images.
+
+    Attributes:
+        unchanged: neither read nor embedded.
+        added: embedded.
+        moved: content that the gallery knows, under another name or time of change; not embedded.
+        gone: marked as deleted.
+        known_bad: could not be read before, and have not changed since.
+        vanished: were there when the folder was listed, but not when they were to be read.
+        bad_images: path → reason, of the images that this run could not read.
+    """
+
+    unchanged: int = 0
+    added: int = 0
+    moved: int = 0
+    gone: int = 0
+    known_bad: int = 0
+    vanished: int = 0
+    bad_images: dict[str, str] = field(default_factory=dict)
+
+
+def update(
+    gallery: Gallery | None,
+    model: BertCLIPModel,
+    processor: CLIPProcessor,
+    sources: Sequence[str],
+    image_path: str | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    on_total: Callable[[int], None] = lambda total: None,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> IndexReport:
+    """Look through the sources, and add, move and delete rows until the gallery says what is there.
+
+    Each batch is on disk before the next begins. Under several processes each embeds a share, and the first writes.
+
+    Args:
+        gallery: of `gallery_to_write`; the first process alone has one.
+        sources, image_path: see `scan`.
+        num_workers: processes that read and decode beside this one; None: one per core, at most 8, or none for few
+            images.
+        on_total, on_batch: called with the number of images to embed, and with those done, by the first process.
+    """
+    state, report = PartialState(), IndexReport()
+    new: list[FileState] = []
+    if state.is_main_process:
+        new = _settle_without_embedding(gallery, sources, image_path, report)
+        on_total(len(new))
+    shared = [new]
+    broadcast_object_list(shared)
+    (new,) = shared
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count() or 1) if len(new) > 4 * batch_size else 0
+    for batch in _embedded(model, processor, new, batch_size, num_workers):
+        if not state.is_main_process:
+            continue
+        if batch.rows:
+            gallery.add([new[row] for row in batch.rows], batch.digests, batch.vectors)
+        gallery.add_bad([new[row] for row in batch.bad], list(batch.bad.values()))
+        report.added += len(batch.rows)
+        report.vanished += len(batch.vanished)
+        report.bad_images |= {new[row].path: reason for row, reason in batch.bad.items()}
+        on_batch(len(batch.rows) + len(batch.bad) + len(batch.vanished))
+    return report
+
+
+def _settle_without_embedding(gallery: Gallery, sources, image_path, report: IndexReport) -> list[FileState]:
+    """Do all that needs no model, and return the images that are left to embed."""
+    rows, bad, sizes = gallery.rows_by_path(), gallery.bad_states(), gallery.sizes()
+    found = list(scan(sources, image_path))
+    seen = {state.path for state in found}
+    scanned = roots(sources)
+
+    def is_gone(path: str) -> bool:
+        return path not in seen and (is_below(path, scanned) or not os.path.exists(path))
+
+    gone = [image.row for path, image in rows.items() if not image.deleted and is_gone(path)]
+    gallery.delete(gone)
+    gallery.forget_bad(path for path in bad if is_gone(path))
+    report.gone = len(gone)
+
+    new = []
+    for state in found:
+        image = rows.get(state.path)
+        if image and image.state == state:
+            if image.deleted:
+                gallery.move(image.row, state)
+                report.moved += 1
+            else:
+                report.unchanged += 1
+        elif bad.get(state.path) == (state.size, state.mtime_ns):
+            report.known_bad += 1
+        elif state.place is None and state.size in sizes and _take_over(gallery, state, image):
+            report.moved += 1
+        else:
+            if image:
+                gallery.delete([image.row])
+            new.append(state)
+    return new
+
+
+def _take_over(gallery: Gallery, state: FileState, before: GalleryImage | None) -> bool:
+    """Give an image whose content the gallery knows a row without embedding it; False where it does not."""
+    try:
+        digest = digest_of(open_state(state))
+    except (OSError, BadImageError):
+        return False  # met again, and told, where the others are read
+    if before and before.digest == digest:  # touched, not changed
+        gallery.move(before.row, state)
+        return True
+    known = gallery.image_with(digest)
+    if known is None:
+        return False
+    if before:
+        gallery.delete([before.row])
+    if known.deleted:
+        gallery.move(known.row, state)
+    else:  # a second copy
+        gallery.add([state], [digest], gallery.vectors()[[known.row]])
+    return True
+
+
+def digest_of(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@dataclass
+class _Batch:
+    """Images that were read together; rows are places in the list of those to embed.
+
+    Attributes:
+        rows, digests: of the good ones.
+        pixel_values: (good, 3, H, W), or None where none is good; vectors: (good, D) float16, of them.
+        bad: row → reason.
+        vanished: rows whose file is gone.
+        error: what the disk said, where it could not be read.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    pixel_values: Tensor | None = None
+    vectors: np.ndarray | None = None
+    bad: dict[int, str] = field(default_factory=dict)
+    vanished: list[int] = field(default_factory=list)
+    error: str | None = None
+
+
+class _Files(Dataset):
+    """Images → batches; read and decoded in worker processes."""
+
+    def __init__(self, states: Sequence[FileState], transform: ImageTransform):
+        self.states, self.transform = states, transform
+
+    def __getitems__(self, rows: Sequence[int]) -> _Batch:
+        batch, pixels = _Batch(), []
+        for row in rows:
+            try:
+                content = open_state(self.states[row])
+                pixels.append(self.transform.read(io.BytesIO(content)))
+            except MissingImageError:
+                batch.vanished.append(row)
+            except BadImageError as error:
+                batch.bad[row] = str(error)
+            except (OSError, MemoryError) as error:
+                batch.error = f"{self.states[row].path} cannot be read ({error})"
+                break
+            else:
+                batch.rows.append(row)
+                batch.digests.append(digest_of(content))
+        if pixels:
+            batch.pixel_values = self.transform.pixel_values(pixels)
+        return batch
+
+
+@torch.inference_mode()
+def _embedded(
+    model: BertCLIPModel, processor: CLIPProcessor, states: Sequence[FileState], batch_size: int, num_workers: int
+) -> Iterator[_Batch]:
+    """Yield the batches of all processes, with their vectors. Raises OSError where the disk cannot be read."""
+    process = PartialState()
+    batches = [list(range(len(states))[start : start + batch_size]) for start in range(0, len(states), batch_size)]
+    loader = DataLoader(
+        _Files(states, ImageTransform(processor.image_processor)),
+        batch_sampler=batches[process.process_index :: process.num_processes],
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=model.device.type == "cuda",
+    )
+    mine = iter(loader)
+    for _ in range(0, len(batches), process.num_processes):
+        batch = next(mine, None)
+        if batch and batch.pixel_values is not None:
+            features = model.get_image_features(batch.pixel_values.to(model.device, model.dtype, non_blocking=True))
+            batch.vectors, batch.pixel_values = F.normalize(features.float(), dim=-1).half().cpu().numpy(), None
+            _leave_out_nan(batch)
+        for done in filter(None, gather_object([batch])):
+            if done.error:
+                raise OSError(done.error)
+            yield done
+
+
+def _as_it_is(batch: _Batch) -> _Batch:
+    return batch
+
+
+def _leave_out_nan(batch: _Batch) -> None:
+    good = np.isfinite(batch.vectors).all(axis=1)
+    if not good.all():
+        batch.bad |= {row: "the model gives NaN for it" for row in np.array(batch.rows)[~good].tolist()}
+        batch.rows = np.array(batch.rows)[good].tolist()
+        batch.digests = [digest for digest, is_good in zip(batch.digests, good, strict=True) if is_good]
+        batch.vectors = batch.vectors[good]

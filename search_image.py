@@ -1,0 +1,170 @@
+"""Search your own pictures: index them once, then ask in Chinese, by a picture, or in the browser."""
+
+import argparse
+import os
+
+from component.command import Parser, input_file, number, output_file, run, share, whole_number
+
+PORT = 7860
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="index | query | serve | export")
+
+    index = commands.add_parser("index", help="bring a gallery up to date: new, changed and vanished pictures")
+    index.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
+    index.add_argument(
+        "--images", required=True, nargs="+", metavar="FOLDER", help="folders, picture files, tables or .tar shards"
+    )
+    index.add_argument("--image_path", metavar="FOLDER", help="of the file names in tables (CSV, Parquet)")
+    index.add_argument(
+        "--batch_size", type=whole_number("pictures"), default=64, help="per forward pass (%(default)s)"
+    )
+    index.add_argument("--num_workers", type=whole_number("processes", 0, 1000), help="that decode; default: by cores")
+    index.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(%(default)s)")
+    index.add_argument("--report", type=output_file, metavar="CSV", help="default: bad_images.csv in the gallery")
+
+    query = commands.add_parser("query", help="print the pictures that fit best")
+    query.add_argument("--text", nargs="+", default=[], help="each a query of its own")
+    query.add_argument("--image", nargs="+", default=[], type=input_file, help="pictures, together with each text")
+    query.add_argument(
+        "--like", nargs="+", default=[], type=whole_number("the gallery", 0), help="pictures by their id"
+    )
+    query.add_argument("--minus", nargs="+", default=[], metavar="TEXT", help="what should not be seen")
+    query.add_argument("--image_weight", type=share, default=0.5, help="of the pictures beside a text (%(default)s)")
+    query.add_argument("--top_k", type=whole_number("pictures"), default=10, help="(%(default)s)")
+    query.add_argument("--threshold", type=number("a score"), metavar="SCORE", help="least score")
+    query.add_argument("--folder", help="only pictures below it")
+    query.add_argument("--since", type=date, metavar="YYYY-MM-DD", help="only pictures changed on that day or later")
+    query.add_argument("--until", type=date, metavar="YYYY-MM-DD", help="only pictures changed before that day")
+    query.add_argument(
+        "--fold", type=number("a cosine", 0, 1), metavar="COSINE", help="pictures this alike are one, such as 0.98"
+    )
+    query.add_argument("--approximate", action="store_true", help="by a faiss index, for several million pictures")
+    query.add_argument("--json", type=output_file, metavar="FILE", help="also write the answers as JSON")
+    query.add_argument("--html", type=output_file, metavar="FILE", help="also write a page with the pictures")
+
+    serve = commands.add_parser("serve", help="a page in the browser")
+    serve.add_argument("--host", default="127.0.0.1", help="(%(default)s); 0.0.0.0: also for other machines")
+    serve.add_argument("--port", type=whole_number("a port", 1, 65535), default=PORT, help="(%(default)s)")
+    serve.add_argument("--name", action="append", default=[], help="a further name of this machine in URLs")
+
+    export = commands.add_parser("export", help="write id, path and vector for other programs")
+    export.add_argument("--format", choices=("parquet", "npy"), default="parquet", help="(%(default)s)")
+    export.add_argument("--output", required=True, type=output_file, metavar="FILE")
+
+    for command in commands.choices.values():
+        command.add_argument("--gallery", required=True, metavar="FOLDER", help="folder of vectors and rows")
+    for command in (index, query, serve):
+        command.add_argument("--device", help="such as cpu, cuda:1; default: a GPU where there is one")
+    for command in (query, serve):
+        command.add_argument("--model", help="where the gallery's model lies now; default: where it lay")
+    args = parser.parse_args()
+    if args.command == "query" and not (args.text or args.image or args.like):
+        parser.error("query: give --text, --image or --like")
+    return args
+
+
+def date(text: str) -> float:
+    """Type of an option: a day, as the seconds since 1970 at which it begins here."""
+    import datetime
+
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").timestamp()
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text}: expected a day such as 2026-01-31") from None
+
+
+def index(args: argparse.Namespace) -> int:
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    from component.report.search import bad_images_csv, index_summary
+    from component.search.index import update
+    from component.search.open import gallery_to_write
+
+    is_first = PartialState(cpu=args.device == "cpu").is_main_process
+    bar = tqdm(unit=" pictures", desc="index", disable=not is_first)
+    with gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model), bar:
+        report = update(
+            gallery,
+            *model,
+            args.images,
+            args.image_path,
+            args.batch_size,
+            args.num_workers,
+            on_total=bar.reset,
+            on_batch=bar.update,
+        )
+        if is_first:
+            bar.close()
+            print(index_summary(report, gallery))
+            bad_images_csv(args.report or os.path.join(args.gallery, "bad_images.csv"), gallery)
+    return 0
+
+
+def query(args: argparse.Namespace) -> int:
+    from component.files import write_json, write_text
+    from component.report.search import hits_as_json, hits_page, hits_table
+    from component.search.open import open_searcher
+    from component.search.query import Filter, Query
+
+    searcher = open_searcher(args.gallery, args.model, args.device, args.approximate)
+    filter = Filter(args.folder, args.since, args.until, args.threshold, args.fold)
+    answers = {}
+    for text in args.text or [None]:
+        query = Query(
+            texts=[] if text is None else [text],
+            images=args.image,
+            like=args.like,
+            minus=args.minus,
+            image_weight=args.image_weight,
+        )
+        answers[query.name] = searcher.search(searcher.embed(query), args.top_k, filter)
+    for name, hits in answers.items():
+        print(f"\n{name}\n{hits_table(hits)}")
+    if args.json:
+        write_json(args.json, hits_as_json(answers))
+    if args.html:
+        write_text(args.html, hits_page(answers))
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    from component.search.open import open_searcher
+    from component.search.server import LOOPBACK, local_names, make_app, new_token, serve
+
+    token, hosts = None, (*LOOPBACK, *args.name)
+    if args.host not in LOOPBACK:
+        token, hosts = new_token(), (*hosts, args.host, *local_names())
+        print(f"Warning: every machine that reaches {args.host} can ask for this page; it needs the token in the URL.")
+    app = make_app(
+        open_searcher(args.gallery, args.model, args.device),
+        os.path.join(args.gallery, "thumbnails"),
+        hosts,
+        token,
+    )
+    shown = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
+    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{args.port}/"
+    print(f"Open {url}{f'?token={token}' if token else ''}  (Ctrl-C ends it)", flush=True)
+    serve(app, args.host, args.port)
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from component.search.export import export_gallery
+    from component.search.gallery import Gallery
+
+    count = export_gallery(Gallery(args.gallery), args.output, args.format)
+    print(f"{count} vectors in {args.output}")
+    return 0
+
+
+def main() -> int:
+    args = parse_args()
+    return {"index": index, "query": query, "serve": serve, "export": export}[args.command](args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, stopped="Stopped. Run the same command again to go on."))

@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--csv", type=output_file, metavar="FILE", help="write all matches as CSV")
     parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with pictures and a heat map")
     args = parser.parse_args()
-    parser.require_distinct(args, "text_file", "json", "csv", "html")
+    parser.require_distinct(args, "images", "text_file", "json", "csv", "html")
     return args
 
 

@@ -29,10 +29,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line(message)} (see --help)\n")
 
     def require_distinct(self, args: argparse.Namespace, *names: str) -> None:
-        """End with an error where two of these options name the same file."""
+        """End with an error where two of these options, each a path or several, name the same file."""
         option_of = {}
         for name in names:
-            if path := getattr(args, name):
+            given = getattr(args, name) or []
+            for path in [given] if isinstance(given, str) else given:
                 other = option_of.setdefault(os.path.realpath(path), name)
                 if other != name:
                     self.error(f"--{name} is --{other}; give another name, so that both are kept")
@@ -173,6 +174,10 @@ def run(
         return 128 + 13  # SIGPIPE
     except MemoryError:
         print(f"{script}: not enough memory", file=sys.stderr)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not to be imported for its sake
+            raise
+        print(f"{script}: not enough memory on the GPU; take smaller batches", file=sys.stderr)
     except (ValueError, OSError, ImportError) as error:
         print(f"{script}: {one_line(error)}", file=sys.stderr)
     finally:

@@ -24,7 +24,8 @@ def sole_writer(path: str | None, inside: bool = False) -> Iterator[None]:
 
     Args:
         path: None: nothing is held.
-        inside: the lock lies in the folder `path`, which is made, and not beside it.
+        inside: the lock lies in the folder `path`, which is made, and not beside it. If nothing else is put there,
+            the folder goes again.
 
     Raises:
         ValueError: another process holds it; the message names that one.
@@ -35,11 +36,17 @@ def sole_writer(path: str | None, inside: bool = False) -> Iterator[None]:
         return
     path = os.path.realpath(path)
     lock_file = os.path.join(path, LOCK) if inside else name_beside(path, "lock")
-    if inside:
+    is_new = inside and not os.path.isdir(path)
+    if is_new:
         os.makedirs(path, exist_ok=True)
-    with _locked(lock_file, path) if fcntl else nullcontext():
-        sweep(os.path.dirname(lock_file))
-        yield
+    try:
+        with _locked(lock_file, path) if fcntl else nullcontext():
+            sweep(os.path.dirname(lock_file))
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # something was written there, as it should
+                os.rmdir(path)
 
 
 @contextmanager

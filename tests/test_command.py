@@ -1,17 +1,19 @@
 """What all scripts share: options that are refused before any work, and one way to end."""
 
+import logging
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 import download_image
 import evaluate_clip
 import filter_data
 import predict_similarity
-from component.command import run
+from component.command import LineFormatter, run
 from component.plain_text import cell_text, one_line, spreadsheet_cell
 
 NO_NUMBER = ["-5", "abc", "nan", "inf", "", "1/2"]
@@ -93,6 +95,7 @@ def test_the_message_holds_what_was_given_and_what_was_expected(folder, monkeypa
         (FileNotFoundError(2, "No such file", "a"), 2, "x.py: [Errno 2] No such file: 'a'"),
         (ImportError("needs pyarrow"), 2, "x.py: needs pyarrow"),
         (MemoryError(), 2, "x.py: not enough memory"),
+        (torch.OutOfMemoryError("CUDA"), 2, "x.py: not enough memory on the GPU; take smaller batches"),
         (KeyboardInterrupt(), 130, "\nStopped."),
     ],
 )
@@ -112,7 +115,7 @@ def start(code: str, **options) -> subprocess.Popen:
 
 WAITING = """
 import signal, sys, time
-from component.command import run
+from component.command import LineFormatter, run
 from component.files import new_file
 def main():
     with new_file(sys.argv[1]) as file:
@@ -160,6 +163,13 @@ def test_an_output_that_takes_no_more_is_one_line():
 )
 def test_what_a_terminal_would_obey_is_shown_as_an_escape(text, shown):
     assert one_line(text) == shown
+
+
+def test_a_log_record_is_one_line():
+    record = logging.LogRecord(
+        "component", logging.WARNING, "", 0, "left out: %s", ("\x1b[2J\n12:00:00 done.png",), None
+    )
+    assert LineFormatter("%(message)s").format(record) == r"left out: \x1b[2J 12:00:00 done.png"
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\t=1", "\r", "'=1", "''-", "红", "'a'", "", "a=1"])

@@ -158,7 +158,7 @@ def test_a_signal_saves_and_stops(run, start, train_args, data, tmp_path, number
 def test_two_runs_do_not_write_one_folder(run, tmp_path):
     with sole_writer(str(tmp_path / "output"), inside=True):
         assert "output is being written by another run (process" in run()
-    assert not os.listdir(tmp_path / "output")
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_second_signal_ends_the_run_at_once(start, train_args, tmp_path):

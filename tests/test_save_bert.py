@@ -100,6 +100,12 @@ def test_a_save_that_fails_leaves_all_as_it_was_and_can_be_repeated(bert_clip_pa
     BertModel.from_pretrained(str(tmp_path / "bert"))
 
 
+def test_the_model_itself_is_not_replaced(bert_clip_path, tmp_path):
+    (tmp_path / "link").symlink_to(bert_clip_path)
+    with pytest.raises(ValueError, match="is the model itself"):
+        save_bert(bert_clip_path, str(tmp_path / "link"), overwrite=True)
+
+
 def test_two_saves_to_one_folder_do_not_mix(bert_clip_path, tmp_path):
     with sole_writer(str(tmp_path / "bert")), pytest.raises(ValueError, match="being written by another run"):
         save_bert(bert_clip_path, str(tmp_path / "bert"))

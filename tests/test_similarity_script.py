@@ -152,12 +152,11 @@ def test_a_model_of_nans_says_so_and_leaves_no_file(bert_clip_path, images, tmp_
     assert error.count("\n") == 1 and "nan" in error.lower() and not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.parametrize("ending", ["json", "csv"])
-def test_two_results_of_one_name_are_refused(bert_clip_path, tmp_path, monkeypatch, capsys, ending):
+@pytest.mark.parametrize("first, second", [("--json", "--csv"), ("--csv", "--html"), ("--images", "--html")])
+def test_a_result_is_not_written_over_another_file(bert_clip_path, tmp_path, monkeypatch, capsys, first, second):
     monkeypatch.chdir(tmp_path)
-    options = ["--texts", "红", "蓝", "--html", "out", f"--{ending}", "./out"]
-    assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 2
-    assert f"--html is --{ending}" in capsys.readouterr().err and not os.listdir(tmp_path)
+    assert run_here(monkeypatch, "--model", bert_clip_path, first, "out", second, "./out") == 2
+    assert f"{second} is {first}" in capsys.readouterr().err and not os.listdir(tmp_path)
 
 
 def copy_without(folder, tmp_path, *names) -> str:

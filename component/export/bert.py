@@ -31,6 +31,8 @@ def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
     output = os.path.realpath(output)
     if os.path.exists(output) and not os.path.isdir(output):
         raise ValueError(f"{output} is a file; a folder is needed.")
+    if output == os.path.realpath(model_path):
+        raise ValueError(f"{output} is the model itself; give another folder.")
     if os.path.ismount(output):
         raise ValueError(f"{output} is a mount point, which no new folder can replace. Give a folder inside it.")
     os.makedirs(os.path.dirname(output), exist_ok=True)

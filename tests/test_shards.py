@@ -312,7 +312,7 @@ def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, ca
         assert warning.startswith(f"{count} ") and what in warning and f"the first: {path}/{first}" in warning
     good, pixel_values, ((row, reason),) = pairs.load_images([0, 1])
     assert good == [1] and row == 0
-    assert reason == f"{path}/5.jpg: not_image"
+    assert reason == f"{path}/5.jpg: empty"
     image = Image.open(io.BytesIO(picture(6)))
     assert torch.equal(pixel_values, pairs.transform.image_processor(image, return_tensors="pt")["pixel_values"])
 

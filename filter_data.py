@@ -19,7 +19,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--report", type=output_file, help="CSV that names each dropped row and the reason")
     parser.add_argument("--dry_run", action="store_true", help="print the funnel; write no out_file, delete nothing")
-    parser.add_argument("--delete_bad_images", action="store_true", help="delete GIFs and files that do not decode")
+    parser.add_argument(
+        "--delete_bad_images", action="store_true", help="delete GIFs and files that no program would show"
+    )
     parser.add_argument(
         "--num_workers", type=whole_number("processes", most=1000), help="processes; default: one per core"
     )
@@ -95,6 +97,9 @@ def main() -> None:
                 funnel.add(reasons)
                 bar.update(len(chunk))
     print(f"\n{funnel}")
+    if delete_in:
+        spared = f"; {output.num_spared} changed since or cannot be read now, and stay" if output.num_spared else ""
+        print(f"Deleted {output.num_deleted} bad images{spared}")
     if histogram:
         histogram.save(args.histogram, args.min_similarity)
         print(f"Histogram of the similarities: {args.histogram}")

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPProcessor
 
-from component.image.load import BadImageError, load_image, to_rgb
+from component.image.load import BadImageError, check_aspect, load_image, to_rgb
 from component.model import BertCLIPModel
 from component.pairs.ragged import RaggedArray
 
@@ -182,7 +182,10 @@ def open_image(item: str | Image.Image) -> Image.Image:
     if not isinstance(item, Image.Image):
         return load_image(item)
     try:
+        check_aspect(item)
         return to_rgb(item)
+    except (BadImageError, MemoryError):
+        raise
     except Exception as error:  # opened lazily, and its file is damaged
         raise BadImageError(f"{type(error).__name__}: {error}") from error
 

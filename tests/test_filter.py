@@ -129,6 +129,53 @@ def test_asked_to_it_deletes_bad_images_and_nothing_outside(tmp_path, messy, ima
     assert left == {"good.jpg", "子/图.png", "really_a_jpeg.gif", "bomb.png"}
 
 
+def test_what_another_program_may_show_is_named_and_not_deleted(tmp_path, images):
+    icon, portable = io.BytesIO(), io.BytesIO()
+    photo(1).save(icon, "ICO")
+    photo(1).save(portable, "PPM")
+    content = {
+        "a.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "no_plugin"),
+        "a.ico": (icon.getvalue(), "other_format"),
+        "a.ppm": (portable.getvalue(), "other_format"),
+        "line.png": (picture(1, (3000, 1), "PNG"), "long_and_narrow"),
+        "gone.png": (b"", "empty"),
+    }
+    for name, (data, _) in content.items():
+        (images / name).write_bytes(data)
+    write_table(tmp_path, [("a", "u", name) for name in content])
+    done = run(tmp_path, "--delete_bad_images", "--report", tmp_path / "report.csv")
+    assert "Deleted 1 bad images" in done.stdout, done.stderr
+    kinds = [row[2].partition(":")[0] for row in read(tmp_path / "report.csv")[1:]]
+    assert kinds == [kind for _, kind in content.values()]
+    assert {path.name for path in images.iterdir()} == {*content} - {"gone.png"}
+
+
+def test_a_disk_that_does_not_answer_stops_the_run_and_nothing_is_written_or_deleted(tmp_path, images):
+    (images / "cut.jpg").write_bytes(picture(1)[:-200])
+    (images / "disk.jpg").symlink_to("/proc/self/mem")  # reading it is an EIO
+    write_table(tmp_path, [("a", "u", "cut.jpg"), ("a", "u", "disk.jpg")])
+    done = run(tmp_path, "--delete_bad_images", "--report", tmp_path / "report.csv")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Input/output error" in done.stderr and "disk.jpg" in done.stderr
+    assert {path.name for path in images.iterdir()} == {"cut.jpg", "disk.jpg"}
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "train.csv"}
+
+
+def test_a_file_is_looked_at_again_before_it_is_deleted(tmp_path, images):
+    names = ["cut.jpg", "mended.jpg", "other.jpg"]
+    for name in names:
+        (images / name).write_bytes(picture(1)[:-200])
+    chunk = pd.DataFrame({"text": "a", "filename": [*names, "cut.jpg"]})
+    with pytest.raises(BadImageError) as caught:
+        check_image(io.BytesIO(picture(1)[:-200]))
+    with FilterOutput(delete_in=str(images)) as output:
+        output.add(chunk, [str(caught.value)] * 4)
+        (images / "mended.jpg").write_bytes(picture(1))
+        (images / "other.jpg").write_bytes(picture(2)[:-200])
+    assert {path.name for path in images.iterdir()} == {"mended.jpg", "other.jpg"}
+    assert (output.num_deleted, output.num_spared) == (1, 2)
+
+
 def test_a_dry_run_prints_the_funnel_and_touches_nothing(tmp_path, messy, images):
     before = sorted(tmp_path.rglob("*"))
     done = run(tmp_path, "--dry_run", "--delete_bad_images", "--max_text", "4", "--min_side", "50")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ import pandas as pd
 
 from component.files import new_file
 from component.filter.rules import FilterRules, Finding, check_pairs
+from component.image.check import check_image
+from component.image.load import BadImageError, read_bytes
 from component.image.perceptual_hash import NearDuplicates
 from component.lock import sole_writer
 from component.pairs.paths import image_file, writable_file
@@ -25,8 +28,8 @@ COLUMNS = ("text", "filename")
 CHUNK_ROWS = 4096
 TASK_ROWS = 128
 CHUNKS_AHEAD = 2  # enough work for the processes while a chunk is scored and written
-# What --delete_bad_images deletes: files that no program would show, and GIFs. Not pictures that a rule finds too
-# small, and not what lies in place of a missing file.
+# What --delete_bad_images deletes: files that no program would show, and GIFs. Not images that a rule finds too small
+# or a limit too large, nor those that another program may show (`undecodable`, `no_plugin`, `other_format`).
 BAD_IMAGES = {"gif", "animated", "html", "svg", "empty", "not_image", "truncated", "broken"}
 
 # In the order in which they are asked.
@@ -68,7 +71,7 @@ def judge_pairs(
 
     Raises:
         ValueError, FileNotFoundError: `train_file` cannot be read.
-        OSError: a worker process died.
+        OSError: a worker process died; or an image cannot be read, for a reason that says nothing about the image.
     """
     duplicates = _Duplicates(rules)
     for chunk, paths, findings in _inspected(train_file, image_path, rules, num_workers):
@@ -134,8 +137,8 @@ def _inspected(
                     yield settled(*ahead.popleft())
             while ahead:
                 yield settled(*ahead.popleft())
-        except BrokenProcessPool:
-            raise OSError("a worker process was killed, perhaps for lack of memory; try --num_workers 1") from None
+        except (BrokenProcessPool, MemoryError) as error:
+            raise OSError(f"a worker process ran out of memory ({error}); try --num_workers 1") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -170,12 +173,18 @@ class FilterOutput:
         out_file: CSV for the kept rows, all columns as they were; None: not written.
         report: CSV `row,filename,reason,text` of the dropped rows, rows counted from 1; None: not written.
         delete_in: folder in which the files of BAD_IMAGES are deleted at the end; None: nothing is deleted.
+
+    Attributes:
+        num_deleted, num_spared: files that were deleted, and those that were not because they had changed since the
+            verdict, or could not be read once more.
     """
 
     def __init__(self, out_file: str | None = None, report: str | None = None, delete_in: str | None = None):
         self._paths, self._delete_in = (out_file, report), delete_in
         self._rows = 0
-        self._bad_images: set[str] = set()
+        # name → reason, and the state in which the file had it
+        self._bad_images: dict[str, tuple[str, tuple[int, ...] | None]] = {}
+        self.num_deleted = self.num_spared = 0
 
     def add(self, chunk: pd.DataFrame, reasons: list[str]) -> None:
         """Take the next rows and their reasons."""
@@ -192,7 +201,7 @@ class FilterOutput:
         if self._delete_in:
             for name, reason in zip(chunk["filename"], reasons, strict=True):
                 if reason.partition(":")[0] in BAD_IMAGES:
-                    self._bad_images.add(name)
+                    self._bad_images[name] = reason, _state(os.path.join(self._delete_in, name))
         self._rows += len(chunk)
 
     def __enter__(self):
@@ -211,7 +220,32 @@ class FilterOutput:
     def __exit__(self, error_type, *exc_info):
         self._files.__exit__(error_type, *exc_info)
         if error_type is None:
-            for name in self._bad_images:
-                # A name that leads outside, also by a link, was good for looking and is not for deleting.
-                with contextlib.suppress(ValueError, FileNotFoundError):
-                    os.unlink(writable_file(self._delete_in, name))
+            for name, (reason, state) in self._bad_images.items():
+                try:
+                    path = writable_file(self._delete_in, name)
+                except ValueError:
+                    continue  # a name that leads outside, also by a link, was good for looking and is not for deleting
+                if _look_again(path) == reason and state and _state(path) == state:
+                    os.unlink(path)
+                    self.num_deleted += 1
+                else:
+                    self.num_spared += os.path.lexists(path)  # another name of the same file may have come first
+
+
+def _state(path: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _look_again(path: str) -> str:
+    """Why an image is refused; "" when it is good, or nobody knows."""
+    try:
+        check_image(io.BytesIO(read_bytes(path)))
+    except BadImageError as error:
+        return str(error)
+    except (OSError, MemoryError):
+        pass
+    return ""

@@ -12,7 +12,7 @@ import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 2**27
 MAX_DECODE_BYTES = 2**30  # what decoder and result take together at their peak, beside the file
 # Bytes that a pixel takes at the peak, at most. 12: four for the image, and eight for the decoder (16 bits of four
 # channels, coefficients of a progressive JPEG) or for turning the image; that is Pillow's own line of 89 megapixels.
-BYTES_PER_PIXEL = {"WEBP": 24, "AVIF": 32, "JPEG2000": 48}
+BYTES_PER_PIXEL = {"WEBP": 24, "AVIF": 32, "JPEG2000": 32}
 USUAL_BYTES_PER_PIXEL = 12
 MAX_ASPECT = 200  # longer side / shorter: scaled for the tower, 65,000 x 1 pixels would be 14,560,000 x 224
 MAX_SCANS = 100  # of a JPEG: encoders make 20 at most, and each costs the time of a decoding
@@ -147,10 +147,12 @@ def _is_there(folder: str) -> bool:
 
 def _read_path(path: str) -> bytes:
     with open(path, "rb", buffering=0, opener=_open_at_once) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise BadImageError("not_a_file", "a folder, a pipe or a device")
+        _check_bytes(status.st_size)
         try:
-            return _read_open(file)
+            return file.read()
         except OSError as error:  # as it comes from `read`, it names no file
             raise OSError(error.errno, error.strerror, path) from None
 
@@ -161,10 +163,14 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _read_open(file: BinaryIO) -> bytes:
-    if file.seek(0, os.SEEK_END) > MAX_FILE_BYTES:
-        raise BadImageError("too_large", f"more than {MAX_FILE_BYTES} bytes")
+    _check_bytes(file.seek(0, os.SEEK_END))
     file.seek(0)
     return file.read()
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise BadImageError("too_large", f"{size:,} bytes; at most {MAX_FILE_BYTES:,}")
 
 
 class OpenedImage(NamedTuple):
@@ -189,16 +195,16 @@ def opened(file: str | BinaryIO, folder: str | None = None) -> Iterator[OpenedIm
         raise BadImageError(*_what_else(content))
     if format in _WITHOUT_LIBRARY:
         raise BadImageError("no_plugin", f"this Pillow {Image.__version__} is built without {format}; update it")
-    need = len(content)
+    need = len(content)  # bytes
     try:
         container = read_container(format, content)
         del content
-        _check_costs(format, container.pixels, container.scans)
+        need += _cost(format, container.pixels)
+        if container.scans > MAX_SCANS:
+            raise BadImageError("too_many_scans", f"{container.scans}; at most {MAX_SCANS}")
         with Image.open(io.BytesIO(container.content), formats=(format,)) as image:
-            _check_costs(format, image.width * image.height)
-            need += image.width * image.height * BYTES_PER_PIXEL.get(format, USUAL_BYTES_PER_PIXEL)
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                raise BadImageError("long_and_narrow", f"{image.width} x {image.height}")
+            need += _cost(format, image.width * image.height)
+            check_aspect(image)
             if image.mode not in _MODES:
                 raise BadImageError("undecodable", f"{format} in the colours {image.mode}")
             if image.tile and image.tile[0][0] in Image.DECODERS:
@@ -217,13 +223,19 @@ def opened(file: str | BinaryIO, folder: str | None = None) -> Iterator[OpenedIm
         raise _verdict(format, error) from None
 
 
-def _check_costs(format: str, pixels: int, scans: int = 1) -> None:
+def _cost(format: str, pixels: int) -> int:
+    """The bytes that decoding takes. Raises BadImageError where they are too many."""
     bytes_per_pixel = BYTES_PER_PIXEL.get(format, USUAL_BYTES_PER_PIXEL)
     if pixels * bytes_per_pixel > MAX_DECODE_BYTES:
         most = MAX_DECODE_BYTES // bytes_per_pixel
         raise BadImageError("too_many_pixels", f"{pixels:,}; at most {most:,} in a {format}")
-    if scans > MAX_SCANS:
-        raise BadImageError("too_many_scans", f"{scans}; at most {MAX_SCANS}")
+    return pixels * bytes_per_pixel
+
+
+def check_aspect(image: Image.Image) -> None:
+    """Refuse, as BadImageError, what would be gigabytes once its shorter side is scaled up to the tower's."""
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise BadImageError("long_and_narrow", f"{image.width} x {image.height}; at most {MAX_ASPECT} : 1")
 
 
 def _has_room(size: int) -> bool:
@@ -258,8 +270,9 @@ def _what_else(content: bytes) -> tuple[str, str]:
         if magic.match(content):
             return "no_plugin", f"{name}; convert it to JPEG, for example with {plugin}"
     for name, (_, accepts) in Image.OPEN.items():
-        if accepts and accepts(content[:16]) is True:
-            return "other_format", name
+        with suppress(Exception):
+            if accepts and accepts(content[:16]) is True:
+                return "other_format", name
     return "not_image", ""
 
 
@@ -282,7 +295,7 @@ def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
         rgb = _by_strips(image, _laid_on_white)
     else:
         rgb = image.convert("RGB")
-    return rgb.transpose(turn) if turn else rgb
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _has_transparency(image: Image.Image) -> bool:

@@ -1,0 +1,460 @@
+"""One road from an image file to pixels: what it refuses, what it never does, and that all its users agree."""
+
+import errno
+import io
+import os
+import random
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from image_server import picture
+from PIL import Image
+
+from component.image.check import check_image, shrink_image
+from component.image.load import (
+    MAX_ASPECT,
+    MAX_SCANS,
+    BadImageError,
+    load_draft,
+    load_image,
+    read_bytes,
+    to_rgb,
+)
+from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000")
+WITH_EXIF = ("JPEG", "PNG", "WEBP", "TIFF")
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def verdict(road, content: bytes) -> str:
+    """Why a road refuses a file; "" when it does not."""
+    try:
+        road(io.BytesIO(content))
+    except BadImageError as error:
+        return error.reason
+    return ""
+
+
+def corners() -> Image.Image:
+    """32 x 16, red at the upper left."""
+    image = Image.new("RGB", (32, 16), "blue")
+    image.paste("red", (0, 0, 16, 8))
+    return image
+
+
+def is_upright(image: Image.Image, orientation: int) -> bool:
+    """Whether the red corner is where this orientation puts it; in grey it is the bright one."""
+    x, y = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
+    width, height = image.size
+    grey = image.convert("L")
+    there = grey.getpixel((width // 8 + x * width * 3 // 4, height // 8 + y * height * 3 // 4))
+    opposite = grey.getpixel((width // 8 + (1 - x) * width * 3 // 4, height // 8 + (1 - y) * height * 3 // 4))
+    return (width > height) == (orientation < 5) and there > opposite + 20
+
+
+# ---- EXIF ----
+
+
+def exif(*entries: tuple[int, int, int, bytes], order: str = "<", extra: bytes = b"") -> bytes:
+    """A TIFF block of raw entries (tag, type, count, value or its place)."""
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HLH", 42, 8, len(entries))
+    return head + b"".join(struct.pack(order + "HHL4s", *entry) for entry in entries) + bytes(4) + extra
+
+
+def orientation_entry(value: int, order: str = "<") -> tuple[int, int, int, bytes]:
+    return 0x0112, 3, 1, struct.pack(order + "H", value)
+
+
+def with_exif(format: str, block: bytes) -> bytes:
+    """The corners with these bytes as EXIF, whatever they are."""
+    content = encoded(corners(), format)
+    if format == "JPEG":
+        body = b"Exif\0\0" + block
+        return content[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + content[2:]
+    if format == "PNG":
+        chunk = struct.pack(">L", len(block)) + b"eXIf" + block + struct.pack(">L", zlib.crc32(b"eXIf" + block))
+        return content[:33] + chunk + content[33:]
+    return encoded(corners(), format, exif=block)
+
+
+def orientation_seen(content: bytes) -> list[bool]:
+    """On each road: whether the image is as the camera was held; `load_image`, draft, filter and download."""
+    small = io.BytesIO()
+    shrink_image(io.BytesIO(content), small, 400)
+    return [
+        load_image(io.BytesIO(content)),
+        load_draft(io.BytesIO(content), 8)[0],
+        check_image(io.BytesIO(content), 8).upright(),
+        Image.open(small),
+    ]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_is_obeyed_on_every_road_whatever_the_tags_beside_it(format, orientation):
+    for seed, order in enumerate("<><>"):
+        dice = random.Random(seed)
+        odd = [
+            (dice.choice([271, 282, 0x8769, 0x8825, 40_000]), dice.randrange(20), dice.choice([0, 1, 4, 2**32 - 1]), b)
+            for b in (dice.randbytes(4) for _ in range(6))
+        ]
+        content = with_exif(format, exif(*odd[:3], orientation_entry(orientation, order), *odd[3:], order=order))
+        assert all(is_upright(image, orientation) for image in orientation_seen(content))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
+def test_a_tiff_is_turned_once_on_every_road(compression, orientation):
+    content = encoded(corners(), "TIFF", compression=compression, tiffinfo={0x0112: orientation})
+    assert all(is_upright(image, orientation) for image in orientation_seen(content))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        exif((0x0112, 2, 2, b"6\0\0\0")),  # text
+        exif((0x0112, 7, 4, b"\6\0\0\0")),  # bytes
+        exif((0x0112, 5, 1, struct.pack("<L", 26)), extra=struct.pack("<LL", 6, 1)),  # a fraction
+        exif((0x0112, 3, 2**31, b"\6\0\0\0")),
+        exif((0x0112, 3, 1, b"\xff\xff\0\0")),
+        exif((0x0112, 4, 1, b"\xff\xff\xff\xff")),
+        exif(orientation_entry(6))[:12],
+        b"II*\0\xff\xff\xff\xff",
+        b"II+\0\x08\0\0\0" + b"\xff" * 40,
+        b"",
+        b"no TIFF at all",
+    ],
+)
+def test_nonsense_for_an_orientation_is_none(format, block):
+    assert all(is_upright(image, 1) for image in orientation_seen(with_exif(format, block)))
+
+
+def test_random_bytes_as_exif_change_nothing():
+    dice = random.Random(7)
+    for format in ("JPEG", "PNG", "WEBP"):
+        plain = load_image(io.BytesIO(encoded(corners(), format)))
+        for _ in range(60):
+            block = bytearray(exif(*[orientation_entry(1)] * 4, extra=bytes(20)))
+            for _ in range(dice.randrange(1, 12)):
+                block[dice.randrange(4, len(block))] = dice.choice([0, 1, 2, 5, 7, 13, 255])
+            image = load_image(io.BytesIO(with_exif(format, bytes(block))))
+            assert sorted(image.size) == sorted(plain.size)
+            assert sorted(image.getcolors()) == sorted(plain.getcolors())
+
+
+# ---- one verdict ----
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_road_gives_the_same_verdict_on_damage_and_never_another_error(format):
+    dice = random.Random(3)
+    whole = encoded(Image.open(io.BytesIO(picture(1, (48, 40)))), format)
+    roads = [load_image, check_image, lambda file: load_draft(file, 8)]
+    roads.append(lambda file: shrink_image(file, io.BytesIO(), 16))
+    for number in range(120):
+        damaged = bytearray(whole)
+        for _ in range(dice.randrange(1, 4)):
+            # headers decide more than pixels do
+            damaged[dice.randrange(len(whole) if number % 2 else min(len(whole), 200))] = dice.randrange(256)
+        del damaged[dice.choice([len(whole), len(whole), dice.randrange(len(whole))]) :]
+        first, *others = (verdict(road, bytes(damaged)) for road in roads)
+        assert others == [first] * 3
+
+
+def test_noise_behind_every_magic_is_a_verdict():
+    dice = random.Random(4)
+    starts = [encoded(corners(), format)[:24] for format in (*FORMATS, "GIF", "PPM", "ICO", "TGA", "PCX", "EPS")]
+    for start in starts:
+        for length in (0, 8, 100, 3000):
+            content = start + dice.randbytes(length)
+            assert verdict(load_image, content) == verdict(check_image, content) != ""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "told"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "no_plugin", "pillow-heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "no_plugin", "pillow-jxl-plugin"),
+        (encoded(corners(), "PPM"), "other_format", "PPM"),
+        (encoded(corners(), "ICO"), "other_format", "ICO"),
+        (encoded(corners(), "EPS"), "other_format", "EPS"),
+        (encoded(Image.new("LAB", (9, 9)), "TIFF"), "undecodable", "LAB"),
+    ],
+)
+def test_what_other_programs_show_is_refused_by_its_name(content, reason, told):
+    with pytest.raises(BadImageError, match=told) as caught:
+        check_image(io.BytesIO(content))
+    assert caught.value.reason == reason == verdict(load_image, content)
+
+
+# ---- what is shown ----
+
+
+def png_with(*chunks: tuple[bytes, bytes], good_crc: bool = True) -> bytes:
+    content = encoded(corners(), "PNG")
+    crc = [zlib.crc32(kind + body) ^ (not good_crc) for kind, body in chunks]
+    extra = [
+        struct.pack(">L", len(body)) + kind + body + struct.pack(">L", crc)
+        for (kind, body), crc in zip(chunks, crc, strict=True)
+    ]
+    return content[:33] + b"".join(extra) + content[33:]
+
+
+TEXT = b"key\0\0" + zlib.compress(bytes(3 * 2**20))
+PROFILE = b"icc\0\0" + zlib.compress(bytes(3 * 2**20))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png_with((b"zTXt", TEXT)),
+        png_with(*[(b"zTXt", TEXT)] * 90),
+        png_with((b"iTXt", b"key\0\1\0\0\0" + zlib.compress(bytes(3 * 2**20)))),
+        png_with((b"iCCP", PROFILE)),
+        png_with((b"pHYs", b"nonsense")),
+        png_with((b"tEXt", b"a\0b"), good_crc=False),
+        png_with((b"gAMA", b"\0\0\1\1"), good_crc=False),
+        encoded(corners(), "JPEG", icc_profile=bytes(200_000)),
+        encoded(corners(), "JPEG", comment=b"x" * 60_000),
+    ],
+)
+def test_no_metadata_keeps_an_image_from_being_shown(content):
+    assert is_upright(load_image(io.BytesIO(content)), 1)
+    assert is_upright(check_image(io.BytesIO(content), 8).upright(), 1)
+
+
+def test_a_bmp_whose_alpha_nobody_filled_is_opaque():
+    for alpha, seen in ((0, (200, 30, 10)), (255, (200, 30, 10)), (127, (228, 144, 133))):
+        content = bytearray(encoded(Image.new("RGBA", (8, 8), (200, 30, 10, alpha)), "BMP"))
+        # V4 header with a mask for alpha; Pillow writes the one without
+        header = struct.pack(
+            "<LllHHLLllLL4L", 108, 8, 8, 1, 32, 3, 256, 0, 0, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000
+        )
+        content = b"BM" + struct.pack("<LHHL", 122 + 256, 0, 0, 122) + header + bytes(52)
+        content += bytes((10, 30, 200, alpha)) * 64
+        pixel = load_image(io.BytesIO(content)).getpixel((4, 4))
+        assert all(abs(a - b) <= 1 for a, b in zip(pixel, seen, strict=True))
+
+
+def test_what_looks_alike_is_hashed_as_people_see_it():
+    photo = Image.open(io.BytesIO(picture(1, (300, 200))))
+    on_white = photo.convert("RGBA")
+    on_white.putalpha(255)
+    hidden = Image.new("RGBA", photo.size, (0, 0, 0, 0))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    looks = [
+        perceptual_hash(check_image(io.BytesIO(content), HASH_SIDE).upright())
+        for content in (
+            encoded(photo, "PNG"),
+            encoded(on_white, "PNG"),
+            encoded(photo.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=turned, quality=95),
+            encoded(grey16, "PNG"),
+            encoded(hidden, "PNG"),
+            encoded(Image.new("RGB", (300, 200), "white"), "PNG"),
+        )
+    ]
+    assert all((looks[0] ^ other).bit_count() <= 3 for other in looks[1:4])
+    assert looks[4] == looks[5]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "P"])
+def test_large_images_are_flattened_in_strips_as_small_ones_are_whole(mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (1060, 1000, 4), np.uint8)
+    image = Image.fromarray(pixels).convert("RGB" if mode == "P" else "RGBA").convert(mode.replace("I;16", "L"))
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])
+    content = encoded(image, "PNG", **({"transparency": 5} if mode == "P" else {}))
+    whole = np.asarray(load_image(io.BytesIO(content)))
+    for box in ((0, 0, 1000, 300), (0, 1000, 1000, 1060)):
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.load()
+            assert np.array_equal(whole[box[1] : box[3]], np.asarray(to_rgb(opened.crop(box))))
+
+
+# ---- what an image may cost ----
+
+
+def scans_of(content: bytes, number: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    start = content.rindex(b"\xff\xda")
+    return content[:-2] + content[start:-2] * number + content[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused():
+    noise = Image.effect_noise((64, 64), 50).convert("RGB")
+    progressive = encoded(noise, "JPEG", progressive=True)
+    assert verdict(load_image, progressive) == verdict(load_image, scans_of(progressive, MAX_SCANS - 15)) == ""
+    assert verdict(load_image, scans_of(progressive, 8000)) == "too_many_scans"
+    assert verdict(check_image, scans_of(progressive, 8000)) == "too_many_scans"
+    # markers within a comment behind the first scan, and what follows the end, are no scans
+    first = progressive.index(b"\xff\xda")
+    second = progressive.index(b"\xff\xc4", first)
+    comment = b"\xff\xfe" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
+    assert verdict(load_image, progressive[:second] + comment + progressive[second:] + b"\xff\xda" * 500) == ""
+
+
+@pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000), (3, 3 * MAX_ASPECT + 1)])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_a_line_is_refused_on_every_road(format, size):
+    content = encoded(Image.new("RGB", size), format)
+    roads = load_image, check_image, lambda file: shrink_image(file, io.BytesIO(), 224)
+    assert {verdict(road, content) for road in roads} == {"long_and_narrow"}
+
+
+def test_an_image_as_long_as_allowed_is_read_and_shrunk_to_what_a_jpeg_holds():
+    content = encoded(Image.new("L", (2 * MAX_ASPECT, 2)), "PNG")
+    assert load_image(io.BytesIO(content)).size == (400, 2)
+    wide = encoded(Image.new("1", (66_000, 400)), "PNG")
+    assert verdict(lambda file: shrink_image(file, io.BytesIO(), 400), wide) == "long_and_narrow"
+    small = io.BytesIO()
+    shrink_image(io.BytesIO(wide), small, 300)
+    assert Image.open(small).size == (49_500, 300)
+
+
+def webp_canvas(width: int, height: int) -> bytes:
+    chunk = (
+        b"VP8X" + struct.pack("<LL", 10, 0x10) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    )
+    body = b"WEBP" + chunk + encoded(corners(), "WEBP", lossless=True)[12:]
+    return b"RIFF" + struct.pack("<L", len(body)) + body
+
+
+def resized_tiff(tags: dict[int, int]) -> bytes:
+    """A TIFF whose tags promise what it does not hold."""
+    content = bytearray(encoded(Image.new("L", (32, 32)), "TIFF", compression="tiff_lzw"))
+    (start,) = struct.unpack_from("<L", content, 4)
+    entries = [content[start + 2 + i * 12 :][:12] for i in range(struct.unpack_from("<H", content, start)[0])]
+    entries = [entry for entry in entries if struct.unpack_from("<H", entry)[0] not in tags]
+    entries += [struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items()]
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry)[0])
+    new = len(content) + len(content) % 2
+    content[4:8] = struct.pack("<L", new)
+    content += bytes(new - len(content)) + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        webp_canvas(16_000, 16_000),
+        resized_tiff({256: 30_000, 257: 30_000}),
+        resized_tiff({322: 60_000, 323: 60_000}),
+        encoded(Image.new("1", (9_500, 9_500)), "PNG"),
+        encoded(corners(), "JPEG2000").replace(struct.pack(">LL", 32, 16), struct.pack(">LL", 60_000, 60_000)),
+    ],
+)
+def test_room_for_pixels_is_asked_before_it_is_taken(content):
+    assert verdict(load_image, content) == verdict(check_image, content) == "too_many_pixels"
+
+
+def test_tags_that_share_their_bytes_are_not_read():
+    """A directory of 4,000 tags, each of the same megabyte: 4 GB in a plain reader."""
+    image = bytearray(encoded(corners(), "TIFF"))
+    (start,) = struct.unpack_from("<L", image, 4)
+    own = image[start + 2 : start + 2 + 12 * struct.unpack_from("<H", image, start)[0]]
+    image += bytes(2**20)
+    extra = b"".join(struct.pack("<HHLL", tag, 1, 2**20, 0) for tag in range(40_000, 44_000))
+    directory = len(image)
+    image[4:8] = struct.pack("<L", directory)
+    image += struct.pack("<H", len(own) // 12 + 4_000) + own + extra + bytes(4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert is_upright(load_image(io.BytesIO(bytes(image))), 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # kB
+
+
+# ---- what says nothing about an image ----
+
+
+def test_a_file_that_is_not_there_is_a_verdict_and_a_folder_that_is_not_there_is_none(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(encoded(corners(), "PNG"))
+    with pytest.raises(BadImageError, match="no such file"):
+        load_image(str(tmp_path / "images" / "b.png"))
+    with pytest.raises(BadImageError, match="no such file"):
+        load_image(str(tmp_path / "images" / "sub" / "b.png"), folder=str(tmp_path / "images"))
+    (tmp_path / "images").rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError, match="a.png"):
+        load_image(str(tmp_path / "images" / "a.png"))
+    (tmp_path / "images").mkdir()  # where a disk is to be mounted
+    with pytest.raises(FileNotFoundError):
+        load_image(str(tmp_path / "images" / "a.png"))
+
+
+def test_a_folder_that_is_away_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "a.png").write_bytes(encoded(corners(), "PNG"))
+    monkeypatch.setattr("time.sleep", lambda seconds: os.path.exists(tmp_path / "away") and come_back())
+
+    def come_back():
+        (tmp_path / "away").rename(tmp_path / "images")
+
+    assert is_upright(load_image(str(tmp_path / "images" / "a.png")), 1)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 300 + ".png", "folder", "pipe", "a.png/b.png", "\ud800.png"])
+def test_a_name_that_cannot_be_an_image_is_a_verdict_at_once(tmp_path, name):
+    (tmp_path / "a.png").write_bytes(encoded(corners(), "PNG"))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadImageError):
+        load_image(os.path.join(str(tmp_path), name))
+
+
+def test_too_many_open_files_is_no_verdict(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(corners(), "PNG"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            read_bytes(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE and caught.value.filename == str(path)
+
+
+def test_an_error_of_the_disk_names_the_file():
+    """The kernel gives EIO for a process's memory that is not mapped."""
+    with pytest.raises(OSError) as caught:
+        read_bytes("/proc/self/mem")
+    assert caught.value.errno == errno.EIO and caught.value.filename == "/proc/self/mem"
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from component.image.load import BadImageError, load_image
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 12 * 2**20,) * 2)
+for path in sys.argv[1:]:
+    try:
+        load_image(path)
+    except (BadImageError, MemoryError) as error:
+        print(type(error).__name__)
+"""
+
+
+def test_too_little_memory_is_no_verdict_on_a_good_image_but_damage_still_is_one(tmp_path):
+    photo = Image.effect_noise((2400, 2400), 50)
+    for format, options in (("JPEG", {"progressive": True}), ("PNG", {"compress_level": 0}), ("WEBP", {"method": 0})):
+        (tmp_path / format).write_bytes(encoded(photo, format, **options))
+    (tmp_path / "damaged").write_bytes(encoded(corners(), "JPEG")[:400])
+    paths = [str(tmp_path / name) for name in ("JPEG", "PNG", "WEBP", "damaged")]
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *paths]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.split() == ["MemoryError"] * 3 + ["BadImageError"], done.stderr

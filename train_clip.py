@@ -46,7 +46,7 @@ def train(args) -> int | None:
         dataset.require_an_image()
     describe(train_dataset, test_dataset)
     record(args)
-    cache_images(args, model, train_dataset, test_dataset)
+    train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
 
     trainer = CLIPTrainer(
         model=model,

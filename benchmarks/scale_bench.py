@@ -274,8 +274,8 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
     ways = {
         "read, files": lambda: ((folder / f"{index}.jpg").read_bytes() for index in range(count)),
         "read, shards": lambda: (shard.open(locator).getvalue() for shard, locator in places),
-        "caching, files": lambda: map(files.load_images, batches),
-        "caching, shards": lambda: map(shards.load_images, batches),
+        "caching, files": lambda: map(files.images.load, batches),
+        "caching, shards": lambda: map(shards.images.load, batches),
         "index, shards": lambda: read_shards(paths),
     }
     if importlib.util.find_spec("webdataset"):
@@ -285,7 +285,7 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
             return (sample["jpg"] for sample in WebDataset(paths, shardshuffle=False))
 
         def pixel_values() -> Iterator:
-            images, transform = samples(), files.transform
+            images, transform = samples(), files.images.transform
             for batch in batches:
                 yield transform.pixel_values([transform.read(io.BytesIO(next(images))) for _ in batch])
 

@@ -34,7 +34,7 @@ from synthetic import PRESETS, make_data, make_model, make_processor
 
 from component.argument import CLIPTrainingArguments
 from component.datacollator import PairCollator
-from component.dataset import PairDataset
+from component.dataset import PairDataset, Pairs
 from component.model import BertCLIPModel
 from component.trainer import CLIPTrainer
 from component.training.build import cache_images
@@ -103,9 +103,7 @@ class Bench:
         self.captions = make_data(folder, self.num_pairs)
         self.batches: dict[str, list] = {}
         self.processor = make_processor(folder)
-        self.cached, self.decoded = (
-            PairDataset(str(folder / "train.csv"), str(folder), self.processor, max_seq_length=100) for _ in range(2)
-        )
+        self.decoded = PairDataset(str(folder / "train.csv"), str(folder), self.processor, max_seq_length=100)
 
     def model(self) -> BertCLIPModel:
         return make_model(self.options.preset)
@@ -140,7 +138,7 @@ class Bench:
     def fill_cache(self) -> float:
         """Seconds that it takes."""
         start = self.now()
-        cache_images(self.arguments(), self.model(), self.cached)
+        (self.cached,) = cache_images(self.arguments(), self.model(), self.decoded)
         return self.now() - start
 
     def round(self) -> dict[str, float]:
@@ -167,7 +165,7 @@ class Bench:
         pixel_values = torch.cat([example["pixel_values"] for example in examples])
         return {**inputs, "pixel_values": pixel_values, "return_loss": True}
 
-    def ours(self, name: str, dataset: PairDataset, group_size: int | None) -> float:
+    def ours(self, name: str, dataset: Pairs, group_size: int | None) -> float:
         arguments = self.arguments(group_size)
         trainer = RecordingTrainer(
             model=self.model(),
@@ -252,14 +250,15 @@ class RecordingTrainer(CLIPTrainer):
 
     batches: list
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model, batch, num_items_in_batch=None):
+        inputs = batch["model_inputs"]
         texts = [
             inputs[key].split([texts for texts, _ in inputs["text_groups"]]) for key in ("input_ids", "attention_mask")
         ]
         widths = [width for _, width in inputs["text_groups"]]
         groups = [(ids[:, :width], mask[:, :width]) for ids, mask, width in zip(*texts, widths, strict=True)]
         self.batches = [*getattr(self, "batches", []), groups]
-        return super().training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, batch, num_items_in_batch)
 
 
 class Clock(TrainerCallback):

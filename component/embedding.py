@@ -19,6 +19,7 @@ from transformers import CLIPProcessor
 from component.image.load import BadImageError, check_aspect, load_image, to_rgb
 from component.model import BertCLIPModel
 from component.pairs.ragged import RaggedArray
+from component.text_groups import group_by_length
 
 MOST_PADDING = 0.1  # of a batch of texts
 _TEXTS_PER_CALL = 4096  # tokens as Python lists take ten times the memory of the flat array they go to
@@ -83,33 +84,15 @@ def text_batches(
         for input_ids in tokenizer(list(texts[start : start + _TEXTS_PER_CALL]), **options)["input_ids"]:
             tokens.append(input_ids)
             lengths.append(len(input_ids))
-    for rows in rows_by_length(lengths, batch_size):
+    for rows in group_by_length(lengths, batch_size, MOST_PADDING):
         input_ids = [torch.from_numpy(tokens[row]).long() for row in rows]
         yield (
-            rows,
+            rows.tolist(),
             {
                 "input_ids": pad_sequence(input_ids, batch_first=True, padding_value=tokenizer.pad_token_id),
                 "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
             },
         )
-
-
-def rows_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Put rows of like length together: at most `batch_size`, and fewer where padding would reach MOST_PADDING.
-
-    The longest come first, because a batch that does not fit the memory should say so at the start.
-    """
-    batch, filled = [], 0
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if batch:
-            cells = lengths[batch[0]] * (len(batch) + 1)
-            if len(batch) == batch_size or filled + lengths[row] <= (1 - MOST_PADDING) * cells:
-                yield batch
-                batch, filled = [], 0
-        batch.append(row)
-        filled += lengths[row]
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()

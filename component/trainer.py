@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from component.dataset import Pairs, SeededIndices
 from component.files import replace_folder
 from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
+from component.training.bad_images import BadImages
 from component.training.gather import gather_rows
-from component.training.interruption import ignore_signals_in_worker
+from component.training.interruption import RunFailed, ignore_signals_in_worker, naming_lost_process
+from component.training.log_window import LogWindow
 from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel, with_scalars
 from component.training.resumable_trainer import ResumableTrainer
 from component.training.sampler import SharedBatches
@@ -26,6 +30,17 @@ from component.training.sampler import SharedBatches
 logger = logging.getLogger(__name__)
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP, arXiv:2103.00020, section 2.5: beyond it training becomes unstable
+
+PROBED_IMAGES = 100  # of the table, when a log window had none
+
+
+class EvaluatedBatch(NamedTuple):
+    """B pairs of one process: their rows (B,) in the table, embeddings (B, D) and loss."""
+
+    rows: Tensor
+    text_embeds: Tensor
+    image_embeds: Tensor
+    loss: float
 
 
 class ClampLogitScale(TrainerCallback):
@@ -36,7 +51,7 @@ class ClampLogitScale(TrainerCallback):
 
 
 class CLIPTrainer(ResumableTrainer):
-    """transformers' Trainer, resumable, for `BertCLIPModel`, a `PairDataset` and a `PairCollator`.
+    """transformers' Trainer, resumable, for `BertCLIPModel`, `Pairs` and a `PairCollator`.
 
     Differences from its parent:
     - The contrastive loss is computed in fp32 from the embeddings, whatever the towers run in. Its negatives are the
@@ -47,6 +62,7 @@ class CLIPTrainer(ResumableTrainer):
     - An epoch has every pair once, in batches that do not depend on the number of processes.
     - With `contrastive_chunk_size` the towers see a chunk at a time, and the loss the whole batch.
     - Logs carry ln(batch), logit_scale and pairs per second.
+    - A run that learns nothing any more saves a checkpoint and stops.
     """
 
     def __init__(self, *args, **kwargs):
@@ -54,12 +70,12 @@ class CLIPTrainer(ResumableTrainer):
         self.add_callback(ClampLogitScale())
         if self.args.fsdp or self.args.deepspeed:
             prepare_parallel(self)
-        self._bad_images: dict[str, set[int]] = {"train": set(), "eval": set()}
-        self._named: set[tuple[str, int]] = set()
-        self._evaluated: list[tuple[Tensor, Tensor, Tensor, float]] = []
-        self._start_log_window()
+        self._bad_images = BadImages("train", "eval")
+        self._evaluated: list[EvaluatedBatch] = []
+        self._window = LogWindow()
+        self._logit_scale: Tensor | None = None  # of the last forward pass
 
-    # ---- training ----
+    # ---- batches ----
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
@@ -73,24 +89,52 @@ class CLIPTrainer(ResumableTrainer):
             rank=args.process_index,
             world_size=args.world_size,
         )
+        return self._dataloader(self.train_dataset, batches, args.dataloader_persistent_workers)
+
+    def get_eval_dataloader(self, eval_dataset: Pairs | None = None) -> DataLoader:
+        """Every pair once, whatever dataloader_drop_last says: processes take turns at the batches of one alone."""
+        args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
+        batches = list(SharedBatches(len(dataset), args.eval_batch_size, shuffle=False))
+        nothing = SeededIndices(batches[0].indices[:0], 0)
+        batches += [nothing] * (-len(batches) % args.world_size)
+        return self._dataloader(dataset, batches[args.process_index :: args.world_size])
+
+    def _dataloader(self, dataset: Pairs, batches: Iterable[SeededIndices], persistent: bool = False) -> DataLoader:
+        args = self.args
         return DataLoader(
-            self.train_dataset,
+            dataset,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
+            persistent_workers=persistent,
             prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=ignore_signals_in_worker,
         )
 
-    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
-        self.train_dataset.seed(self.args.seed, epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
+    def _prepare_inputs(self, batch: dict) -> dict:
+        # The rest is looked at on the CPU.
+        return {**batch, "model_inputs": super()._prepare_inputs(batch["model_inputs"])}
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
-        pairs, ids = len(inputs.pop("rows")), inputs.pop("ids")
+    def floating_point_ops(self, batch: dict) -> int:
+        return super().floating_point_ops(batch["model_inputs"])
+
+    # ---- training ----
+
+    def train(self, *args, **kwargs):
+        """As the parent's. Also raises `RunFailed` where nothing can be learnt any more; see `_require_learning`."""
+        if self._train_batch_size * self.args.world_size == 1:
+            logger.warning(
+                "per_device_train_batch_size is 1 on one process: a pair alone has no negatives to be told from. "
+                "Contrastive training needs many pairs in a batch."
+            )
+        self._bad_images.note("train", self.train_dataset.table.file, self.train_dataset.images.bad)
+        output = super().train(*args, **kwargs)
+        output.metrics["train_bad_images"] = len(self._bad_images.rows("train"))
+        return output
+
+    def compute_loss(self, model, batch, return_outputs=False, num_items_in_batch=None):
+        inputs, pairs = batch["model_inputs"], len(batch["rows"])
         if not pairs:
             inputs = self._placeholder_pair(cached="vision_pooler_output" in inputs)
         recompute = model.training and self.args.contrastive_chunk_size is not None
@@ -99,7 +143,7 @@ class CLIPTrainer(ResumableTrainer):
         self._logit_scale = outputs.logit_scale.detach()
 
         embeds = outputs.image_embeds[:pairs], outputs.text_embeds[:pairs]
-        ids = ids if self.args.mask_duplicates else None
+        ids = batch["ids"].to(embeds[0].device) if self.args.mask_duplicates else None
         # Evaluation compares the pairs of one batch of one process, so that its loss does not depend on their number.
         gather = gather_rows if model.training and self.args.world_size > 1 else None
         loss = contrastive_loss(*embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
@@ -108,15 +152,12 @@ class CLIPTrainer(ResumableTrainer):
             loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        inputs = dict(inputs)
-        self._note_bad_images("train", self.train_dataset, inputs.pop("bad_images"))
-        pairs = len(inputs["rows"])
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if pairs:
-            self._pairs += pairs
-            self._ln_batch += [math.log(pairs * self.args.world_size)]
-        elif self.args.world_size == 1:
+    def training_step(self, model, batch, num_items_in_batch=None) -> Tensor:
+        self._bad_images.note("train", self.train_dataset.table.file, batch["bad_images"])
+        pairs = len(batch["rows"])
+        loss = super().training_step(model, batch, num_items_in_batch)
+        self._window.add(pairs, loss)
+        if not pairs and self.args.world_size == 1:
             loss = torch.full_like(loss, torch.nan)  # the Trainer leaves NaN out of the logged mean
         return loss
 
@@ -136,29 +177,22 @@ class CLIPTrainer(ResumableTrainer):
             inputs["vision_pooler_output"] = torch.zeros(1, vision.hidden_size)
         else:
             inputs["pixel_values"] = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
-        return self._prepare_inputs(inputs)
+        return super()._prepare_inputs(inputs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Biases, LayerNorm and the class embedding are vectors, logit_scale is a scalar.
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
-    def train(self, *args, **kwargs):
-        self._note_bad_images("train", self.train_dataset, self.train_dataset.bad_images)
-        output = super().train(*args, **kwargs)
-        output.metrics["train_bad_images"] = len(self._all_bad_images("train"))
-        return output
-
     # ---- evaluation ----
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        self._note_bad_images("eval", self.callback_handler.eval_dataloader.dataset, inputs.pop("bad_images"))
-        rows = inputs["rows"]
+    def prediction_step(self, model, batch, prediction_loss_only, ignore_keys=None):
+        dataset, rows = self.callback_handler.eval_dataloader.dataset, batch["rows"]
+        self._bad_images.note("eval", dataset.table.file, batch["bad_images"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        if not len(rows):
-            return loss, None, None
-        self._evaluated.append((rows.cpu(), outputs.text_embeds.cpu(), outputs.image_embeds.cpu(), loss.item()))
+            loss, outputs = self.compute_loss(model, self._prepare_inputs(batch), return_outputs=True)
+        if len(rows):
+            embeds = outputs.text_embeds.cpu(), outputs.image_embeds.cpu()
+            self._evaluated.append(EvaluatedBatch(rows, *embeds, loss.item()))
         return loss, None, None
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
@@ -168,63 +202,87 @@ class CLIPTrainer(ResumableTrainer):
             ValueError: not one picture of the test set can be read.
         """
         start = time.perf_counter()
-        dataset = dataloader.dataset
-        self._evaluated, self._bad_images["eval"] = [], set()
-        self._note_bad_images("eval", dataset, dataset.bad_images)
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        batches = gather_object(self._evaluated)
+        table = dataloader.dataset.table
         self._evaluated = []
+        self._bad_images.forget("eval")
+        self._bad_images.note("eval", table.file, dataloader.dataset.images.bad)
+        with naming_lost_process():
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            batches, self._evaluated = gather_object(self._evaluated), []
         if not batches:
-            raise ValueError(f"{dataset.file}: none of its pictures can be read.")
-        # Ranks fill up their last batch with rows that others have too: keep each row once.
-        rows, first = np.unique(torch.cat([batch[0] for batch in batches]), return_index=True)
-        text_embeds = torch.cat([batch[1] for batch in batches])[first]
-        image_embeds = torch.cat([batch[2] for batch in batches])[first]
-        sizes = np.array([len(batch[0]) for batch in batches])
+            raise ValueError(f"{table.file}: none of its pictures can be read.")
+        rows, text_embeds, image_embeds = (
+            torch.cat([getattr(batch, name) for batch in batches]) for name in ("rows", "text_embeds", "image_embeds")
+        )
+        order = rows.argsort()
+        rows = rows[order].numpy()
+        losses, sizes = zip(*((batch.loss, len(batch.rows)) for batch in batches), strict=True)
         metrics = {
-            "loss": float(np.average([batch[3] for batch in batches], weights=sizes)),
-            **retrieval_metrics(image_embeds, text_embeds, dataset.image_ids[rows], dataset.text_ids[rows]),
+            "loss": float(np.average(losses, weights=sizes)),
+            **retrieval_metrics(image_embeds[order], text_embeds[order], table.image_ids[rows], table.text_ids[rows]),
             "pairs": len(rows),
-            "bad_images": len(self._all_bad_images("eval")),
+            "bad_images": len(self._bad_images.rows("eval")),
         }
         output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in metrics.items()})
-        self._window_start += time.perf_counter() - start  # pairs per second speaks of training alone
+        self._window.leave_out(time.perf_counter() - start)
         return output
-
-    # ---- bad pictures ----
-
-    def _note_bad_images(self, split: str, dataset, bad_images: list[tuple[int, str]]) -> None:
-        for row, reason in bad_images:
-            self._bad_images[split].add(row)
-            if (dataset.file, row) not in self._named:
-                self._named.add((dataset.file, row))
-                logger.warning("left out of %s: %s", dataset.file, reason)
-
-    def _all_bad_images(self, split: str) -> list[int]:
-        return sorted(set(gather_object(list(self._bad_images[split]))))
 
     # ---- logs and checkpoints ----
 
     def extra_state(self) -> dict[str, Any]:
-        return {"bad_images": self._all_bad_images("train")}
+        return {"bad_images": self._bad_images.rows("train")}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._bad_images["train"].update(state.get("bad_images", ()))
-
-    def _start_log_window(self) -> None:
-        self._pairs, self._ln_batch, self._window_start = 0, [], time.perf_counter()
+        self._bad_images.count("train", state.get("bad_images", ()))
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            seconds = time.perf_counter() - self._window_start
-            logs["ln_batch"] = float(np.mean(self._ln_batch)) if self._ln_batch else 0.0
+            logs |= self._window.logs(self.args.world_size)
             logs["logit_scale"] = self._logit_scale.item()
-            logs["pairs_per_second"] = self._pairs * self.args.world_size / seconds
-            self._start_log_window()
         super().log(logs, *args, **kwargs)
+        if "loss" in logs or "train_loss" in logs:
+            self._require_learning()
+
+    def _require_learning(self) -> None:
+        """Save a checkpoint and raise `RunFailed` where a whole log window, or the rest at the end, was no training.
+
+        That is a disk that is gone, or weights that are NaN: to go on would only spoil what was learnt.
+        """
+        reason = self._window.close(self._can_read_an_image)
+        if reason:
+            self._save_checkpoint(self.model, trial=None)
+            raise RunFailed(
+                f"training stops at step {self.state.global_step}: {reason}. checkpoint-{self.state.global_step} is "
+                f"saved in {self.args.output_dir}, and older ones are kept. Mend the cause, and start again with "
+                "resume_from_checkpoint: auto, or from an older checkpoint by its name."
+            )
+
+    def _can_read_an_image(self) -> bool:
+        images = self.train_dataset.images
+        some = images.rows[np.linspace(0, len(images.rows) - 1, PROBED_IMAGES).astype(int)]
+        return any(not images.load([row]).bad for row in some)
+
+    def may_remove_checkpoints(self) -> bool:
+        return not self._window.is_dead
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._require_finite_weights()
+        super()._save_checkpoint(model, trial)
+
+    def _require_finite_weights(self) -> None:
+        """Raise `RunFailed` on all processes, so that nothing is saved that can only be thrown away."""
+        # Of a parameter under FSDP, each process has a part.
+        parts = (getattr(parameter, "_local_tensor", parameter) for parameter in self.model.parameters())
+        if not all(gather_object([all(bool(part.isfinite().all()) for part in parts)])):
+            raise RunFailed(
+                f"training stops at step {self.state.global_step}: weights are NaN or infinite, and are not saved. "
+                f"What {self.args.output_dir} has of older checkpoints is kept: start again with "
+                "resume_from_checkpoint: auto, and with a lower learning_rate or without fp16."
+            )
 
     def save_final(self) -> None:
         """Save model, processor and tokenizer to `checkpoint-final` in the output folder, whole or not at all."""
+        self._require_finite_weights()
         final = os.path.join(self.args.output_dir, "checkpoint-final")
         self.save_model(f"{final}.tmp")
         if self.args.should_save:

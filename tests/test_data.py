@@ -248,8 +248,9 @@ def test_a_csv_read_by_pandas_and_written_as_parquet_is_the_same_table(data, pro
     csv, path = str(data / "train.csv"), str(data / "train.parquet")
     pd.read_csv(csv, dtype=str, keep_default_na=False).to_parquet(path)
     one, other = (PairDataset(file, str(data / "images"), processor, 16) for file in (csv, path))
-    assert (one.image_ids == other.image_ids).all() and (one.text_ids == other.text_ids).all()
-    assert torch.equal(one[3]["pixel_values"], other[3]["pixel_values"])
+    tables = one.table, other.table
+    assert all((getattr(tables[0], name) == getattr(tables[1], name)).all() for name in ("image_ids", "text_ids"))
+    assert torch.equal(one[3]["images"]["pixel_values"], other[3]["images"]["pixel_values"])
 
 
 @pytest.mark.parametrize(
@@ -280,14 +281,15 @@ def test_a_list_of_files_of_all_kinds_is_one_table(data, processor):
         shard.write({"__key__": "4", "png": (data / "images" / "4.png").read_bytes(), "txt": "绿色"})
     files = [first, second, str(data / "third.tar"), str(data / "train.csv")]
     dataset = PairDataset(files, str(data / "images"), processor, 16)
-    assert dataset.file == f"{first} and 3 more"
-    assert len(dataset) == 4 + 8 and dataset.num_empty_texts == 1
-    assert [dataset.filename(row) for row in (2, 3, 4)] == ["2.png", f"{data / 'third.tar'}/4.png", "0.png"]
-    good, pictures, bad = dataset.load_images(range(12))
+    assert dataset.table.file == f"{first} and 3 more"
+    assert len(dataset) == 4 + 8 and dataset.table.num_empty_texts == 1
+    assert [dataset.table.filename(row) for row in (2, 3, 4)] == ["2.png", f"{data / 'third.tar'}/4.png", "0.png"]
+    _, inputs, bad = dataset.images.load(range(12))
     assert [row for row, _ in bad] == [1]
-    whole = PairDataset(str(data / "train.csv"), str(data / "images"), processor, 16).load_images(range(8))[1]
-    assert torch.equal(pictures, torch.cat([whole[[0, 2, 4]], whole]))
-    assert dataset.image_ids[0] == dataset.image_ids[4]
+    whole = PairDataset(str(data / "train.csv"), str(data / "images"), processor, 16)
+    whole = whole.images.load(range(8)).inputs["pixel_values"]
+    assert torch.equal(inputs["pixel_values"], torch.cat([whole[[0, 2, 4]], whole]))
+    assert dataset.table.image_ids[0] == dataset.table.image_ids[4]
 
 
 # ---- file names ----
@@ -419,18 +421,19 @@ def test_an_example_is_what_the_processor_makes_of_it(data, processor):
         )
         example = dataset[row]
         assert example["tokens"].tolist() == wanted["input_ids"][0].tolist()
-        assert torch.equal(example["pixel_values"], wanted["pixel_values"])
+        assert torch.equal(example["images"]["pixel_values"], wanted["pixel_values"])
 
 
 def test_a_batch_is_what_the_processor_makes_of_it(data, processor):
     dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
     batch = PairCollator(processor.tokenizer.pad_token_id)(dataset.__getitems__(range(8)))
-    captions = sorted(CAPTIONS, key=len)
+    inputs = batch["model_inputs"]
+    captions = sorted(CAPTIONS, key=len, reverse=True)
     wanted = processor(text=captions, return_tensors="pt", padding=True, pad_to_multiple_of=8)
-    assert wanted["input_ids"].shape == (8, 16) and batch["text_groups"] == [(8, 16)]
-    assert torch.equal(batch["input_ids"], wanted["input_ids"])
-    assert torch.equal(batch["attention_mask"], wanted["attention_mask"])
-    assert batch["pixel_values"].shape == (8, 3, 32, 32)
+    assert wanted["input_ids"].shape == (8, 16) and inputs["text_groups"] == [(8, 16)]
+    assert torch.equal(inputs["input_ids"], wanted["input_ids"])
+    assert torch.equal(inputs["attention_mask"], wanted["attention_mask"])
+    assert torch.equal(inputs["pixel_values"], dataset.images.load(batch["rows"]).inputs["pixel_values"])
     assert [CAPTIONS[row] for row in batch["rows"]] == captions and batch["bad_images"] == []
     assert batch["ids"].tolist() == [[hash_(CAPTIONS[row]), hash_(f"{row}.png")] for row in batch["rows"].tolist()]
 
@@ -440,7 +443,7 @@ def test_long_texts_are_cut_like_the_tokenizer_does_and_counted(data, processor)
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     wanted = processor.tokenizer("小狗" * 20, truncation=True, max_length=8)["input_ids"]
     assert dataset[0]["tokens"].tolist() == wanted
-    assert dataset.num_long_texts == 1
+    assert dataset.table.num_long_texts == 1
 
 
 NOTHING = [
@@ -468,9 +471,9 @@ def test_rows_without_text_are_left_out_and_counted(data, processor):
     rows = "".join(f'"{text}",0.png\n' for text in NOTHING)
     path = table(data / "t.csv", f"text,filename\n{rows}小狗,2.png\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
-    assert len(dataset) == 1 and dataset.num_empty_texts == len(NOTHING)
+    assert len(dataset) == 1 and dataset.table.num_empty_texts == len(NOTHING)
     assert [check_pair(text, "", FilterRules()).reason for text in NOTHING] == ["empty_text"] * len(NOTHING)
-    assert dataset.filename(0) == "2.png"
+    assert dataset.table.filename(0) == "2.png"
     with pytest.raises(ValueError, match="no row with a text"):
         PairDataset(table(data / "e.csv", "text,filename\n,0.png\n"), str(data), processor, max_seq_length=8)
 
@@ -480,10 +483,10 @@ def test_bad_pictures_leave_the_batch_with_a_reason(data, processor):
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     collate = PairCollator(0)
     batch = collate(dataset.__getitems__(range(4)))
-    assert batch["rows"].tolist() == [0] and len(batch["pixel_values"]) == 1
+    assert batch["rows"].tolist() == [0] and len(batch["model_inputs"]["pixel_values"]) == 1
     assert [row for row, _ in batch["bad_images"]] == [1, 2, 3]
     assert "none.png: no such file" in batch["bad_images"][0][1] and ".." in batch["bad_images"][1][1]
-    assert len(collate(dataset.__getitems__([1, 2]))["input_ids"]) == 0
+    assert len(collate(dataset.__getitems__([1, 2]))["model_inputs"]["input_ids"]) == 0
 
 
 def test_a_data_loader_gives_every_pair_with_its_own_text_and_picture(data, processor):
@@ -492,13 +495,12 @@ def test_a_data_loader_gives_every_pair_with_its_own_text_and_picture(data, proc
     loader = torch.utils.data.DataLoader(dataset, batch_size=3, shuffle=True, collate_fn=PairCollator(0))
     rows = []
     for batch in loader:
-        for row, input_ids, mask, pixel_values in zip(
-            *(batch[key] for key in ("rows", "input_ids", "attention_mask", "pixel_values")), strict=True
-        ):
+        inputs = (batch["model_inputs"][key] for key in ("input_ids", "attention_mask", "pixel_values"))
+        for row, input_ids, mask, pixel_values in zip(batch["rows"], *inputs, strict=True):
             example = dataset[row.item()]
             assert input_ids[mask.bool()].tolist() == example["tokens"].tolist()
             assert not input_ids[~mask.bool()].any()
-            assert torch.equal(pixel_values[None], example["pixel_values"])
+            assert torch.equal(pixel_values[None], example["images"]["pixel_values"])
             rows.append(row.item())
     assert sorted(rows) == list(range(8))
 
@@ -511,10 +513,10 @@ def hash_(word: str) -> int:
 def test_groups_hold_texts_of_like_lengths(data, processor, group_size):
     dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
     batch = PairCollator(0, group_size)(dataset.__getitems__(range(8)))
-    lengths = batch["attention_mask"].sum(dim=1)
-    assert lengths.tolist() == sorted(len(caption) + 2 for caption in CAPTIONS)
+    lengths = batch["model_inputs"]["attention_mask"].sum(dim=1)
+    assert lengths.tolist() == sorted((len(caption) + 2 for caption in CAPTIONS), reverse=True)
     groups = lengths.split(group_size)
-    assert batch["text_groups"] == [(len(group), group.max().item()) for group in groups]
+    assert batch["model_inputs"]["text_groups"] == [(len(group), group.max().item()) for group in groups]
 
 
 def test_under_a_tenth_of_a_shuffled_batch_is_padding(data, processor):
@@ -523,9 +525,9 @@ def test_under_a_tenth_of_a_shuffled_batch_is_padding(data, processor):
     rows = "".join(f"{'小' * random.integers(5, 41)},0.png\n" for _ in range(1024))
     path = table(data / "t.csv", "text,filename\n" + rows)
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=100)
-    batch = PairCollator(0, 64)(dataset.__getitems__(random.permutation(1024)[:768]))
-    positions = sum(texts * tokens for texts, tokens in batch["text_groups"])
-    assert batch["attention_mask"].sum() > 0.9 * positions
+    inputs = PairCollator(0, 64)(dataset.__getitems__(random.permutation(1024)[:768]))["model_inputs"]
+    positions = sum(texts * tokens for texts, tokens in inputs["text_groups"])
+    assert inputs["attention_mask"].sum() > 0.9 * positions
 
 
 def test_a_set_without_any_good_picture_is_an_error(data, processor):
@@ -539,7 +541,7 @@ def test_a_set_without_any_good_picture_is_an_error(data, processor):
 def test_repeated_captions_are_counted(data, processor):
     path = table(data / "t.csv", "text,filename\n小狗,0.png\n小狗,1.png\n小猪,2.png\n小狗,3.png\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
-    assert dataset.share_of_repeated_captions == 0.5
+    assert dataset.table.share_of_repeated_captions == 0.5
 
 
 @pytest.mark.slow
@@ -584,8 +586,8 @@ class _WorkerMemory(torch.utils.data.Dataset):
     def __getitem__(self, _):
         before = _private_memory()
         for row in range(len(self.dataset)):
-            self.dataset.filename(row)
-            self.dataset._input_ids[row].sum()
+            self.dataset.table.filename(row)
+            self.dataset.table.tokens(np.array([row]))
         return before, _private_memory()
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from component.argument import load_arguments
 from component.datacollator import PairCollator
-from component.dataset import PairDataset
+from component.dataset import PairDataset, Pairs
 from component.model import BertCLIPModel
 from component.pairs.sources import ImageFolder
 from component.processor import load_processor
@@ -48,26 +48,26 @@ class Tower:
         return self.model.vision_model(pixel_values).pooler_output
 
 
-def cached(dataset, model, folder, dtype=torch.float16) -> int:
-    """Give the dataset a cache in `folder`; returns how many pictures went through the tower for it."""
+def cached(dataset, model, folder, dtype=torch.float16) -> tuple[Pairs, int]:
+    """The dataset with a cache in `folder`, and how many pictures went through the tower for it."""
     tower = Tower(model)
-    key = fingerprint(model.vision_model, dataset.transform.image_processor, "fp32")
+    key = fingerprint(model.vision_model, dataset.images.transform.image_processor, "fp32")
     cache = FeatureCache(str(folder), key, width=48, dtype=dtype)
-    cache_features(dataset, cache, tower, batch_size=3, show_progress=False)
-    return tower.pictures
+    images = cache_features(dataset.images, cache, tower, batch_size=3, show_progress=False)
+    return Pairs(dataset.table, images), tower.pictures
 
 
-def shards(folder) -> list[str]:
+def blocks(folder) -> list[str]:
     return sorted(os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)
 
 
-def assert_features_are_right(dataset, model):
+def assert_features_are_right(dataset, decoded, model):
     """Every example's feature is what the tower gives for its picture as it lies on disk now."""
     for index in range(len(dataset)):
         example = dataset[index]
-        _, pixel_values, _ = dataset.load_images(example["rows"])
+        pixel_values = decoded.images.load(example["rows"]).inputs["pixel_values"]
         wanted = Tower(model)(pixel_values)
-        torch.testing.assert_close(example["vision_pooler_output"].float(), wanted, atol=5e-3, rtol=0)
+        torch.testing.assert_close(example["images"]["vision_pooler_output"].float(), wanted, atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
@@ -77,7 +77,7 @@ def test_same_losses_with_and_without_the_cache(dataset, train_args, bert_clip_p
         model.lock_vision()
         pairs = dataset()
         if with_cache:
-            cached(pairs, model, tmp_path / "cache", dtype)
+            pairs, _ = cached(pairs, model, tmp_path / "cache", dtype)
         trainer = CLIPTrainer(
             model=model,
             args=load_arguments(train_args(max_steps=20, save_strategy="no", image_feature_cache="off")),
@@ -97,17 +97,19 @@ def test_each_picture_goes_through_the_tower_once(dataset, data, model, tmp_path
     with open(data / "train.csv", "a", encoding="utf-8") as file:
         file.write("另一句话,,0.png\n")
     pairs = dataset()
-    assert len(pairs) == 9 and cached(pairs, model, tmp_path / "cache") == 8
-    assert_features_are_right(pairs, model)
-    assert cached(dataset(), model, tmp_path / "cache") == 0
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert len(pairs) == len(with_cache) == 9 and encoded == 8
+    assert_features_are_right(with_cache, pairs, model)
+    assert cached(dataset(), model, tmp_path / "cache")[1] == 0
 
 
 def test_a_changed_picture_is_computed_alone(dataset, data, model, tmp_path):
     cached(dataset(), model, tmp_path / "cache")
     Image.new("RGB", (50, 40), "purple").save(data / "images" / "3.png")
     pairs = dataset()
-    assert cached(pairs, model, tmp_path / "cache") == 1
-    assert_features_are_right(pairs, model)
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert encoded == 1
+    assert_features_are_right(with_cache, pairs, model)
 
 
 def test_a_longer_table_computes_its_new_pictures_alone(dataset, data, model, tmp_path):
@@ -115,54 +117,60 @@ def test_a_longer_table_computes_its_new_pictures_alone(dataset, data, model, tm
     Image.new("RGB", (50, 40), "purple").save(data / "images" / "new.png")
     (data / "more.csv").write_text("text,filename\n小狗,new.png\n小猪,5.png\n", encoding="utf-8")
     pairs = dataset("more.csv")
-    assert cached(pairs, model, tmp_path / "cache") == 1
-    assert_features_are_right(pairs, model)
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert encoded == 1
+    assert_features_are_right(with_cache, pairs, model)
 
 
-def test_a_batch_may_come_from_many_shards_in_any_order(dataset, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 3)
+def test_a_batch_may_come_from_many_blocks_in_any_order(dataset, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "BLOCK_ROWS", 3)
     pairs = dataset()
-    cached(pairs, model, tmp_path / "cache")
-    assert len(shards(tmp_path / "cache")) == 3
-    together = pairs.__getitems__([5, 0, 7, 0, 3])
-    alone = [pairs[row]["vision_pooler_output"] for row in together["rows"].tolist()]
-    assert torch.equal(together["vision_pooler_output"], torch.cat(alone))
-    assert_features_are_right(pairs, model)
+    with_cache, _ = cached(pairs, model, tmp_path / "cache")
+    assert len(blocks(tmp_path / "cache")) == 3
+    together = with_cache.__getitems__([5, 0, 7, 0, 3])
+    alone = [with_cache[row]["images"]["vision_pooler_output"] for row in together["rows"].tolist()]
+    assert torch.equal(together["images"]["vision_pooler_output"], torch.cat(alone))
+    assert_features_are_right(with_cache, pairs, model)
 
 
 def test_a_second_table_on_the_same_cache_leaves_the_first_its_features(dataset, data, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 1)  # many shards: the digests order them at random
+    monkeypatch.setattr(feature_cache, "BLOCK_ROWS", 1)  # many blocks: the digests order them at random
     with open(data / "more.csv", "w", encoding="utf-8") as file:
         file.write("text,filename\n")
         for number in range(8):
             Image.new("RGB", (50, 40), (number * 30, 0, 99)).save(data / "images" / f"new{number}.png")
             file.write(f"小狗,new{number}.png\n")
     first, second = dataset(), dataset("more.csv")
-    cache = FeatureCache(str(tmp_path), fingerprint(model.vision_model, first.transform.image_processor, "fp32"), 48)
-    for pairs in (first, second):
-        cache_features(pairs, cache, Tower(model), batch_size=1, show_progress=False)
-    assert_features_are_right(first, model)
-    assert_features_are_right(second, model)
+    cache = FeatureCache(
+        str(tmp_path), fingerprint(model.vision_model, first.images.transform.image_processor, "fp32"), 48
+    )
+    both = [
+        Pairs(pairs.table, cache_features(pairs.images, cache, Tower(model), batch_size=1, show_progress=False))
+        for pairs in (first, second)
+    ]
+    assert_features_are_right(both[0], first, model)
+    assert_features_are_right(both[1], second, model)
 
 
 def test_other_weights_or_settings_never_use_the_same_cache(dataset, model, tmp_path):
     pairs = dataset()
-    before = fingerprint(model.vision_model, pairs.transform.image_processor, "fp32")
-    assert fingerprint(model.vision_model, pairs.transform.image_processor, "fp16") != before
-    pairs.transform.image_processor.image_mean = [0.1, 0.2, 0.3]
-    assert fingerprint(model.vision_model, pairs.transform.image_processor, "fp32") != before
+    before = fingerprint(model.vision_model, pairs.images.transform.image_processor, "fp32")
+    assert fingerprint(model.vision_model, pairs.images.transform.image_processor, "fp16") != before
+    pairs.images.transform.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert fingerprint(model.vision_model, pairs.images.transform.image_processor, "fp32") != before
 
     pairs = dataset()
     cached(pairs, model, tmp_path / "cache")
     with torch.no_grad():
         model.vision_model.post_layernorm.bias[0] += 0.5
     pairs = dataset()
-    assert cached(pairs, model, tmp_path / "cache") == 8
-    assert_features_are_right(pairs, model)
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert encoded == 8
+    assert_features_are_right(with_cache, pairs, model)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 3)
+    monkeypatch.setattr(feature_cache, "BLOCK_ROWS", 3)
     tower = Tower(model)
 
     def interrupted(pixel_values):
@@ -171,27 +179,31 @@ def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monke
         return tower(pixel_values)
 
     pairs = dataset()
-    key = fingerprint(model.vision_model, pairs.transform.image_processor, "fp32")
+    key = fingerprint(model.vision_model, pairs.images.transform.image_processor, "fp32")
     with pytest.raises(KeyboardInterrupt):
-        cache_features(pairs, FeatureCache(str(tmp_path), key, 48), interrupted, batch_size=3, show_progress=False)
+        cache_features(
+            pairs.images, FeatureCache(str(tmp_path), key, 48), interrupted, batch_size=3, show_progress=False
+        )
     pairs = dataset()
-    assert cached(pairs, model, tmp_path) == 2
-    assert_features_are_right(pairs, model)
+    with_cache, encoded = cached(pairs, model, tmp_path)
+    assert encoded == 2
+    assert_features_are_right(with_cache, pairs, model)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
-def test_a_damaged_shard_is_noticed_and_built_anew(dataset, model, tmp_path, caplog, damage):
+def test_a_damaged_block_is_noticed_and_built_anew(dataset, model, tmp_path, caplog, damage):
     cached(dataset(), model, tmp_path / "cache")
-    (shard,) = shards(tmp_path / "cache")
-    with open(shard, "rb") as file:
+    (block,) = blocks(tmp_path / "cache")
+    with open(block, "rb") as file:
         content = bytearray(file.read())
     content[-100] ^= 255
-    with open(shard, "wb") as file:
+    with open(block, "wb") as file:
         file.write({"flipped": content, "cut": content[:-50], "empty": b""}[damage])
     pairs = dataset()
-    assert cached(pairs, model, tmp_path / "cache") == 8
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert encoded == 8
     assert "is damaged" in caplog.text
-    assert_features_are_right(pairs, model)
+    assert_features_are_right(with_cache, pairs, model)
 
 
 def test_bad_pictures_leave_the_set_with_their_reason(dataset, data, model, tmp_path):
@@ -199,11 +211,68 @@ def test_bad_pictures_leave_the_set_with_their_reason(dataset, data, model, tmp_
     (data / "images" / "4.png").unlink()
     for _ in range(2):  # built, and reused
         pairs = dataset()
-        cached(pairs, model, tmp_path)
-        assert [row for row, _ in pairs.bad_images] == [2, 4]
-        assert "2.png: html" in pairs.bad_images[0][1] and "4.png: no such file" in pairs.bad_images[1][1]
-        assert [pairs[index]["rows"].item() for index in range(len(pairs))] == [0, 1, 3, 5, 6, 7]
-        assert_features_are_right(pairs, model)
+        with_cache, _ = cached(pairs, model, tmp_path)
+        (row, reason), (other, other_reason) = with_cache.images.bad
+        assert (row, other) == (2, 4) and "2.png: html" in reason and "4.png: no such file" in other_reason
+        assert [with_cache[index]["rows"].item() for index in range(len(with_cache))] == [0, 1, 3, 5, 6, 7]
+        assert len(pairs) == 8
+        assert_features_are_right(with_cache, pairs, model)
+
+
+def test_a_picture_that_reads_well_again_is_encoded_though_its_key_is_the_same(dataset, data, model, tmp_path):
+    path = data / "images" / "2.png"
+    whole, time = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(b"<html>".ljust(len(whole)))
+    os.utime(path, ns=(time, time))
+    assert cached(dataset(), model, tmp_path)[0].images.bad[0][0] == 2
+    path.write_bytes(whole)
+    os.utime(path, ns=(time, time))
+    pairs = dataset()
+    with_cache, encoded = cached(pairs, model, tmp_path)
+    assert encoded == 1 and len(with_cache) == 8
+    assert_features_are_right(with_cache, pairs, model)
+
+
+def test_the_nan_that_older_versions_wrote_for_a_picture_is_no_verdict(dataset, data, model, tmp_path):
+    pairs = dataset()
+    key = fingerprint(model.vision_model, pairs.images.transform.image_processor, "fp32")
+    FeatureCache(str(tmp_path), key, 48).add(
+        [(keys_of(data, "2.png", "3.png"), torch.full((2, 48), torch.nan).half())]
+    )
+    with_cache, encoded = cached(pairs, model, tmp_path)
+    assert encoded == 8 and not with_cache.images.bad
+    assert_features_are_right(with_cache, pairs, model)
+
+
+def test_a_disk_that_fails_stops_and_leaves_no_verdict(dataset, data, model, tmp_path):
+    path = data / "images" / "2.png"
+    whole = path.read_bytes()
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # a regular file whose reading fails
+    with pytest.raises(OSError, match="2.png"):
+        cached(dataset(), model, tmp_path / "cache")
+    path.unlink()
+    path.write_bytes(whole)
+    assert len(cached(dataset(), model, tmp_path / "cache")[0]) == 8
+
+
+def test_a_table_without_any_good_picture_is_named(dataset, data, model, tmp_path):
+    for path in (data / "images").iterdir():
+        path.write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="train.csv: none of its pictures can be used .the first: .*0.png: html"):
+        cached(dataset(), model, tmp_path)
+
+
+def test_a_block_that_is_cut_while_in_use_is_one_line_and_then_computed_anew(dataset, model, tmp_path, caplog):
+    pairs = dataset()
+    with_cache, _ = cached(pairs, model, tmp_path)
+    (block,) = blocks(tmp_path)
+    os.truncate(block, 100)
+    with pytest.raises(OSError, match="was cut to 100 of .* bytes while it was in use. Start again"):
+        with_cache[0]
+    with_cache, encoded = cached(pairs, model, tmp_path)
+    assert encoded == 8 and "is damaged" in caplog.text
+    assert_features_are_right(with_cache, pairs, model)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -217,7 +286,7 @@ def test_too_little_room_is_said_before_the_work(tmp_path):
         FeatureCache(str(tmp_path), "key", 48).require_space(10**13)
 
 
-def test_a_shard_that_cannot_be_written_whole_is_not_left_behind(dataset, model, tmp_path):
+def test_a_block_that_cannot_be_written_whole_is_not_left_behind(dataset, model, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # as a full disk: the write stops half way
     try:
@@ -225,8 +294,8 @@ def test_a_shard_that_cannot_be_written_whole_is_not_left_behind(dataset, model,
             cached(dataset(), model, tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert shards(tmp_path / "cache") == []
-    assert cached(dataset(), model, tmp_path / "cache") == 8
+    assert blocks(tmp_path / "cache") == []
+    assert cached(dataset(), model, tmp_path / "cache")[1] == 8
 
 
 def test_the_key_of_a_picture_tells_its_state(data):
@@ -248,10 +317,10 @@ def start(args_file: str, *launcher: str) -> subprocess.Popen:
 
 
 def assert_whole(folder):
-    """All eight pictures are in the cache, by the digests of all shards."""
+    """All eight pictures are in the cache, by the digests of all blocks."""
     (key,) = os.listdir(folder)
     cache = FeatureCache(str(folder), key, 48)
-    assert not [name for name in shards(folder) if not name.endswith(".safetensors")]
+    assert not [name for name in blocks(folder) if not name.endswith(".safetensors")]
     return cache
 
 
@@ -277,8 +346,7 @@ def test_ranks_share_the_work(train_args, data, tmp_path):
     cache = assert_whole(tmp_path / "image_features")
     keys = keys_of(data, *(f"{n}.png" for n in range(len(CAPTIONS))))
     assert (cache.find(keys) >= 0).all()
-    ranks_with_work = len(set((keys % 2).tolist()))
-    assert len(shards(tmp_path / "image_features")) == ranks_with_work
+    assert len(blocks(tmp_path / "image_features")) == 2
 
 
 def test_features_that_another_machine_keeps_to_itself_are_missed(data, bert_clip_path, tmp_path):
@@ -298,7 +366,7 @@ PartialState(cpu=True, backend="gloo")
 pairs = PairDataset({str(data / "train.csv")!r}, {str(data / "images")!r}, load_processor({bert_clip_path!r}), 16)
 cache = FeatureCache({str(tmp_path)!r} + "/disk" + os.environ["RANK"], "key", 48)
 try:
-    cache_features(pairs, cache, lambda pixel_values: torch.zeros(len(pixel_values), 48), 8, show_progress=False)
+    cache_features(pairs.images, cache, lambda pixels: torch.zeros(len(pixels), 48), 8, show_progress=False)
 except ValueError as error:
     print(error)
 leave_group()

@@ -141,6 +141,7 @@ def test_a_killed_run_goes_on_as_if_never_killed(run, start, train_args, data, t
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(run, start, train_args, data, tmp_path, number):
     keys = dict(train_file=table(data, 80), num_train_epochs=2, save_strategy="no", dataloader_num_workers=1)
+    keys.update(min_crop_area=0.3, random_flip=True)
     process = start(train_args(**keys))
     wait_for_first_loss(process)
     os.killpg(process.pid, number)  # as Slurm, torchrun and Ctrl-C do: the DataLoader's workers get it too
@@ -192,6 +193,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on_as_if_never_stopped(st
         num_train_epochs=4,
         save_strategy="no",
         ddp_backend="gloo",
+        min_crop_area=0.3,
     )
     process = start(train_args(**keys), processes=2)
     wait_for_first_loss(process)

@@ -9,11 +9,11 @@ from component.training.sampler import SharedBatches
 def epoch_of(size: int, batch_size: int, world_size: int, epoch: int = 0, **options) -> list[list[list[int]]]:
     """Global batches, each the list of its processes' parts."""
     ranks = [
-        SharedBatches(size, batch_size, 0, lambda: epoch, rank=rank, world_size=world_size, **options)
+        SharedBatches(size, batch_size, epoch=lambda: epoch, rank=rank, world_size=world_size, **options)
         for rank in range(world_size)
     ]
     assert len({len(rank) for rank in ranks}) == 1 and len(list(ranks[0])) == len(ranks[0])
-    return [[part.tolist() for part in parts] for parts in zip(*ranks, strict=True)]
+    return [[part.indices.tolist() for part in parts] for parts in zip(*ranks, strict=True)]
 
 
 def pairs(batches) -> list[int]:
@@ -47,3 +47,14 @@ def test_in_the_order_of_the_table_and_without_an_unfilled_batch():
 def test_the_order_is_as_random_as_it_looks():
     order = np.array(pairs(epoch_of(10_000, 100, 2)))
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+
+
+def test_each_part_of_each_batch_of_each_epoch_has_a_seed_of_its_own():
+    seeds = [
+        part.seed
+        for epoch in range(3)
+        for rank in range(2)
+        for part in SharedBatches(100, 24, epoch=lambda epoch=epoch: epoch, rank=rank, world_size=2)
+    ]
+    assert len(set(seeds)) == len(seeds) == 3 * 2 * 5
+    assert [part.seed for part in SharedBatches(100, 24, rank=1, world_size=2)] == seeds[5:10]

@@ -25,7 +25,7 @@ from component.pairs.sources import read_pair_files
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training.build import cache_images, load_datasets, load_model
-from component.training.feature_cache import FeatureCache, cache_features
+from component.training.feature_cache import CachedImages, FeatureCache, cache_features
 
 PAIRS = 11  # in shards of 5, 4 and 2
 TWO_WORKERS = {"index_shards": functools.partial(index_shards, num_workers=2)}
@@ -144,18 +144,19 @@ def test_an_example_of_a_shard_is_that_of_the_same_file(shards, csv, bert_clip_p
     one = PairDataset(shards, None, processor, max_seq_length=20, **TWO_WORKERS)
     other = PairDataset(csv["train_file"], csv["image_path"], processor, max_seq_length=20)
     one, other = (PairCollator(0)(pairs.__getitems__([10, 0, 4, 5])) for pairs in (one, other))
-    assert one.pop("bad_images") == other.pop("bad_images") == []
+    assert one["bad_images"] == other["bad_images"] == [] and torch.equal(one["rows"], other["rows"])
+    one, other = one["model_inputs"], other["model_inputs"]
     assert one["text_groups"] == other["text_groups"]
-    assert all(torch.equal(one[key], other[key]) for key in ("rows", "input_ids", "attention_mask", "pixel_values"))
+    assert all(torch.equal(one[key], other[key]) for key in ("input_ids", "attention_mask", "pixel_values"))
 
 
 def test_equal_captions_have_equal_ids_and_different_pictures_different_ones(tmp_path, shards, dataset):
     pairs = dataset([shards, shards])
-    assert len(pairs) == 2 * PAIRS and (pairs.image_ids[:PAIRS] == pairs.image_ids[PAIRS:]).all()
-    assert len(np.unique(pairs.image_ids)) == len(np.unique(pairs.text_ids)) == PAIRS
-    assert pairs.filename(6).endswith("shards/00001.tar/000000006.jpg")
+    assert len(pairs) == 2 * PAIRS and (pairs.table.image_ids[:PAIRS] == pairs.table.image_ids[PAIRS:]).all()
+    assert len(np.unique(pairs.table.image_ids)) == len(np.unique(pairs.table.text_ids)) == PAIRS
+    assert pairs.table.filename(6).endswith("shards/00001.tar/000000006.jpg")
     copy = shutil.copy(shards.replace("{00000..00002}", "00002"), tmp_path / "copy.tar")
-    assert not set(dataset(str(copy)).image_ids) & set(pairs.image_ids)
+    assert not set(dataset(str(copy)).table.image_ids) & set(pairs.table.image_ids)
 
 
 def tar(path, *members: tuple[str | tarfile.TarInfo, bytes]) -> str:
@@ -300,8 +301,8 @@ def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, ca
         {"__key__": "8", "jpg": picture(8), "txt": "  "},
     )
     pairs = dataset(path)
-    assert [pairs.filename(row)[-6:] for row in range(len(pairs))] == ["/5.jpg", "/6.jpg"]
-    assert pairs.num_empty_texts == 5  # 0, 2, 3, 4 and 8
+    assert [pairs.table.filename(row)[-6:] for row in range(len(pairs))] == ["/5.jpg", "/6.jpg"]
+    assert pairs.table.num_empty_texts == 5  # 0, 2, 3, 4 and 8
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 3
     for warning, (count, what, first) in zip(
@@ -310,11 +311,12 @@ def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, ca
         strict=True,
     ):
         assert warning.startswith(f"{count} ") and what in warning and f"the first: {path}/{first}" in warning
-    good, pixel_values, ((row, reason),) = pairs.load_images([0, 1])
+    good, inputs, ((row, reason),) = pairs.images.load([0, 1])
     assert good == [1] and row == 0
     assert reason == f"{path}/5.jpg: empty"
     image = Image.open(io.BytesIO(picture(6)))
-    assert torch.equal(pixel_values, pairs.transform.image_processor(image, return_tensors="pt")["pixel_values"])
+    wanted = pairs.images.transform.image_processor(image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(inputs["pixel_values"], wanted)
 
 
 @pytest.mark.parametrize(
@@ -344,8 +346,10 @@ def test_of_a_shard_that_is_cut_short_the_pairs_before_the_cut_are_used(tmp_path
     path.write_bytes(whole[: place[cut]])
     pairs = dataset(shards)
     rows = [*range(left), *range(5, PAIRS)]
-    assert (pairs.text_ids == before.text_ids[rows]).all() and (pairs.image_ids == before.image_ids[rows]).all()
-    assert pairs.load_images(range(len(pairs)))[0] == list(range(len(rows)))
+    assert (pairs.table.text_ids == before.table.text_ids[rows]).all() and (
+        pairs.table.image_ids == before.table.image_ids[rows]
+    ).all()
+    assert pairs.images.load(range(len(pairs))).rows == list(range(len(rows)))
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("1 shards are cut short") and f"the first: {path}" in warning
 
@@ -370,7 +374,7 @@ def test_a_shard_that_changed_since_it_was_indexed_gives_no_wrong_pictures(tmp_p
     pairs = dataset(shards)
     write(tmp_path / "shards" / "00000.tar", *map(sample, range(5, 10)))  # the same sizes, other pictures
     (tmp_path / "shards" / "00001.tar").unlink()
-    good, _, bad = pairs.load_images(range(PAIRS))
+    good, _, bad = pairs.images.load(range(PAIRS))
     assert good == [9, 10] and [row for row, _ in bad] == list(range(9))
     assert "00000.tar/000000000.jpg: the shard has changed since it was indexed" in bad[0][1]
     assert "00001.tar/000000005.jpg: the shard cannot be read (No such file or directory)" in bad[5][1]
@@ -388,8 +392,8 @@ def test_missing_shards_are_named_before_anything_is_loaded(train_args, tmp_path
 
 
 def test_the_cache_reads_a_shard_from_front_to_back_and_each_picture_once(tmp_path, shards, dataset):
-    def cached(pairs) -> torch.Tensor:
-        """What goes through the tower for it."""
+    def cached(pairs) -> tuple[torch.Tensor, CachedImages]:
+        """What goes through the tower, and what is then in the cache."""
         seen = [torch.empty(0, 3, 32, 32)]
         cache = FeatureCache(str(tmp_path / "cache"), "key", width=48)
 
@@ -397,17 +401,18 @@ def test_the_cache_reads_a_shard_from_front_to_back_and_each_picture_once(tmp_pa
             seen.append(pixel_values)
             return pixel_values.flatten(1)[:, :48]
 
-        cache_features(pairs, cache, encode, batch_size=3, show_progress=False)
-        return torch.cat(seen)
+        images = cache_features(pairs.images, cache, encode, batch_size=3, show_progress=False)
+        return torch.cat(seen), images
 
     pairs = dataset(shards)
-    images = pairs.load_images(range(PAIRS))[1]
-    assert torch.equal(cached(pairs), images)
-    assert len(cached(dataset([shards, shards]))) == 0
-    features = pairs.__getitems__([7, 0])["vision_pooler_output"]
+    images = pairs.images.load(range(PAIRS)).inputs["pixel_values"]
+    encoded, from_cache = cached(pairs)
+    assert torch.equal(encoded, images)
+    assert len(cached(dataset([shards, shards]))[0]) == 0
+    features = from_cache.load(np.array([7, 0])).inputs["vision_pooler_output"]
     assert torch.equal(features, images[[7, 0]].flatten(1)[:, :48].half())
     os.utime(tmp_path / "shards" / "00001.tar", ns=(1, 1))
-    assert torch.equal(cached(dataset(shards)), images[5:9])
+    assert torch.equal(cached(dataset(shards))[0], images[5:9])
 
 
 # ---- training ----
@@ -420,7 +425,7 @@ def test_training_on_shards_is_training_on_the_same_pairs_in_a_table(train_args,
         args = load_arguments(train_args(**files, max_seq_length=20, report_to="none", save_strategy="no"))
         model, processor = load_model(args)
         datasets = load_datasets(args, processor)
-        cache_images(args, model, *datasets)
+        datasets = cache_images(args, model, *datasets)
         trainer = CLIPTrainer(
             model=model,
             args=args,

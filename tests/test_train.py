@@ -2,22 +2,26 @@
 
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 
 import pytest
 import torch
 from conftest import CAPTIONS, run_python
-from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel
+from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel, TrainerCallback
 
 from component.argument import load_arguments
 from component.datacollator import PairCollator
-from component.dataset import PairDataset
+from component.dataset import PairDataset, Pairs, SeededIndices
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel, BertCLIPTextModel
+from component.pairs.image_source import DecodedImages
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training.build import load_datasets
+from component.training.interruption import RunFailed
+from component.training.resume import require_whole
 
 
 def train(args_file: str, *options: str) -> subprocess.CompletedProcess:
@@ -305,16 +309,19 @@ def test_the_last_blocks_alone_are_trained(trainer):
 def test_pictures_change_in_training_alone(train_args, data, bert_clip_path):
     args = load_arguments(train_args(test_file=str(data / "train.csv"), min_crop_area=0.3, random_flip=True))
     training, testing = load_datasets(args, load_processor(bert_clip_path))
-    images = [[dataset.load_images(range(8))[1] for _ in range(2)] for dataset in (training, testing)]
+    images = [
+        [dataset.images.load(range(8)).inputs["pixel_values"] for _ in range(2)] for dataset in (training, testing)
+    ]
     assert images[0][0].shape == images[1][0].shape and not torch.equal(*images[0])
     assert torch.equal(*images[1])
 
 
 def test_each_epoch_cuts_other_pieces(trainer, bert_clip_path):
     built = trainer(per_device_train_batch_size=8, num_train_epochs=2, train_sampling_strategy="sequential")
-    built.train_dataset.transform = ImageTransform(load_processor(bert_clip_path).image_processor, min_crop_area=0.3)
+    pieces = ImageTransform(load_processor(bert_clip_path).image_processor, min_crop_area=0.3)
+    built.train_dataset = Pairs(built.train_dataset.table, DecodedImages(built.train_dataset.table, pieces))
     collate, seen = built.data_collator, []
-    built.data_collator = lambda examples: seen.append(examples["pixel_values"]) or collate(examples)
+    built.data_collator = lambda examples: seen.append(examples["images"]["pixel_values"]) or collate(examples)
     built.train()
     assert len(seen) == 2 and not torch.equal(*seen)
 
@@ -331,7 +338,8 @@ def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
     metrics = built.evaluate()
     batch = built.data_collator(built.eval_dataset.__getitems__(range(8)))
     with torch.no_grad():
-        outputs = built.model.eval()(**{key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values")})
+        inputs = {key: batch["model_inputs"][key] for key in ("input_ids", "attention_mask", "pixel_values")}
+        outputs = built.model.eval()(**inputs)
     hits = outputs.logits_per_text.argmax(dim=1) == torch.arange(8)
     assert metrics["eval_text_to_image_recall@1"] == pytest.approx(hits.double().mean().item())
 
@@ -340,3 +348,106 @@ def test_a_test_set_without_good_pictures_is_named(trainer, data):
     built = trainer(test_file=table(data / "t.csv", "小狗,none.png"))
     with pytest.raises(ValueError, match="t.csv: none of its pictures"):
         built.evaluate()
+
+
+# ---- what is no training ----
+
+
+class AtStep(TrainerCallback):
+    """Does something once, at the end of a step."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+def saved(output) -> list[str]:
+    return sorted(path.name for path in output.glob("checkpoint-*"))
+
+
+def test_images_that_are_gone_stop_the_run_and_it_goes_on_when_they_are_back(trainer, data, tmp_path):
+    keys = dict(max_steps=40, per_device_train_batch_size=2, logging_steps=4, train_sampling_strategy="sequential")
+    keys.update(save_strategy="steps", save_steps=2, save_total_limit=2)
+    images = {path: path.read_bytes() for path in (data / "images").iterdir()}
+    built = trainer(**keys)
+    built.add_callback(AtStep(4, lambda: [path.write_bytes(b"<html>") for path in images]))
+    with pytest.raises(RunFailed, match="at step 8: no picture could be read in the last 4 batches") as failure:
+        built.train()
+    assert "\n" not in str(failure.value)
+    # What was saved during the outage cost none of those from before it.
+    assert saved(tmp_path / "output") == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"]
+    for path, content in images.items():
+        path.write_bytes(content)
+    checkpoint = str(tmp_path / "output" / "checkpoint-8")
+    require_whole(checkpoint)
+    again = trainer(**{**keys, "max_steps": 12})
+    again.train(resume_from_checkpoint=checkpoint)
+    assert again.state.global_step == 12 and saved(tmp_path / "output") == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_bad_images_that_are_neighbours_are_no_outage(trainer, data):
+    rows = [f"{caption},none{n}.png" for n, caption in enumerate(CAPTIONS)] + [f"{CAPTIONS[0]},0.png"]
+    built = trainer(table(data / "t.csv", *rows), train_sampling_strategy="sequential", per_device_train_batch_size=1)
+    assert built.train().metrics["train_bad_images"] == 8 and built.state.global_step == 18
+
+
+@pytest.mark.parametrize("logging_steps", [1, 500])
+def test_weights_of_nan_stop_the_run_and_are_never_saved(trainer, tmp_path, logging_steps):
+    built = trainer(max_steps=9, save_strategy="steps", save_steps=2, save_total_limit=1, logging_steps=logging_steps)
+    built.add_callback(AtStep(3, lambda: built.model.text_projection.weight.data.fill_(math.nan)))
+    with pytest.raises(RunFailed, match="weights are NaN or infinite, and are not saved"):
+        built.train()
+    assert saved(tmp_path / "output") == ["checkpoint-2"]
+    with pytest.raises(RunFailed):
+        built.save_final()
+    assert saved(tmp_path / "output") == ["checkpoint-2"]
+
+
+def test_a_loss_of_exactly_0_stops_the_run_at_its_end_too(trainer, data):
+    """All pairs are one, and no negatives of each other."""
+    file = table(data / "t.csv", *[f"{CAPTIONS[0]},0.png"] * 8)
+    built = trainer(file, mask_duplicates=True, max_steps=5, logging_steps=500)
+    with pytest.raises(RunFailed, match="at step 5: the loss was exactly 0 in the last 5 batches"):
+        built.train()
+
+
+def test_a_batch_of_one_pair_is_said_to_have_no_negatives(trainer, caplog):
+    trainer(per_device_train_batch_size=1, max_steps=5).train()
+    assert caplog.text.count("a pair alone has no negatives") == 1
+
+
+@pytest.mark.parametrize("batch", [3, 100])
+def test_evaluation_drops_no_pair(trainer, data, batch):
+    built = trainer(test_file=str(data / "train.csv"), per_device_eval_batch_size=batch, dataloader_drop_last=True)
+    assert built.evaluate()["eval_pairs"] == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_fails_is_no_bad_image_and_one_line(trainer, data, workers):
+    (data / "images" / "2.png").unlink()
+    (data / "images" / "2.png").symlink_to("/proc/self/mem")  # a regular file whose reading fails
+    with pytest.raises(OSError, match="2.png") as error:
+        trainer(dataloader_num_workers=workers).train()
+    assert "\n" not in str(error.value)
+
+
+def test_a_loading_process_that_is_killed_is_one_line(trainer):
+    built = trainer(dataloader_num_workers=1, num_train_epochs=100)
+    built.add_callback(AtStep(1, lambda: [process.kill() for process in multiprocessing.active_children()]))
+    with pytest.raises(RunFailed, match="a process that loads data was lost .Killed") as error:
+        built.train()
+    assert "\n" not in str(error.value)
+
+
+def test_a_seed_decides_what_is_random_in_a_batch(train_args, bert_clip_path):
+    args = load_arguments(train_args(min_crop_area=0.3, random_flip=True))
+    dataset, _ = load_datasets(args, load_processor(bert_clip_path))
+    state = torch.random.get_rng_state()
+    one, same, other = (
+        dataset.__getitems__(SeededIndices(range(8), seed))["images"]["pixel_values"] for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), state)

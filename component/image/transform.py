@@ -46,16 +46,22 @@ class ImageTransform:
         values = image_processor(ramp, **options, return_tensors="np")["pixel_values"]
         self._values = values[0, :, :, 0].astype(np.float32)
 
-    def read(self, file: str | BinaryIO) -> np.ndarray:
-        """The picture in (H, W, 3) uint8, H and W being the same for all. Raises BadImageError."""
+    def read(self, file: str | BinaryIO, generator: torch.Generator | None = None) -> np.ndarray:
+        """The picture in (H, W, 3) uint8, H and W being the same for all. Raises as `load_image` does.
+
+        Args:
+            generator: what is random is drawn from it; None: from torch's own.
+        """
         if self._draft_edge is None:
             image = load_image(file)
             size = image.size
         else:
             image, size = load_draft(file, self._draft_edge)
-        image = self._cut_centre(image, size) if self.min_crop_area is None else self._cut_anywhere(image)
-        # torch's generator: a DataLoader seeds it anew in every worker and epoch.
-        if self.flip and torch.rand(()) < 0.5:
+        if self.min_crop_area is None:
+            image = self._cut_centre(image, size)
+        else:
+            image = self._cut_anywhere(image, generator)
+        if self.flip and _uniform(0, 1, generator) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(image)
 
@@ -82,18 +88,22 @@ class ImageTransform:
         long = int(size.shortest_edge * max(width, height) / min(width, height))
         return (size.shortest_edge, long) if width <= height else (long, size.shortest_edge)
 
-    def _cut_anywhere(self, image: Image.Image) -> Image.Image:
+    def _cut_anywhere(self, image: Image.Image, generator: torch.Generator | None) -> Image.Image:
         """A random piece, scaled to the tower's size (Inception, arXiv:1409.4842, section 6)."""
-        area = image.width * image.height * _uniform(self.min_crop_area, 1)
-        aspect = math.exp(_uniform(-math.log(MAX_ASPECT), math.log(MAX_ASPECT)))
+
+        def uniform(low: float, high: float) -> float:
+            return _uniform(low, high, generator)
+
+        area = image.width * image.height * uniform(self.min_crop_area, 1)
+        aspect = math.exp(uniform(-math.log(MAX_ASPECT), math.log(MAX_ASPECT)))
         width = min(max(round(math.sqrt(area * aspect)), 1), image.width)
         height = min(max(round(math.sqrt(area / aspect)), 1), image.height)
-        left, top = round(_uniform(0, image.width - width)), round(_uniform(0, image.height - height))
+        left, top = round(uniform(0, image.width - width)), round(uniform(0, image.height - height))
         crop_size = self.image_processor.crop_size
         return image.resize(
             (crop_size.width, crop_size.height), self.image_processor.resample, (left, top, left + width, top + height)
         )
 
 
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * torch.rand(()).item()
+def _uniform(low: float, high: float, generator: torch.Generator | None) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()

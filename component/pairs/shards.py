@@ -56,7 +56,8 @@ class Shard:
         return f"{self.path}/{locator.split(' ', 2)[2]}"
 
     def open(self, locator: str) -> io.BytesIO:
-        """The picture's bytes. Raises BadImageError where the shard is gone, or not the one that was indexed."""
+        """The picture's bytes. Raises BadImageError where the shard is gone, or not the one that was indexed, and
+        OSError where it cannot be read."""
         offset, size, _ = locator.split(" ", 2)
         try:
             # Opened for each picture, as a picture file is: a thousand open shards are more than a process may have.
@@ -64,7 +65,7 @@ class Shard:
                 if Shard(self.path, *_state(file)) != self:
                     raise BadImageError("the shard has changed since it was indexed; start again to index it anew")
                 return io.BytesIO(_read(file, int(offset), int(size)))
-        except OSError as error:
+        except FileNotFoundError as error:
             raise BadImageError(f"the shard cannot be read ({error.strerror})") from None
 
     def identity(self, locator: str) -> str:

@@ -1,5 +1,6 @@
 """The files of one data set, of whatever kind: pairs in order, each with where its picture lies."""
 
+import errno
 import glob
 import io
 import itertools
@@ -15,6 +16,9 @@ from component.pairs.parquet import read_parquet
 from component.pairs.paths import image_file
 from component.pairs.shards import IndexShards, Shard, index_shards, read_shards
 from component.pairs.table import read_pairs
+
+# What the system says of a name that stands for no file; all else is said of the disk.
+NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,15 @@ class ImageFolder:
         return io.BytesIO(read_bytes(path, self.path))
 
     def identity(self, locator: str) -> str | None:
-        """A text that changes when the picture does; None where there is no such file."""
+        """A text that changes when the picture does; None where there is no such file. Raises OSError."""
         try:
             path = image_file(self.path, locator)
             status = os.stat(path)
-        except (OSError, ValueError):
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno not in NO_SUCH_FILE:
+                raise
             return None
         return f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
 

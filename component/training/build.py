@@ -11,7 +11,7 @@ from transformers import CLIPProcessor, set_seed
 
 from component.argument import CLIPTrainingArguments
 from component.checkpoint import load_model as load_bert_clip
-from component.dataset import PairDataset
+from component.dataset import PairDataset, Pairs
 from component.files import write_json
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
@@ -76,23 +76,26 @@ def load_datasets(args: CLIPTrainingArguments, processor: CLIPProcessor) -> tupl
     )
 
 
-def describe(*datasets: PairDataset | None) -> None:
+def describe(*datasets: Pairs | None) -> None:
     """Log what the tables hold, and what of it is left out."""
     for dataset in filter(None, datasets):
+        table = dataset.table
         logger.info(
             "%s: %d pairs; left out for an empty text: %d; cut to max_seq_length: %d; repeated captions: %.1f%%",
-            dataset.file,
-            len(dataset),
-            dataset.num_empty_texts,
-            dataset.num_long_texts,
-            100 * dataset.share_of_repeated_captions,
+            table.file,
+            len(table),
+            table.num_empty_texts,
+            table.num_long_texts,
+            100 * table.share_of_repeated_captions,
         )
 
 
-def cache_images(args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: PairDataset | None) -> None:
-    """Put every picture through the locked tower once, if the arguments allow it."""
+def cache_images(
+    args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: PairDataset | None
+) -> tuple[Pairs | None, ...]:
+    """The datasets with every picture put through the locked tower once, if the arguments allow it."""
     if args.image_feature_cache == "off":
-        return
+        return datasets
     # In the precision of training, so that training on the cache is training without it.
     precision = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
     tower = model.vision_model.to(args.device)
@@ -102,18 +105,22 @@ def cache_images(args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: P
         with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
             return tower(pixel_values.to(args.device)).pooler_output
 
-    datasets = [dataset for dataset in datasets if dataset is not None]
-    key = fingerprint(tower, datasets[0].transform.image_processor, str(precision))
+    image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
+    key = fingerprint(tower, image_processor, str(precision))
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size)
-    for dataset in datasets:
-        cache_features(
-            dataset,
+
+    def cached(dataset: PairDataset) -> Pairs:
+        images = cache_features(
+            dataset.images,
             cache,
             encode,
             args.per_device_eval_batch_size,
             args.dataloader_num_workers,
             show_progress=not args.disable_tqdm,
         )
+        return Pairs(dataset.table, images)
+
+    return tuple(None if dataset is None else cached(dataset) for dataset in datasets)
 
 
 def record(args: CLIPTrainingArguments) -> None:

@@ -1,10 +1,12 @@
 """Frozen vision outputs on disk: each picture goes through the locked tower once, not once per epoch.
 
-A cache is a folder `<cache>/<fingerprint of tower and image processor>/` of shards. A shard is a safetensors file
+A cache is a folder `<cache>/<fingerprint of tower and image processor>/` of blocks. A block is a safetensors file
 with `keys` (n,) and `features` (n, width); its name is the digest of its content, so a damaged one gives itself away.
-Shards are only ever added, whole: an interrupted run loses the shard it was at, and several processes can fill one
+Blocks are only ever added, whole: an interrupted run loses the block it was at, and several processes can fill one
 cache at the same time. The key of a picture says path, size and time of change: a changed picture is a new key.
-The pictures may be files or members of WebDataset shards, which are not the shards meant here.
+
+What is bad is not written down: a picture without a feature is looked at again by the next run. (Older versions wrote
+a feature of NaN for it, and some of those stand for a disk that was away.)
 """
 
 import hashlib
@@ -14,19 +16,27 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from component.pairs.image_source import DecodedImages, LoadedImages
+from component.pairs.pair_table import PairTable
+from component.training.interruption import naming_lost_process
+
 logger = logging.getLogger(__name__)
 
-SHARD_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
+BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
 NO_FILE = 0
+CAME = "was not there when the run began, and is there now: start again when all files are."
 
 
 def fingerprint(vision_model: nn.Module, image_processor, precision: str) -> str:
@@ -40,14 +50,30 @@ def fingerprint(vision_model: nn.Module, image_processor, precision: str) -> str
 
 
 def image_key(identity: str | None) -> int:
-    """64-bit digest of what `PairDataset.image_identity` gives; NO_FILE for None."""
+    """64-bit digest of what `PairTable.image_identity` gives; NO_FILE for None."""
     if identity is None:
         return NO_FILE
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little", signed=True)
 
 
+class _Block(NamedTuple):
+    path: str
+    size: int  # of the file
+    features: Tensor  # memory-mapped
+
+    def require_whole(self) -> None:
+        """Raise OSError where the file was cut since it was opened: reading what is gone ends the process (SIGBUS)."""
+        with suppress(FileNotFoundError):  # one that was removed stays readable until it is closed
+            size = os.path.getsize(self.path)
+            if size < self.size:
+                raise OSError(
+                    f"{self.path} was cut to {size} of {self.size} bytes while it was in use. Start again: what is "
+                    "lost is computed anew."
+                )
+
+
 class FeatureCache:
-    """The shards of one tower.
+    """The blocks of one tower.
 
     Args:
         folder: of all caches; made where it is not there.
@@ -69,81 +95,83 @@ class FeatureCache:
                 'folder that can be written, or to "off".'
             ) from None
         self._names: set[str] = set()
-        self._keys: list[np.ndarray] = [np.empty(0, np.int64)]
-        self._shards: list[Tensor] = []
+        self._blocks: list[_Block] = []
+        self._keys = self._positions = np.empty(0, np.int64)  # sorted by key
+        self._starts = np.zeros(1, np.int64)  # the position at which each block begins, and the end
         self.refresh()
 
     def refresh(self) -> None:
-        """Open the shards that are new in the folder, those of other processes too; damaged ones are removed.
+        """Open the blocks that are new in the folder, those of other processes too; damaged ones are removed.
 
-        Positions that `find` gave earlier stay valid: new shards go behind the others.
+        Positions that `find` gave earlier stay valid: new blocks go behind the others.
         """
+        keys, positions, end = [self._keys], [self._positions], int(self._starts[-1])
+        starts = [self._starts]
         for name in sorted(set(os.listdir(self.folder)) - self._names):
             path = os.path.join(self.folder, name)
             if not name.endswith(".safetensors"):
                 continue
-            with open(path, "rb") as file:
-                if _shard_name(file.read()) != name:
+            with suppress(FileNotFoundError):  # damaged, and another process was the first to remove it
+                with open(path, "rb") as file:
+                    content = file.read()
+                if _block_name(content) != name:
                     logger.warning("%s is damaged: its pictures are computed anew.", path)
                     os.remove(path)
                     continue
-            shard = safetensors.torch.load_file(path)  # memory-mapped, nothing is read yet
-            self._names.add(name)
-            self._keys.append(shard["keys"].numpy())
-            self._shards.append(shard["features"])
-        keys = np.concatenate(self._keys)
-        self._order = np.argsort(keys, kind="stable")
-        self._sorted_keys = keys[self._order]
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        self._is_bad = np.concatenate([np.empty(0, bool), *(shard[:, 0].isnan().numpy() for shard in self._shards)])
+                tensors = safetensors.torch.load_file(path)  # memory-mapped, nothing is read yet
+                self._names.add(name)
+                self._blocks.append(_Block(path, len(content), tensors["features"]))
+                good = np.flatnonzero(~tensors["features"][:, 0].isnan().numpy())
+                keys.append(tensors["keys"].numpy()[good])
+                positions.append(end + good)
+                end += len(tensors["features"])
+                starts.append(np.array([end]))
+        keys, positions = np.concatenate(keys), np.concatenate(positions)
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._positions, self._starts = keys[order], positions[order], np.concatenate(starts)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """(n,) keys → (n,) positions for `__getitem__`, -1 where there is no feature yet."""
-        if not len(self._sorted_keys):
+        """(n,) keys → (n,) positions for `__getitem__`, -1 where there is no feature."""
+        if not len(self._keys):
             return np.full(len(keys), -1)
-        at = np.searchsorted(self._sorted_keys, keys).clip(max=len(self._sorted_keys) - 1)
-        return np.where(self._sorted_keys[at] == keys, self._order[at], -1)
-
-    def good(self, positions: np.ndarray) -> np.ndarray:
-        """(n,) positions that `find` gave → (n,) bool: a feature lies there, and it is not that of a bad picture."""
-        good = positions >= 0
-        good[good] = ~self._is_bad[positions[good]]
-        return good
+        at = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        return np.where(self._keys[at] == keys, self._positions[at], -1)
 
     def __getitem__(self, positions: np.ndarray) -> Tensor:
-        """(n,) positions that are all `good` → (n, width) features."""
+        """(n,) positions that `find` gave, none of them -1 → (n, width) features. Raises OSError."""
         features = torch.empty(len(positions), self.width, dtype=self.dtype)
-        shards = np.searchsorted(self._starts, positions, side="right") - 1
-        for shard in np.unique(shards).tolist():
-            inside = torch.from_numpy(shards == shard)
-            features[inside] = self._shards[shard][torch.from_numpy(positions)[inside] - self._starts[shard]]
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            block, inside = self._blocks[number], torch.from_numpy(numbers == number)
+            block.require_whole()
+            features[inside] = block.features[torch.from_numpy(positions)[inside] - self._starts[number]]
         return features
 
     def add(self, batches: Iterable[tuple[np.ndarray, Tensor]]) -> None:
-        """Write (keys (n,), features (n, width)) batches as shards. Call `refresh` to see them."""
+        """Write (keys (n,), features (n, width)) batches as blocks. Call `refresh` to see them."""
         keys, features, rows = [], [], 0
         for batch_keys, batch_features in batches:
             keys.append(batch_keys)
-            features.append(batch_features.to("cpu", self.dtype))
+            features.append(batch_features)
             rows += len(batch_keys)
-            if rows >= SHARD_ROWS:
+            if rows >= BLOCK_ROWS:
                 self._write(keys, features)
                 keys, features, rows = [], [], 0
         if rows:
             self._write(keys, features)
 
     def _write(self, keys: list[np.ndarray], features: list[Tensor]) -> None:
-        shard = {"keys": torch.from_numpy(np.concatenate(keys)), "features": torch.cat(features)}
-        content = safetensors.torch.save(shard)
+        block = {"keys": torch.from_numpy(np.concatenate(keys)), "features": torch.cat(features)}
+        content = safetensors.torch.save(block)
         temporary = os.path.join(self.folder, f"{platform.node()}-{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
-            os.replace(temporary, os.path.join(self.folder, _shard_name(content)))
+            os.replace(temporary, os.path.join(self.folder, _block_name(content)))
         except OSError as error:
             if os.path.exists(temporary):
                 os.remove(temporary)
-            raise OSError(f"{self.folder}: a shard of image features cannot be written ({error.strerror}).") from None
+            raise OSError(f"{self.folder}: a block of image features cannot be written ({error.strerror}).") from None
 
     def require_space(self, images: int) -> None:
         """Log how much disk so many new pictures need, and raise ValueError where it is not there."""
@@ -157,64 +185,105 @@ class FeatureCache:
             )
 
 
+class CachedImages:
+    """The images of a table as their features in a cache: vision_pooler_output (n, width).
+
+    Args:
+        positions: of each row's feature; -1 where there is none.
+        bad: (row, reason) for each of these.
+    """
+
+    def __init__(self, cache: FeatureCache, positions: np.ndarray, bad: list[tuple[int, str]]):
+        self._cache, self._positions, self.bad = cache, positions, bad
+        self.rows = np.flatnonzero(positions >= 0)
+
+    def load(self, rows: np.ndarray, generator: torch.Generator | None = None) -> LoadedImages:
+        return LoadedImages(rows, {"vision_pooler_output": self._cache[self._positions[rows]]}, [])
+
+
 def cache_features(
-    dataset,
+    images: DecodedImages,
     cache: FeatureCache,
     encode: Callable[[Tensor], Tensor],
     batch_size: int,
     num_workers: int = 0,
     show_progress: bool = True,
-) -> None:
-    """Let a `PairDataset` take its images from the cache; what the cache lacks is computed first.
-
-    Under several processes each computes its share. Rows whose picture is bad leave the dataset.
+) -> CachedImages:
+    """The same images from the cache; what it lacks is computed first. Under several processes each computes a share.
 
     Args:
         encode: the tower: (B, 3, H, W) pixel_values → (B, width) pooled output.
-        batch_size: pictures per call of `encode`.
+        batch_size: images per call of `encode`.
         num_workers: processes that decode.
 
     Raises:
-        ValueError: the disk has too little room, said before anything is computed; or the features of other
-            processes did not appear.
-        OSError: a shard cannot be written.
+        ValueError: the disk has too little room, said before anything is computed; no image is good; or the features
+            of other processes did not appear.
+        OSError, MemoryError: an image cannot be judged, or a block not written.
     """
-    state = PartialState()
-    # One row stands for all rows with the same file name.
-    _, rows, image_of_row = np.unique(dataset.image_ids, return_index=True, return_inverse=True)
-    keys = np.array([image_key(dataset.image_identity(row)) for row in rows])
-    # Shared out by key: every process comes to the same split, whatever the others have already written.
-    mine = (cache.find(keys) < 0) & (keys != NO_FILE) & (keys % state.num_processes == state.process_index)
-    if mine.any():
-        cache.require_space(int(mine.sum()) * state.num_processes)
-        rows, missing = rows[mine], keys[mine]
-        in_order = np.argsort(rows)  # as they lie in a shard
-        rows, missing = rows[in_order], missing[in_order]
-        loader = DataLoader(rows.tolist(), batch_size, num_workers=num_workers, collate_fn=dataset.load_images)
-        with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
-            cache.add(_encoded(loader, rows, missing, encode, cache.width, bar))
-    state.wait_for_everyone()
+    state, table = PartialState(), images.table
+    # One row stands for all rows with the same file name. The processes' shares do not depend on what they see.
+    _, rows, image_of_row = np.unique(table.image_ids, return_index=True, return_inverse=True)
+    keys, share = np.empty(len(rows), np.int64), slice(state.process_index, None, state.num_processes)
+    parts = gather_object([np.array([image_key(table.image_identity(row)) for row in rows[share]], np.int64)])
+    for process, part in enumerate(parts):
+        keys[process :: state.num_processes] = part
+    missing = cache.find(keys[share]) < 0
+    rows_to_do, keys_to_do, bad = rows[share][missing], keys[share][missing], []
+    if len(rows_to_do):
+        cache.require_space(len(rows_to_do) * state.num_processes)
+        in_order = np.argsort(rows_to_do)  # as they lie in a shard
+        rows_to_do, keys_to_do = rows_to_do[in_order], keys_to_do[in_order]
+        loader = DataLoader(rows_to_do.tolist(), batch_size, num_workers=num_workers, collate_fn=images.load)
+        with tqdm(total=len(rows_to_do), unit=" images", desc="image features", disable=not show_progress) as bar:
+            with naming_lost_process():
+                cache.add(_encoded(loader, table, rows_to_do, keys_to_do, encode, cache.dtype, bad, bar))
+    reasons = dict(gather_object(bad))
     cache.refresh()
     positions = cache.find(keys)
-    absent = int(((positions < 0) & (keys != NO_FILE)).sum())
+    without = rows[positions < 0].tolist()
+    absent = len(without) - len(reasons.keys() & without)
     if absent:
         raise ValueError(
             f"{absent} of {len(keys)} image features are not in {cache.folder}, though the other processes are done. "
             "Set `image_feature_cache` to a folder on a disk that all machines share."
         )
-    dataset.use_features(cache, positions[image_of_row])
+    if len(without) == len(rows):
+        raise ValueError(f"{table.file}: none of its pictures can be used (the first: {reasons[without[0]]}).")
+    positions = positions[image_of_row]
+    lacking = np.flatnonzero(positions < 0).tolist()
+    return CachedImages(cache, positions, [(row, reasons[rows[image_of_row[row]]]) for row in lacking])
 
 
-def _encoded(loader, rows, keys, encode, width: int, bar: tqdm) -> Iterator[tuple[np.ndarray, Tensor]]:
-    for good_rows, pixel_values, bad_images in loader:
-        size = len(good_rows) + len(bad_images)
-        features = torch.full((size, width), torch.nan)
-        if good_rows:
-            features[torch.from_numpy(np.isin(rows[:size], good_rows))] = encode(pixel_values).float().cpu()
-        yield keys[:size], features
-        rows, keys = rows[size:], keys[size:]
-        bar.update(size)
+def _encoded(
+    loader: Iterable[LoadedImages],
+    table: PairTable,
+    rows: np.ndarray,
+    keys: np.ndarray,
+    encode: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+    bad: list[tuple[int, str]],
+    bar: tqdm,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """The keys and features of the good images; (row, reason) of the others are added to `bad`.
+
+    Args:
+        rows, keys: (n,) of all images, by row.
+    """
+    for loaded in loader:
+        bad += loaded.bad
+        if loaded.rows:
+            of_batch = keys[np.searchsorted(rows, loaded.rows)]
+            if NO_FILE in of_batch:
+                raise OSError(f"{table.filename(loaded.rows[of_batch.tolist().index(NO_FILE)])} {CAME}")
+            features = encode(loaded.inputs["pixel_values"]).to("cpu", dtype)
+            good = features.isfinite().all(dim=1)
+            for place in (~good).nonzero()[:, 0].tolist():
+                row = loaded.rows[place]
+                bad.append((row, f"{table.filename(row)}: its features are no finite numbers"))
+            yield of_batch[good.numpy()], features[good]
+        bar.update(len(loaded.rows) + len(loaded.bad))
 
 
-def _shard_name(content: bytes) -> str:
+def _block_name(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest() + ".safetensors"

@@ -5,6 +5,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -36,8 +37,12 @@ class Interrupted(Exception):
         super().__init__(f"interrupted by {self.signal.name}")
 
 
-class LostProcess(ConnectionError):
-    """Raised out of `Trainer.train` when another process of the run is gone."""
+class RunFailed(OSError):
+    """Raised out of `Trainer.train` and `evaluate`: in one line, why this run cannot go on."""
+
+
+class LostProcess(RunFailed):
+    """Another process of the run is gone, or one that loads data for it."""
 
 
 class SaveAndStop(TrainerCallback):
@@ -127,10 +132,22 @@ class SaveAndStop(TrainerCallback):
 
 @contextmanager
 def naming_lost_process() -> Iterator[None]:
-    """Around communication: turn what torch raises when a process does not answer any more into `LostProcess`."""
+    """Around the work of processes: turn what torch raises when one is gone into `LostProcess`, and what one of its
+    DataLoader workers raised, which comes with a traceback in its text, into the last line of that."""
     try:
         yield
+    except (OSError, MemoryError) as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        line = str(error).strip().rpartition("\n")[2]
+        raise type(error)(line.removeprefix(f"{type(error).__name__}: ")) from None
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            name = re.search(r"killed by signal: (\w+)", f"{error} {error.__cause__}")
+            raise LostProcess(
+                f"a process that loads data was lost{f' ({name[1]})' if name else ''}. If memory ran out, set a lower "
+                "dataloader_num_workers. Start again with resume_from_checkpoint auto."
+            ) from None
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no class of its own
             raise
         reason = str(error).split("] ", 1)[-1].split("\n")[0].split(". ")[0]

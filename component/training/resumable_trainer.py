@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from component.training.interruption import SaveAndStop, ignore_signals_in_worker, naming_lost_process
+from component.training.interruption import SaveAndStop, naming_lost_process
 from component.training.resume import UNFINISHED, finish, read_record, remove_oldest, remove_unfinished
 
 
@@ -33,8 +33,12 @@ class ResumableTrainer(Trainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take over what `extra_state` gave; {} for a checkpoint of an older version."""
 
+    def may_remove_checkpoints(self) -> bool:
+        """Whether a new checkpoint is worth one of the older ones, beyond save_total_limit."""
+        return True
+
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
-        """As the parent's; resume_from_checkpoint is a folder. Raises `Interrupted`, `LostProcess`."""
+        """As the parent's; resume_from_checkpoint is a folder. Raises `Interrupted`, `RunFailed`."""
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
         if resume_from_checkpoint:
@@ -46,11 +50,6 @@ class ResumableTrainer(Trainer):
         # With max_steps in the middle of an epoch, the parent takes one step before it looks.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
-
-    def _get_dataloader(self, *args, **kwargs):
-        dataloader = super()._get_dataloader(*args, **kwargs)
-        dataloader.base_dataloader.worker_init_fn = ignore_signals_in_worker
-        return dataloader
 
     def evaluation_loop(self, *args, **kwargs):
         with torch.random.fork_rng(devices=()):  # a DataLoader draws a seed for its workers
@@ -73,7 +72,8 @@ class ResumableTrainer(Trainer):
             self.state.save_to_json(os.path.join(self.args.output_dir, UNFINISHED, name, "trainer_state.json"))
             finish(name, self.args, extra_state)
             best = os.path.basename(self.state.best_model_checkpoint or "")
-            remove_oldest(self.args.output_dir, self.args.save_total_limit, keep={name, best})
+            if self.may_remove_checkpoints():
+                remove_oldest(self.args.output_dir, self.args.save_total_limit, keep={name, best})
             remove_unfinished(self.args.output_dir)
         self.accelerator.wait_for_everyone()  # it may be read from now on
         if self.args.push_to_hub:

@@ -5,12 +5,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from component.dataset import SeededIndices
 
-class SharedBatches(Sampler[np.ndarray]):
+
+class SharedBatches(Sampler[SeededIndices]):
     """The parts that one process has of global batches: each pair is in one part of one batch of an epoch.
 
     The batches do not depend on the number of processes. (accelerate's sharding does not give that: it fills up the
     last global batch with pairs of the first one, which then are negatives of themselves.)
+
+    Each part comes with a seed for what is random in its images, which is that of this part of this batch of this
+    epoch: a run that was resumed draws what it would have drawn.
 
     Args:
         size: pairs in the table.
@@ -27,8 +32,8 @@ class SharedBatches(Sampler[np.ndarray]):
         self,
         size: int,
         batch_size: int,
-        seed: int,
-        epoch: Callable[[], int],
+        seed: int = 0,
+        epoch: Callable[[], int] = lambda: 0,
         shuffle: bool = True,
         drop_last: bool = False,
         rank: int = 0,
@@ -41,10 +46,11 @@ class SharedBatches(Sampler[np.ndarray]):
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        order = np.arange(self.size)
+    def __iter__(self) -> Iterator[SeededIndices]:
+        order, epoch = np.arange(self.size), self.epoch()
         if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch()]).shuffle(order)
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
         for number in range(len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield np.array_split(batch, self.world_size)[self.rank]
+            seed = np.random.SeedSequence([self.seed, epoch, number, self.rank]).generate_state(1, np.uint64)
+            yield SeededIndices(np.array_split(batch, self.world_size)[self.rank], int(seed[0]))

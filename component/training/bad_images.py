@@ -1,0 +1,40 @@
+"""The ledger of the pictures that a training or an evaluation has left out."""
+
+import logging
+from collections.abc import Iterable
+
+from accelerate.utils import gather_object
+
+logger = logging.getLogger(__name__)
+
+
+class BadImages:
+    """Counts the bad pictures of a split over all processes, and names each of a file in the log once.
+
+    Args:
+        splits: words for what is counted apart.
+    """
+
+    def __init__(self, *splits: str):
+        self._rows: dict[str, set[int]] = {split: set() for split in splits}
+        self._named: set[tuple[str, int]] = set()
+
+    def note(self, split: str, file: str, bad_images: Iterable[tuple[int, str]]) -> None:
+        """Count and name (row, reason) of some pictures of a file."""
+        for row, reason in bad_images:
+            self._rows[split].add(row)
+            if (file, row) not in self._named:
+                self._named.add((file, row))
+                logger.warning("left out of %s: %s", file, reason)
+
+    def count(self, split: str, rows: Iterable[int]) -> None:
+        """Count rows that were named before the run was resumed."""
+        self._rows[split].update(rows)
+
+    def forget(self, split: str) -> None:
+        """Count anew; what was named is not named again."""
+        self._rows[split].clear()
+
+    def rows(self, split: str) -> list[int]:
+        """Those of all processes, which call it together."""
+        return sorted(set(gather_object(list(self._rows[split]))))

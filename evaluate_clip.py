@@ -11,12 +11,15 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(
         description=__doc__,
         epilog="The exit status is 1 when a picture could not be read.",
-        usage="%(prog)s --model FOLDER (--test_file FILE | --class_names FILE) --image_path PATH [options]",
+        usage="%(prog)s --model FOLDER (--test_file FILE... | --class_names FILE) [--image_path PATH] [options]",
     )
     parser.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument(
-        "--test_file", help="retrieval: our .csv (text, filename), Chinese-CLIP's .jsonl, or COCO-caption .json"
+        "--test_file",
+        nargs="+",
+        metavar="FILE",
+        help=".csv or .parquet (text, filename), .tar shards, Chinese-CLIP's .jsonl, COCO-caption .json; or a pattern",
     )
     data.add_argument(
         "--class_names",
@@ -24,13 +27,17 @@ def parse_args() -> argparse.Namespace:
         help="zero-shot: text file, one class a line: folder<TAB>name, or names in folder order",
     )
     parser.add_argument(
-        "--image_path", required=True, help="folder of the pictures (zero-shot: with a folder per class); or the .tsv"
+        "--image_path",
+        help="folder of the pictures (zero-shot: a folder per class), or the .tsv; shards need none",
     )
     parser.add_argument(
         "--output", type=output_folder, default="output/evaluation", help="folder for the results (%(default)s)"
     )
     parser.add_argument("--batch_size", type=whole_number("items"), default=64, help="per forward pass (%(default)s)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.class_names and not args.image_path:
+        parser.error("--class_names needs --image_path, the folder with a folder per class")
+    return args
 
 
 def main() -> int:
@@ -66,7 +73,8 @@ def evaluate(args: argparse.Namespace) -> int:
     with tqdm(total=num_texts + len(data.images), unit="item", leave=False, delay=1) as bar:
         result = run(model, processor, data, args.batch_size, on_batch=bar.update)
     print(table(result.metrics))
-    about = {"model": args.model, "test_data": args.test_file or args.class_names, "image_path": args.image_path}
+    test_data = " ".join(args.test_file or [args.class_names])
+    about = {"model": args.model, "test_data": test_data, "image_path": args.image_path}
     try:
         write(args.output, data, result, about)
     except ModuleNotFoundError as error:

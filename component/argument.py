@@ -61,7 +61,8 @@ class CLIPTrainingArguments(TrainingArguments):
     )
     test_file: str | list[str] | None = field(default=None, metadata={"help": "The same for evaluation; null: none."})
     image_path: str | None = field(
-        default=None, metadata={"help": "Folder that the column `filename` refers to; shards alone need none."}
+        default=None,
+        metadata={"help": "Folder that file names are relative to; of a .jsonl its tsv; shards need none."},
     )
     max_seq_length: int = field(
         default=100, metadata={"help": "Tokens per text, [CLS] and [SEP] included; longer texts are cut."}

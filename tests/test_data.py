@@ -226,8 +226,9 @@ def test_a_pattern_stands_for_the_files_that_a_shell_would_name(tmp_path, monkey
 # ---- Parquet, and several files ----
 
 
-def parquet(path, **columns) -> str:
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+def parquet(path, *more, **columns) -> str:
+    names, values = zip(*(*columns.items(), *more), strict=True)
+    pyarrow.parquet.write_table(pyarrow.table(list(map(pyarrow.array, values)), names=list(names)), path)
     return str(path)
 
 
@@ -256,13 +257,14 @@ def test_a_csv_read_by_pandas_and_written_as_parquet_is_the_same_table(data, pro
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": ["a"], "url": ["b"]}, "no column `filename` .found: text, url"),
-        ({"text": [["a"]], "filename": ["b"]}, "cannot be read as Parquet"),
+        ([("text", ["a"]), ("url", ["b"])], "no column `filename` .found: text, url"),
+        ([("text", [["a"]]), ("filename", ["b"])], "cannot be read as Parquet"),
+        ([("text", ["a"]), ("filename", ["b"]), ("text", ["c"])], "2 columns `text`. Which one counts"),
         (None, "cannot be read as Parquet"),
     ],
 )
 def test_a_bad_parquet_is_named_with_its_fault(tmp_path, columns, message):
-    path = parquet(tmp_path / "t.parquet", **columns) if columns else table(tmp_path / "t.parquet", "text,filename\n")
+    path = parquet(tmp_path / "t.parquet", *columns) if columns else table(tmp_path / "t.parquet", "text,filename\n")
     with pytest.raises(ValueError, match=message) as error:
         list(read_parquet(path, ("text", "filename")))
     assert path in str(error.value) and "\n" not in str(error.value)

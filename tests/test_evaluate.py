@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import CAPTIONS, ROOT, run_python
@@ -14,8 +16,10 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 import evaluate_clip
+from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
 from component.command import run
+from component.dataset import PairDataset
 from component.embedding import embed_images, embed_texts
 from component.evaluation.image_folder import read_image_folder
 from component.evaluation.mistakes import Mistake, hardest_mistakes
@@ -24,6 +28,7 @@ from component.evaluation.retrieval_data import read_retrieval_data
 from component.evaluation.zero_shot import evaluate_zero_shot
 from component.image.load import BadImageError
 from component.metrics import classification_metrics, retrieval_ranks
+from component.processor import load_processor
 from component.prompts import PROMPTS, embed_classes
 from component.report import figures
 
@@ -70,7 +75,7 @@ def test_chinese_clip_files_give_the_recalls_worked_out_by_hand(checkpoint, data
     wanted = {"红色的圆": [102, 103], "蓝色的方块": [103], "红色的圆 ": [100], "一只小狗": [101, 106], "狗": [101]}
     rows = [{"text_id": i, "text": text, "image_ids": wanted[text]} for i, text in enumerate(wanted)]
     found = read_retrieval_data(write_jsonl(tmp_path / "texts.jsonl", rows), write_tsv(data, ids))
-    assert found.image_names == [str(i) for i in ids]
+    assert found.image_names == [f"{data}/imgs.tsv/{i}" for i in ids]
 
     model, processor = checkpoint
     result = evaluate_retrieval(model, processor, found, batch_size=3)
@@ -131,7 +136,7 @@ def test_damaged_pictures_of_a_tsv_are_bad_pictures(data, tmp_path):
     (data / "imgs.tsv").write_text(f"1\t{good}\n2\t{good[:101]}\n3\t{good[:100]}\n\n4\t\n5\t{good}", encoding="utf-8")
     text = {"text_id": 1, "text": "红", "image_ids": [5, 6]}
     found = read_retrieval_data(write_jsonl(tmp_path / "t.jsonl", [text]), str(data / "imgs.tsv"))
-    assert found.image_names == ["1", "2", "3", "4", "5", "6"]
+    assert found.image_names == [f"{data}/imgs.tsv/{image_id}" for image_id in range(1, 7)]
     assert found.pairs == [(0, 4), (0, 5)]
     assert np.array_equal(np.asarray(found.images[0]), np.asarray(found.images[4]))
     for row, reason in ((1, "not base64"), (2, "truncated"), (3, "empty"), (5, "not in imgs.tsv")):
@@ -142,7 +147,19 @@ def test_damaged_pictures_of_a_tsv_are_bad_pictures(data, tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("t.txt", "", "unknown ending '.txt'"),
+        ("t.txt", "", "t.txt is empty"),
+        ("t.tar.gz", "", "t.tar.gz is a packed tar"),
+        ("t.tgz", "", "t.tgz is a packed tar"),
+        ("t.jsonl", "[" * 100_000, "t.jsonl, line 1 is not JSON: nested too deeply"),
+        ("t.json", "[" * 100_000, "t.json is not JSON: nested too deeply"),
+        ("t.jsonl", '{"text": NaN, "image_ids": [1]}', "line 1: `text` is nan; expected str"),
+        ("t.jsonl", '{"text": "红", "image_ids": [[1]]}', "line 1: `image_ids` has .1.; expected int or str"),
+        ("t.jsonl", '{"text": "红", "image_ids": ["\\ud800"]}', "line 1: `image_ids` holds half a character"),
+        ("t.jsonl", '{"text": "\\ud800", "image_ids": [1]}', "no text with a right picture"),
+        ("t.jsonl", '{"text": 1' + "0" * 5000 + "}", "line 1 is not JSON: Exceeds the limit"),
+        ("t.jsonl", "<html>", "is a web page"),
+        ("t.json", '{"images": [{"id": 1, "file_name": "\\ud800"}], "annotations": []}', "`file_name` holds half"),
+        ("t.json", '{"images": [],\n"annotations": ]}', "is not JSON: Expecting value in line 2"),
         ("t.jsonl", "{", "t.jsonl, line 1 is not JSON"),
         ("t.jsonl", '{"text": "红"}\n', "t.jsonl, line 1: `image_ids` is missing .found: text"),
         ("t.jsonl", '{"text": "红", "image_ids": 7}\n', "`image_ids` is 7; expected list"),
@@ -162,10 +179,16 @@ def test_a_malformed_file_is_named_with_the_place(data, name, content, message):
 
 
 @pytest.mark.parametrize(
-    "content, message", [("1 abc\n", "line 1: expected id<TAB>base64"), ("1\ta\n1\tb\n", "twice")]
+    "content, message",
+    [
+        ("1 abc\n", "line 1: expected id<TAB>base64"),
+        ("1\ta\n1\tb\n", "line 2: the id 1 occurs twice"),
+        ("\x1f\x8b", "imgs.tsv is packed"),
+        ("PK\x03\x04", "an Excel file or a zip"),
+    ],
 )
 def test_a_malformed_tsv_is_named_with_the_line(data, tmp_path, content, message):
-    (data / "imgs.tsv").write_text(content)
+    (data / "imgs.tsv").write_bytes(content.encode("latin-1"))
     texts = write_jsonl(tmp_path / "t.jsonl", [{"text": "红", "image_ids": [1]}])
     with pytest.raises(ValueError, match=message):
         read_retrieval_data(texts, str(data / "imgs.tsv"))
@@ -177,6 +200,83 @@ def test_a_folder_in_place_of_the_tsv_is_said(data, tmp_path):
         read_retrieval_data(texts, str(data / "images"))
     with pytest.raises(ValueError, match="is no folder"):
         read_retrieval_data(str(data / "train.csv"), str(data / "train.csv"))
+
+
+def same_pairs_in_every_format(data) -> dict[str, dict]:
+    """The pairs of train.csv, as keys `test_file` and `image_path` for each format."""
+    images, jsonl = str(data / "images"), [{"text": text, "image_ids": [n]} for n, text in enumerate(CAPTIONS)]
+    coco = {
+        "images": [{"id": n, "file_name": f".//{n}.png"} for n in range(8)],
+        "annotations": [{"image_id": n, "caption": text} for n, text in enumerate(CAPTIONS)],
+    }
+    (data / "coco.json").write_text(json.dumps(coco), encoding="utf-8")
+    pd.read_csv(data / "train.csv").to_parquet(data / "t.parquet")
+    for part in range(2):
+        with tarfile.open(data / f"{part}.tar", "w") as tar:
+            for n in range(4 * part, 4 * part + 4):
+                (data / "images" / f"{n}.txt").write_text(CAPTIONS[n], encoding="utf-8")
+                for ending in ("png", "txt"):
+                    tar.add(data / "images" / f"{n}.{ending}", f"{n}.{ending}")
+    os.rename(write_tsv(data, range(8)), data / "all_imgs.tsv")
+    return {
+        "csv": {"test_file": str(data / "train.csv"), "image_path": images},
+        "parquet": {"test_file": [str(data / "t.parquet")], "image_path": images},
+        "shards": {"test_file": str(data / "{0..1}.tar"), "image_path": None},
+        "jsonl with its tsv": {
+            "test_file": write_jsonl(data / "t.jsonl", jsonl),
+            "image_path": str(data / "all_imgs.tsv"),
+        },
+        "jsonl with a tsv beside it": {
+            "test_file": write_jsonl(data / "all_texts.jsonl", jsonl),
+            "image_path": images,
+        },
+        "coco": {"test_file": str(data / "coco.json"), "image_path": images},
+    }
+
+
+def test_evaluation_and_training_read_the_same_pairs_in_every_format(data, bert_clip_path):
+    processor = load_processor(bert_clip_path)
+    wanted = None
+    for name, files in same_pairs_in_every_format(data).items():
+        found = read_retrieval_data(**files)
+        assert found.texts == CAPTIONS and found.pairs == [(n, n) for n in range(8)], name
+        dataset = PairDataset(files["test_file"], files["image_path"], processor, max_seq_length=16)
+        good, pixel_values, bad = dataset.load_images(range(len(dataset)))
+        wanted = pixel_values if wanted is None else wanted
+        assert good == list(range(8)) and torch.equal(pixel_values, wanted), name
+        assert [len(np.unique(ids)) for ids in (dataset.text_ids, dataset.image_ids)] == [8, 8], name
+        evaluated = processor.image_processor(list(found.images), return_tensors="pt")["pixel_values"]
+        assert torch.equal(evaluated, wanted), name
+
+
+def test_a_recipe_may_name_every_format_and_is_refused_without_the_pictures(data, train_args):
+    for files in same_pairs_in_every_format(data).values():
+        keys = {"train_file": files["test_file"], **files}
+        assert load_arguments(train_args(**keys)).image_path == files["image_path"]
+    texts = write_jsonl(data / "t.jsonl", [])
+    with pytest.raises(ValueError, match="`train_file`: .* is no file; a .jsonl needs the tsv"):
+        load_arguments(train_args(train_file=texts))
+    (data / "t.tar.gz").touch()
+    with pytest.raises(ValueError, match="`test_file`: .*t.tar.gz is a packed tar"):
+        load_arguments(train_args(test_file=str(data / "t.tar.gz")))
+
+
+def test_one_picture_under_several_spellings_of_its_name_is_one(data, bert_clip_path):
+    names = ["d/0.png", "./d/0.png", "d//0.png", "d\\0.png", "d/./0.png", "1.png"]
+    (data / "images" / "d").mkdir()
+    os.rename(data / "images" / "0.png", data / "images" / "d" / "0.png")
+    (data / "t.csv").write_text("text,filename\n" + "".join(f"红{n},{name}\n" for n, name in enumerate(names)))
+    found = read_retrieval_data(str(data / "t.csv"), str(data / "images"))
+    assert found.image_names == ["d/0.png", "1.png"] and found.pairs == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (4, 0),
+        (5, 1),
+    ]
+    dataset = PairDataset(str(data / "t.csv"), str(data / "images"), load_processor(bert_clip_path), max_seq_length=16)
+    assert len(np.unique(dataset.image_ids)) == 2 and dataset.load_images(range(6))[0] == list(range(6))
 
 
 # ---- mistakes ----

@@ -62,7 +62,7 @@ class Shard:
         try:
             # Opened for each picture, as a picture file is: a thousand open shards are more than a process may have.
             with open(self.path, "rb", buffering=0) as file:
-                if Shard(self.path, *_state(file)) != self:
+                if (self.size, self.mtime_ns) != read_state(file):
                     raise BadImageError("the shard has changed since it was indexed; start again to index it anew")
                 return io.BytesIO(_read(file, int(offset), int(size)))
         except FileNotFoundError as error:
@@ -131,7 +131,7 @@ def index_shard(path: str) -> ShardIndex:
     """One pass over the headers of a tar, and one over its captions."""
     try:
         with open(path, "rb", buffering=0) as file:
-            index = ShardIndex(Shard(path, *_state(file)))
+            index = ShardIndex(Shard(path, *read_state(file)))
             if index.shard.size:
                 _fill(index, file)
             else:
@@ -278,6 +278,6 @@ def _read(file: io.FileIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _state(file: io.FileIO) -> tuple[int, int]:
+def read_state(file: io.FileIO) -> tuple[int, int]:
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from component.image.load import BadImageError, read_bytes
+from component.pairs.labelled import read_chinese_clip, read_coco, tsv_of
 from component.pairs.parquet import read_parquet
-from component.pairs.paths import image_file
+from component.pairs.paths import image_file, normal_name
 from component.pairs.shards import IndexShards, Shard, index_shards, read_shards
 from component.pairs.table import read_pairs
 
@@ -52,8 +53,36 @@ class ImageFolder:
         return f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
+Place = ImageFolder | Shard  # an ImageTsv is a Shard in this
+
+
 def is_shard(path: str) -> bool:
     return path.lower().endswith(".tar")
+
+
+def needs_folder(path: str) -> bool:
+    """Whether the file names in it are relative to a folder, image_path."""
+    return not path.lower().endswith((".tar", ".jsonl"))
+
+
+def check_pair_files(files: str | Sequence[str], image_path: str | None) -> None:
+    """Raise what can be known before anything is read.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a format that is none of `read_pair_files`, or `image_path` is not what a format needs.
+    """
+    for path in expand(files):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: no such file.")
+        if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", path.lower()):
+            raise ValueError(
+                f"{path} is a packed tar, so that no picture in it can be reached: unpack it to a plain .tar (gunzip)."
+            )
+        if path.lower().endswith(".jsonl"):
+            tsv_of(path, image_path)
+        elif needs_folder(path) and not (image_path and os.path.isdir(image_path)):
+            raise ValueError(f"{image_path} is no folder; the file names in {path} are relative to one.")
 
 
 def expand(files: str | Sequence[str]) -> list[str]:
@@ -84,29 +113,46 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def read_pair_files(
-    files: str | Sequence[str], image_path: str | None, index_shards: IndexShards = index_shards
-) -> Iterator[tuple[ImageFolder | Shard, pd.DataFrame]]:
+    files: str | Sequence[str],
+    image_path: str | None,
+    index_shards: IndexShards = index_shards,
+    whole_gallery: bool = False,
+) -> Iterator[tuple[Place, pd.DataFrame]]:
     """Yield the pairs of all files in order, in chunks whose pictures lie in one place.
 
     Args:
-        files: see `expand`. `.tar` is a WebDataset shard, `.parquet` a table, and anything else a CSV.
-        image_path: folder that the file names in tables are relative to.
+        files: see `expand`. `.tar` is a WebDataset shard, `.parquet` a table, `.jsonl` Chinese-CLIP's texts, `.json`
+            COCO's captions, and anything else a CSV.
+        image_path: folder that the file names are relative to; for .jsonl see `tsv_of`.
         index_shards: see `read_shards`.
+        whole_gallery: yield also the pictures of .jsonl and .json that no text names.
 
     Yields:
-        The place, and the columns `text` and `filename`, which is a locator in that place.
+        The place, and the columns `text` and `filename`, which is a locator in that place, by its normal name where
+        the place is a folder; of .jsonl and .json also `query`, see `component.pairs.labelled`.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as `read_pairs`, `read_parquet` and `read_shards`.
+        FileNotFoundError, ValueError, ImportError: as the readers of the formats.
     """
-    columns = ("text", "filename")
     for are_shards, paths in itertools.groupby(expand(files), is_shard):
         if are_shards:
             for index in read_shards(list(paths), index_shards):
                 yield index.shard, pd.DataFrame({"text": index.texts, "filename": index.locators}, dtype=str)
             continue
         for path in paths:
-            is_parquet = path.lower().endswith(".parquet")
-            chunks = read_parquet(path, columns) if is_parquet else read_pairs(path, columns, only_required=True)
-            for chunk in chunks:
+            check_pair_files([path], image_path)
+            if path.lower().endswith(".jsonl"):
+                yield from read_chinese_clip(path, image_path, whole_gallery)
+                continue
+            for chunk in _read_table(path, whole_gallery):
+                chunk["filename"] = list(map(normal_name, chunk["filename"]))
                 yield ImageFolder(image_path), chunk
+
+
+def _read_table(path: str, whole_gallery: bool) -> Iterator[pd.DataFrame]:
+    ending = os.path.splitext(path)[1].lower()
+    if ending == ".json":
+        return read_coco(path, whole_gallery)
+    if ending == ".parquet":
+        return read_parquet(path, ("text", "filename"))
+    return read_pairs(path, ("text", "filename"), only_required=True)

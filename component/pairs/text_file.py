@@ -14,6 +14,7 @@ from typing import BinaryIO, TextIO
 
 MAX_LINE = 2**25  # characters; a picture as base64 fits
 _HEAD_BYTES = 4096
+_GZIP = b"\x1f\x8b"
 _SAMPLE_BYTES = 2**20
 _ENOUGH_LINES = 10_000  # that are not UTF-8, to say what they are
 
@@ -66,9 +67,19 @@ def text_lines(file: TextIO, path: str) -> Iterator[str]:
         yield line
 
 
+def require_plain_text(path: str, file: io.BufferedReader) -> None:
+    """Raise ValueError, with the mend, where a file to be read in places is packed, or not of one byte a letter."""
+    head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+    if head.startswith(_GZIP):
+        raise ValueError(f"{path} is packed, so that no place in it can be reached. Unpack it: gunzip.")
+    encoding = _encoding(path, head)
+    if encoding != "utf-8-sig":
+        raise ValueError(f"{path} is {encoding}. Convert it: {_convert(path, encoding)}")
+
+
 def _unpacked(path: str) -> BinaryIO:
     with open(path, "rb") as file:
-        is_packed = file.read(2) == b"\x1f\x8b"
+        is_packed = file.read(2) == _GZIP
     return gzip.open(path) if is_packed else open(path, "rb")
 
 

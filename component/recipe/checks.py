@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from component.configuration import POOLINGS
 from component.model_path import is_hub_name
-from component.pairs.sources import expand, is_shard
+from component.pairs.sources import check_pair_files, expand, needs_folder
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,13 @@ def check_files(args) -> None:
         )
     for key in ("train_file", "test_file"):
         _check_pair_files(args, key)
-    if args.image_path and not os.path.isdir(args.image_path):
+    if args.image_path and not os.path.exists(args.image_path):
         raise ValueError(f"`image_path`: there is no folder {args.image_path}.")
+    for key in ("train_file", "test_file"):
+        try:
+            check_pair_files(getattr(args, key) or [], args.image_path)
+        except ValueError as error:
+            raise ValueError(f"`{key}`: {error}") from None
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
         path = getattr(args, key)
         if path and not is_hub_name(path) and not os.path.isfile(os.path.join(path, "config.json")):
@@ -53,7 +58,7 @@ def _check_pair_files(args, key: str) -> None:
     if missing:
         files = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(f"`{key}`: there is no file {files}.")
-    if not args.image_path and not all(map(is_shard, paths)):
+    if not args.image_path and any(map(needs_folder, paths)):
         raise ValueError(f"`image_path` is missing: {help_of(args, 'image_path')}")
 
 

@@ -296,7 +296,7 @@ def test_on_a_full_disk_each_file_has_its_row_and_no_row_is_torn(tmp_path, serve
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # the kernel writes up to here, and no more
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match="File too large: .*download_report.csv"):
             download(tmp_path)
         for thread in threading.enumerate():  # what was under way ends too
             thread.name == "download" and thread.join(10)
@@ -519,6 +519,16 @@ def test_one_image_under_many_names_is_named(tmp_path, server):
     names = re.search(r"^5 files have the same bytes.*: (.*), …$", download(tmp_path)[1], re.M)[1].split(", ")
     assert len(names) == 3 and all(re.fullmatch("同/[0-4].png", name) for name in names)
     assert "same bytes" not in download(tmp_path)[1]
+
+
+def test_what_a_server_says_is_inert_in_the_report(tmp_path, server):
+    server.answers["odd"] = [b"HTTP/1.1 999 \x1b[2J" + b"x" * 9000 + b"\r\n\r\n"]
+    write_table(tmp_path, [("", server.url("raw/odd"), "=cmd|1.jpg")])
+    download(tmp_path)
+    (row,) = report(tmp_path).values()
+    assert row["filename"] == "'=cmd|1.jpg" and len(row["reason"]) < 400
+    assert row["reason"].startswith(r"http_999: \x1b[2Jxxx")
+    assert download(tmp_path)[0] == {("skipped", "failed_before"): 1}
 
 
 def test_an_image_too_narrow_to_resize_has_its_reason(tmp_path, server):

@@ -118,6 +118,7 @@ class _Guarded:
         try:
             while True:
                 self._dns_host = addresses.pop(0)
+                self.timeout = min(self.timeout, max(allowance.deadline - time.monotonic(), 0.001))
                 try:
                     return super()._new_conn()
                 except urllib3.exceptions.HTTPError:

@@ -8,14 +8,12 @@ class FetchError(Exception):
 
     Attributes:
         reason: one word to count by, such as `timeout` or `http_404`.
-        detail: what a person wants to read beside it, in one line; may be empty.
+        detail: what a person wants to read beside it, perhaps in a server's words; may be empty.
         http_code: status of the last answer, None when there was none.
         retry_after: seconds the server asked us to wait, None when it did not ask.
     """
 
     def __init__(self, reason: str, detail: str = "", http_code: int | None = None, retry_after: float | None = None):
-        # Servers write some of it: it stays short, and without characters that move a cursor.
-        detail = " ".join("".join(letter if letter.isprintable() else " " for letter in detail[:1000]).split())[:200]
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason, self.detail, self.http_code, self.retry_after = reason, detail, http_code, retry_after
 

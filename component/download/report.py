@@ -13,7 +13,7 @@ import numpy as np
 from component.download.url_table import NO_ROWS, row_hashes
 from component.lock import sole_writer
 from component.pairs.table import read_pairs, require_columns
-from component.plain_text import cell_text, spreadsheet_cell
+from component.plain_text import cell_text, one_line, spreadsheet_cell
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Outcome:
 
 
 COLUMNS = [field.name for field in fields(Outcome)]
+MAX_REASON = 300  # characters
 HEADER = (",".join(COLUMNS) + "\r\n").encode()
 
 
@@ -83,7 +84,8 @@ class Report:
         Raises:
             OSError: the row is not in the report, nor a part of it.
         """
-        row = astuple(replace(outcome, seconds=round(outcome.seconds, 3)))
+        reason = one_line(outcome.reason[:MAX_REASON])  # servers write some of it
+        row = astuple(replace(outcome, reason=reason, seconds=round(outcome.seconds, 3)))
         line = io.StringIO()
         csv.writer(line).writerow(spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row)
         with self._lock:
@@ -116,10 +118,10 @@ class Report:
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
-        except OSError:  # a full disk: half a row would be taken for the beginning of the next
+        except OSError as error:  # a full disk: half a row would be taken for the beginning of the next
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
-            raise
+            raise OSError(error.errno, error.strerror, self.path) from None
         self._end += len(line)
 
     def _name_at(self, place: int) -> str:

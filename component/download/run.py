@@ -1,5 +1,6 @@
 """A table of URLs → a folder of images and a report. Constant memory, resumable at any moment."""
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -260,7 +261,7 @@ class _Run:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         digest = hashlib.blake2b(digest_size=8)
         content.seek(0)
-        with new_file(path, "wb", sync=False) as file:
+        with _named(path), new_file(path, "wb", sync=False) as file:
             while block := content.read(BLOCK_BYTES):
                 file.write(block)
                 digest.update(block)
@@ -290,6 +291,15 @@ class _Run:
 
 def _outcome(row: Row, status: str, reason: str = "") -> Outcome:
     return Outcome(row.filename, row.url.strip(), status, reason=reason)
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Let a full disk say where it is full."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), error.filename or path) from None
 
 
 def _place_for(filename: str, image_path: str) -> str:

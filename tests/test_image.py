@@ -142,6 +142,14 @@ def test_nonsense_for_an_orientation_is_none(format, block):
     assert all(is_upright(image, 1) for image in orientation_seen(with_exif(format, block)))
 
 
+def test_exif_in_an_avif_is_not_read():
+    block = exif(*[(271, 2, 4, b"abc\0")] * 4, extra=bytes(20))
+    content = encoded(corners(), "AVIF", exif=block)
+    assert block in content
+    for odd in (b"\xff" * len(block), block[:8] + b"\xff" * (len(block) - 8), block[:10] + block[:-10]):
+        assert all(is_upright(image, 1) for image in orientation_seen(content.replace(block, odd)))
+
+
 def test_random_bytes_as_exif_change_nothing():
     dice = random.Random(7)
     for format in ("JPEG", "PNG", "WEBP"):
@@ -183,6 +191,9 @@ def test_noise_behind_every_magic_is_a_verdict():
             assert verdict(load_image, content) == verdict(check_image, content) != ""
 
 
+RLE_BMP = b"BM" + struct.pack("<LHHLLllHHLLLLLL", 1090, 0, 0, 1078, 40, 8, 8, 1, 8, 1, 12, 0, 0, 256, 0) + bytes(1036)
+
+
 @pytest.mark.parametrize(
     ("content", "reason", "told"),
     [
@@ -192,6 +203,8 @@ def test_noise_behind_every_magic_is_a_verdict():
         (encoded(corners(), "ICO"), "other_format", "ICO"),
         (encoded(corners(), "EPS"), "other_format", "EPS"),
         (encoded(Image.new("LAB", (9, 9)), "TIFF"), "undecodable", "LAB"),
+        (RLE_BMP, "undecodable", "bmp_rle"),
+        (encoded(corners(), "JPEG").replace(b"\x08\0\x10\0\x20\x03", b"\x0c\0\x10\0\x20\x03"), "undecodable", "JPEG"),
     ],
 )
 def test_what_other_programs_show_is_refused_by_its_name(content, reason, told):
@@ -301,6 +314,8 @@ def test_a_jpeg_of_thousands_of_scans_is_refused():
     assert verdict(load_image, progressive) == verdict(load_image, scans_of(progressive, MAX_SCANS - 15)) == ""
     assert verdict(load_image, scans_of(progressive, 8000)) == "too_many_scans"
     assert verdict(check_image, scans_of(progressive, 8000)) == "too_many_scans"
+    large = encoded(Image.new("L", (9_000, 9_000)), "JPEG", progressive=True)
+    assert verdict(load_image, scans_of(large, 30)) == "too_many_scans"
     # markers within a comment behind the first scan, and what follows the end, are no scans
     first = progressive.index(b"\xff\xda")
     second = progressive.index(b"\xff\xc4", first)

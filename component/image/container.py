@@ -11,6 +11,7 @@ from typing import NamedTuple
 MAX_PARTS = 100_000  # segments, chunks or blocks of a file
 MAX_ENTRIES = 4096  # of a TIFF directory; cameras write a hundred
 MAX_TAG_VALUES = 2**17  # of a TIFF tag: the strips or tiles of any image that is small enough
+TILE_PIXELS = 400  # as many as the tables of one tile of a JPEG 2000 take room for
 MAX_CODESTREAM_OFFSET = 2**20  # bytes of boxes before the pixels of a JPEG 2000
 
 # Format → how its files begin. Left out on purpose: EPS, which Pillow hands to Ghostscript, a program that runs what
@@ -284,8 +285,9 @@ def _read_jpeg2000(content: bytes) -> Container:
     start = content.find(b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_OFFSET)
     if start < 0:
         raise BadContainerError("no pixels")
-    right, lower, left, upper = struct.unpack_from(">4L", content, start + 8)
-    return Container(content, pixels=max(right - left, 0) * max(lower - upper, 0))
+    right, lower, left, upper, width, height = struct.unpack_from(">6L", content, start + 8)
+    tiles = -(-right // max(width, 1)) * -(-lower // max(height, 1))
+    return Container(content, pixels=max(right - left, 0) * max(lower - upper, 0) + tiles * TILE_PIXELS)
 
 
 _READERS = {

@@ -27,7 +27,8 @@ MAX_DECODE_BYTES = 2**30  # what decoder and result take together at their peak,
 BYTES_PER_PIXEL = {"WEBP": 24, "AVIF": 32, "JPEG2000": 32}
 USUAL_BYTES_PER_PIXEL = 12
 MAX_ASPECT = 200  # longer side / shorter: scaled for the tower, 65,000 x 1 pixels would be 14,560,000 x 224
-MAX_SCANS = 100  # of a JPEG: encoders make 20 at most, and each costs the time of a decoding
+MAX_SCANS = 100  # of a JPEG: encoders make 20 at most, and each costs the time of a decoding,
+MAX_SCANNED_PIXELS = 2**31  # which is 3 ns a pixel where nothing changes; so much for all of them together
 
 RETRY_SECONDS = (0.2, 1.0)  # pauses before an error of the environment counts
 _BY_NAME = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
@@ -200,11 +201,12 @@ def opened(file: str | BinaryIO, folder: str | None = None) -> Iterator[OpenedIm
         container = read_container(format, content)
         del content
         need += _cost(format, container.pixels)
-        if container.scans > MAX_SCANS:
-            raise BadImageError("too_many_scans", f"{container.scans}; at most {MAX_SCANS}")
         with Image.open(io.BytesIO(container.content), formats=(format,)) as image:
             need += _cost(format, image.width * image.height)
             check_aspect(image)
+            most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (image.width * image.height))
+            if container.scans > most:
+                raise BadImageError("too_many_scans", f"{container.scans}; at most {most} of an image so large")
             if image.mode not in _MODES:
                 raise BadImageError("undecodable", f"{format} in the colours {image.mode}")
             if image.tile and image.tile[0][0] in Image.DECODERS:

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CAPTIONS
+from conftest import CAPTIONS, ROOT
 from PIL import Image
 from transformers import (
     BertModel,
@@ -245,3 +245,25 @@ def test_pooling_that_the_weights_were_not_trained_with_is_refused(train_args, c
         load_arguments(train_args(text_pooling="mean"))
     with pytest.raises(ValueError, match="`text_pooling` is 'mean'; expected pooler or cls"):
         BertCLIPConfig(text_pooling="mean")
+
+
+def test_the_recipe_for_fine_tuning_runs_on_a_folder(train_args, chinese_clip_path, data):
+    """Chinese-CLIP's own settings, run_scripts/muge_finetune_vit-b-16_rbt-base.sh there: 1,024 pairs on 8 GPUs."""
+    with open(os.path.join(ROOT, "train_args", "finetune_chinese_clip.json")) as file:
+        recipe = json.load(file)
+    here = json.loads(open(train_args()).read())
+    here = {key: here[key] for key in ("output_dir", "train_file", "image_path", "use_cpu", "disable_tqdm")}
+    here |= {"clip_pretrain_path": chinese_clip_path, "dataloader_num_workers": 0, "fp16": False, "max_seq_length": 24}
+    args = load_arguments(train_args(**{"bert_pretrain_path": None, **recipe, **here}))
+    expected = dict(learning_rate=5e-5, warmup_steps=100, weight_decay=1e-3, num_train_epochs=3, adam_beta2=0.98)
+    assert {key: getattr(args, key) for key in expected} == expected and recipe["max_seq_length"] == 52
+    assert args.per_device_train_batch_size * args.world_size == 128 * 8
+    model, processor = load_model(args)
+    dataset, _ = load_datasets(args, processor)
+    collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    CLIPTrainer(
+        model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor
+    ).train()
+    moved = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
+    assert any(name.startswith("vision_model.") for name in moved) and "text_projection.weight" in moved

@@ -35,7 +35,7 @@ def main() -> int | None:
 def train(args) -> int | None:
     from component.datacollator import PairCollator
     from component.trainer import CLIPTrainer
-    from component.training.build import cache_images, describe, load_datasets, load_model, record
+    from component.training.build import cache_images, check_tokens, describe, load_datasets, load_model, record
     from component.training.interruption import Interrupted
     from component.training.resume import checkpoint_to_resume
 
@@ -45,6 +45,7 @@ def train(args) -> int | None:
     for dataset in filter(None, (train_dataset, test_dataset)):
         dataset.require_an_image()
     describe(train_dataset, test_dataset)
+    check_tokens(args, model, train_dataset, test_dataset)
     record(args)
     train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
 

@@ -61,12 +61,21 @@ def embed_texts(
 ) -> Embedded:
     """Embed texts, those of like length together so that little is computed on padding.
 
+    Raises ValueError for a token that the tower has no embedding for.
+
     Args:
         texts: longer ones than the tower has positions are cut.
         on_batch: called after each batch with the number of texts in it.
     """
     embeds = torch.empty(len(texts), model.config.projection_dim)
+    embeddings = model.config.text_config.vocab_size
     for rows, batch in text_batches(processor, texts, batch_size):
+        highest, row = batch["input_ids"].amax(dim=1).max(dim=0)
+        if highest >= embeddings:
+            raise ValueError(
+                f"{texts[rows[row]]!r} has a token of id {highest}, but the text tower has {embeddings} embeddings: "
+                "it was added to the tokenizer and not to the model. Remove it from the tokenizer's files."
+            )
         features = model.get_text_features(**{key: tensor.to(model.device) for key, tensor in batch.items()})
         embeds[rows] = _on_unit_sphere(features, "text")
         on_batch(len(rows))

@@ -156,7 +156,7 @@ def trainer(train_args, chinese_clip_path):
         args = load_arguments(train_args(save_strategy="no", bert_pretrain_path=None, **keys))
         model, processor = load_model(args)
         dataset, _ = load_datasets(args, processor)
-        cache_images(args, model, dataset)
+        (dataset,) = cache_images(args, model, dataset)
         collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size)
         return CLIPTrainer(
             model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor
@@ -176,7 +176,8 @@ def losses(trainer: CLIPTrainer) -> list[float]:
 def test_ten_steps_with_everything_unlocked_are_those_of_a_bare_loop_over_chinese_clip(trainer, peer):
     keys = dict(freeze_vision=False, lr_scheduler_type="constant", learning_rate=3e-4, max_grad_norm=1e9)
     built = trainer(per_device_train_batch_size=4, train_sampling_strategy="sequential", max_steps=10, **keys)
-    batches = [built.data_collator(built.train_dataset.__getitems__(range(first, first + 4))) for first in (0, 4)]
+    halves = [built.train_dataset.__getitems__(range(first, first + 4)) for first in (0, 4)]
+    batches = [built.data_collator(half)["model_inputs"] for half in halves]
     optimizer = torch.optim.AdamW(peer.parameters(), lr=3e-4, weight_decay=0)
     expected = []
     for step in range(10):

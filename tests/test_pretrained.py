@@ -1,15 +1,19 @@
 """Pretrained folders: what is refused, what is made new with a word, and what loads in silence."""
 
 import json
+import logging
 import os
 import shutil
+import socket
 
 import pytest
 import torch
+from conftest import CAPTIONS
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
     AlbertModel,
+    BertTokenizerFast,
     CLIPModel,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -17,11 +21,13 @@ from transformers import (
     RobertaModel,
 )
 
+from component import pretrained
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
+from component.embedding import embed_texts
 from component.export.bert import save_bert
 from component.filter.clip_score import ClipScorer
-from component.training.build import load_model
+from component.training.build import check_tokens, describe, load_datasets, load_model
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)
 
@@ -272,3 +278,142 @@ def test_a_damaged_bert_is_one_line_with_its_name(copy, bert_path, towers, fault
     with pytest.raises(ValueError) as error:
         towers(bert_pretrain_path=path)
     assert path in one_line(error) and len(str(error.value)) < 500
+
+
+# ---- tokenizer, embeddings and texts belong together ----
+
+
+def _add_token(path: str) -> None:
+    tokenizer = BertTokenizerFast.from_pretrained(path)
+    tokenizer.add_tokens(["小狗"])
+    tokenizer.save_pretrained(path)
+
+
+@pytest.fixture
+def checked(train_args, data):
+    """What train_clip.py does before the first step, without the images."""
+
+    def check(texts: list[str], **keys) -> None:
+        rows = [f"{text},{number}.png" for number, text in enumerate(texts)]
+        (data / "t.csv").write_text("\n".join(["text,filename", *rows, ""]), encoding="utf-8")
+        args = load_arguments(train_args(train_file=str(data / "t.csv"), **keys))
+        model, processor = load_model(args)
+        datasets = load_datasets(args, processor)
+        describe(*datasets)
+        check_tokens(args, model, *datasets)
+
+    return check
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty"])
+def test_a_bert_without_a_vocabulary_is_refused(towers, copy, bert_path, fault):
+    path = copy(bert_path)
+    {"missing": os.remove, "empty": lambda file: os.truncate(file, 0)}[fault](f"{path}/vocab.txt")
+    with pytest.raises(ValueError, match=f"{path} has neither tokenizer.json nor vocab.txt with a vocabulary"):
+        towers(bert_pretrain_path=path)
+
+
+def test_a_bert_clip_without_a_vocabulary_is_refused(load_whole, copy, bert_clip_path):
+    path = copy(bert_clip_path)
+    for name in ("vocab.txt", "tokenizer.json"):
+        os.remove(f"{path}/{name}")
+    with pytest.raises(ValueError, match=f"{path} has neither tokenizer.json nor vocab.txt with a vocabulary"):
+        load_whole(path)
+
+
+def test_a_token_without_an_embedding_is_an_error_before_the_first_step(checked, copy, bert_path, caplog):
+    path = copy(bert_path)
+    _add_token(path)
+    checked(["一只小猪在吃饭"], bert_pretrain_path=path)  # only the tokens that occur count
+    size = len(BertTokenizerFast.from_pretrained(path))
+    assert said(caplog)[0].startswith(f"{path} has {size} tokens, but the text tower has embeddings for {size - 1}")
+    with pytest.raises(
+        ValueError, match=f"has a token of id {size - 1}, but .* for {size - 1}. The tokenizer of {path}"
+    ):
+        checked(["一只小猪", "一只小狗"], bert_pretrain_path=path)
+
+
+def test_a_text_with_a_token_without_an_embedding_is_named(copy, bert_clip_path):
+    path = copy(bert_clip_path)
+    _add_token(path)
+    model, processor = load_checkpoint(path)
+    embed_texts(model, processor, CAPTIONS[1:])
+    with pytest.raises(ValueError, match="'一只小狗在摇尾巴' has a token of id .* but the text tower has"):
+        embed_texts(model, processor, CAPTIONS)
+
+
+@pytest.mark.parametrize(("texts", "share"), [(["红色的圆"], "0.0%"), (["红色的龘", "红色的圆圆圆"], "10.0%")])
+def test_the_share_of_unknown_characters_stands_in_the_start_line(checked, texts, share, caplog):
+    caplog.set_level(logging.INFO, "component")
+    checked(texts)
+    assert [line.split("; ")[-1] for line in said(caplog)] == [f"unknown characters ([UNK]): {share}"]
+
+
+def test_many_unknown_characters_are_a_warning_and_nearly_all_an_error(checked, bert_path, caplog):
+    checked(["红龘"])
+    assert (
+        f"t.csv: 50.0% of the tokens are [UNK], all alike to the model: the vocabulary of {bert_path}"
+        in said(caplog)[0]
+    )
+    with pytest.raises(
+        ValueError, match=f"100.0% of the tokens are .UNK.: the vocabulary of {bert_path} does not have"
+    ):
+        checked(["龘龘龘"])
+
+
+# ---- names and the Hub ----
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Take this address for the Hub's, as HF_ENDPOINT does when Python starts."""
+
+    def at(address: str) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        pretrained._hub_answers.cache_clear()
+
+    yield at
+    pretrained._hub_answers.cache_clear()
+
+
+@pytest.fixture
+def no_hub(hub) -> str:
+    with socket.socket() as server:  # bound and not listening: what asks is refused at once
+        server.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        hub(address)
+        yield address
+
+
+@pytest.mark.parametrize("key", ["bert_pretrain_path", "clip_pretrain_path"])
+def test_a_mistyped_folder_is_said_with_its_key_and_no_hub_is_asked(towers, tmp_path, monkeypatch, key, no_hub):
+    monkeypatch.chdir(tmp_path)
+    for path in ("data/bert-emojj", "./bert", "a/b/c", "模型/bert", "~/none"):
+        with pytest.raises(ValueError, match=f"`{key}`: .* is not a model folder"):
+            towers(**{key: path})
+    with pytest.raises(ValueError, match="data/bert-emojj is not a model folder"):
+        load_checkpoint("data/bert-emojj")
+
+
+@pytest.mark.parametrize("name", ["bert-emojj", "some/bert"])
+def test_a_hub_that_does_not_answer_is_one_line_with_key_and_the_ways_out(towers, no_hub, name, capfd):
+    with pytest.raises(
+        ValueError, match=f"`bert_pretrain_path`: {name} is no folder .*{no_hub}.* not answer"
+    ) as error:
+        towers(bert_pretrain_path=name)
+    assert "HF_ENDPOINT" in one_line(error) and "local folder" in one_line(error)
+    assert "Retry" not in capfd.readouterr().err
+
+
+def test_what_was_downloaded_before_is_taken_where_the_hub_is_far(
+    no_hub, bert_clip_path, tmp_path, monkeypatch, capfd
+):
+    commit = "0" * 40
+    repository = tmp_path / "models--some--clip"
+    shutil.copytree(bert_clip_path, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model, processor = load_checkpoint("some/clip")
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size
+    assert "Retry" not in capfd.readouterr().err

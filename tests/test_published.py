@@ -138,3 +138,25 @@ def test_saved_tokenizer_does_not_remember_the_last_call(bert_clip_path, tmp_pat
     assert saved["truncation"] is None and saved["padding"] is None
     assert load_processor(str(tmp_path)).tokenizer.model_max_length == 24
     assert {"preprocessor_config.json", "vocab.txt"} <= set(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize("written", ["CLIPFeatureExtractor", "CLIPImageProcessor"])
+@pytest.mark.parametrize("key", ["image_processor_type", "feature_extractor_type"])
+def test_processor_files_of_every_version_load_with_transformers_own_classes(published_path, image, written, key):
+    from transformers import AutoProcessor, CLIPProcessor
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the other is a dummy in 5.17
+
+    from component.model import BertCLIPModel  # noqa: F401
+
+    file = f"{published_path}/preprocessor_config.json"
+    with open(file) as content:
+        config = json.load(content)
+    del config["feature_extractor_type"]
+    with open(file, "w") as content:
+        json.dump({**config, key: written, "size": {"shortest_edge": 32}}, content)
+    for processor_class in (CLIPProcessor, AutoProcessor, AutoImageProcessor):
+        processor = processor_class.from_pretrained(published_path)
+        assert processor(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+        processor.save_pretrained(f"{published_path}/again")
+        for name in os.listdir(f"{published_path}/again"):
+            assert "FeatureExtractor" not in open(f"{published_path}/again/{name}").read()

@@ -29,6 +29,8 @@ class PairTable:
         file: what messages call the whole.
         num_empty_texts: rows left out because their text is empty.
         num_long_texts: rows whose text was cut.
+        highest_token_id: of all texts.
+        share_of_unknown: of the texts' tokens, those that the vocabulary does not have ([UNK]).
         text_ids, image_ids: (rows,) uint64; equal ids mean equal captions, equal file names.
 
     Raises:
@@ -47,7 +49,8 @@ class PairTable:
         files = [file] if isinstance(file, str) else file
         self.file = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
         self.image_path = image_path
-        self.num_empty_texts = self.num_long_texts = 0
+        self.num_empty_texts = self.num_long_texts = self.highest_token_id = 0
+        num_tokens = num_unknown = 0
         # A Chinese BERT has some 21,000 tokens: two bytes hold any of them.
         self._input_ids = RaggedArray("H" if len(tokenizer) <= 2**16 else "i")
         self._locators = RaggedArray("B")
@@ -66,12 +69,16 @@ class PairTable:
             self._first_rows.append(len(self._locators))
             for input_ids in self._tokenize(texts.tolist(), tokenizer, max_seq_length):
                 self._input_ids.append(input_ids)
+                self.highest_token_id = max(self.highest_token_id, *input_ids)
+                num_tokens += len(input_ids) - 2
+                num_unknown += input_ids.count(tokenizer.unk_token_id)
             for locator in locators:
                 self._locators.append(locator.encode())
             text_ids.append(pd.util.hash_array(texts.to_numpy(object)))
             image_ids.append(pd.util.hash_array(np.array([place.filename(locator) for locator in locators], object)))
         if not text_ids:
             raise ValueError(f"{self.file} has no row with a text ({self.num_empty_texts} rows with an empty one).")
+        self.share_of_unknown = num_unknown / max(num_tokens, 1)
         self.text_ids, self.image_ids = np.concatenate(text_ids), np.concatenate(image_ids)
 
     def _tokenize(self, texts: list[str], tokenizer, max_seq_length: int) -> Iterator[list[int]]:

@@ -37,7 +37,8 @@ def train(args) -> int | None:
     from component.trainer import CLIPTrainer
     from component.training.build import cache_images, check_tokens, describe, load_datasets, load_model, record
     from component.training.interruption import Interrupted
-    from component.training.resume import checkpoint_to_resume
+    from component.training.results import remove_results, write_results
+    from component.training.resume import begin, checkpoint_to_resume
 
     checkpoint = checkpoint_to_resume(args)
     model, processor = load_model(args)
@@ -46,6 +47,7 @@ def train(args) -> int | None:
         dataset.require_an_image()
     describe(train_dataset, test_dataset)
     check_tokens(args, model, train_dataset, test_dataset)
+    begin(args, checkpoint)
     record(args)
     train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
 
@@ -67,21 +69,22 @@ def train(args) -> int | None:
             args.output_dir,
         )
         return 128 + interruption.signal  # as a shell reports a process that the signal ended
+    finally:
+        if args.auto_find_batch_size:
+            record(args)  # with the batch that was found
+    if trainer.took_steps:
+        remove_results(args)
     trainer.save_final()
     trainer.save_state()
-    report(trainer, "train", result.metrics)
+    if trainer.took_steps:  # else the results are those of the training that is long done
+        write_results(trainer, "train", result.metrics)
     if test_dataset is not None:
-        report(trainer, "test", trainer.evaluate())
+        write_results(trainer, "test", trainer.evaluate())
 
 
 def log_on_first_process(process_index: int) -> None:
     for name in ("train_clip", "component"):
         logging.getLogger(name).setLevel(logging.INFO if process_index == 0 else logging.ERROR)
-
-
-def report(trainer, split: str, metrics: dict) -> None:
-    trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics, combined=False)
 
 
 if __name__ == "__main__":

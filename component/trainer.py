@@ -26,6 +26,7 @@ from component.training.log_window import LogWindow
 from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel, with_scalars
 from component.training.resumable_trainer import ResumableTrainer
 from component.training.sampler import SharedBatches
+from component.training.saved import UNFINISHED, naming_full_disk, remove_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -283,10 +284,12 @@ class CLIPTrainer(ResumableTrainer):
     def save_final(self) -> None:
         """Save model, processor and tokenizer to `checkpoint-final` in the output folder, whole or not at all."""
         self._require_finite_weights()
-        final = os.path.join(self.args.output_dir, "checkpoint-final")
-        self.save_model(f"{final}.tmp")
-        if self.args.should_save:
-            replace_folder(f"{final}.tmp", final)
+        new = os.path.join(self.args.output_dir, UNFINISHED, "checkpoint-final")
+        with naming_full_disk(self.args.output_dir):
+            self.save_model(new)
+            if self.args.should_save:
+                replace_folder(new, os.path.join(self.args.output_dir, "checkpoint-final"))
+                remove_unfinished(self.args.output_dir)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:

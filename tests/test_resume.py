@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -9,15 +10,19 @@ import sys
 import time
 
 import pytest
+import torch
 import transformers
 from conftest import CAPTIONS, ENVIRONMENT, ROOT, python
 from packaging.version import Version
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train_clip
 from component.argument import load_arguments
 from component.lock import sole_writer
-from component.training.resume import checkpoint_to_resume, checkpoints, remove_oldest
+from component.trainer import CLIPTrainer
+from component.training.resume import checkpoint_to_resume
+from component.training.saved import naming_full_disk, remove_oldest
+from component.training.saved import saved_checkpoints as checkpoints
 
 HANGING = 100  # seconds
 
@@ -172,12 +177,6 @@ def test_a_second_signal_ends_the_run_at_once(start, train_args, tmp_path):
     assert "Traceback" not in errors and not checkpoints(str(tmp_path / "output"))
 
 
-def test_an_error_in_training_does_not_leave_it_hanging(start, train_args, data):
-    keys = dict(eval_strategy="steps", eval_steps=1, metric_for_best_model="nonsense", dataloader_num_workers=1)
-    process = start(train_args(**keys, train_file=table(data, 80), test_file=str(data / "train.csv")))
-    assert "eval_nonsense" in end(process) and process.returncode == 1
-
-
 def test_what_torchrun_passes_on_is_not_a_second_signal(start, train_args, tmp_path):
     process = start(train_args(num_train_epochs=1000, save_strategy="no"), TORCHELASTIC_RUN_ID="1")
     wait_for_first_loss(process)
@@ -247,8 +246,190 @@ def test_a_finished_run_started_again_takes_no_step_and_ends_well(run, data, tmp
     assert read(tmp_path, "output", "test_results.json")["eval_pairs"] == 8
 
 
+def test_a_finished_run_started_again_keeps_its_results(run, data, tmp_path):
+    keys = dict(max_steps=2, save_steps=2, resume_from_checkpoint="auto")
+    assert run(**keys) is None
+    before = read(tmp_path, "output", "train_results.json")
+    assert before["train_loss"] > 0
+    assert run(**keys, test_file=str(data / "train.csv")) is None
+    assert read(tmp_path, "output", "train_results.json") == before
+    assert run(**{**keys, "max_steps": 3, "lr_scheduler_type": "linear"}) is None
+    assert read(tmp_path, "output", "train_results.json")["train_loss"] != before["train_loss"]
+    assert not os.path.exists(tmp_path / "output" / "test_results.json")  # of other weights
+
+
+OTHER_RECIPES = [
+    ({"learning_rate": 0.5}, "learning_rate was 0.001, is 0.5"),
+    ({"weight_decay": 0.1}, "weight_decay was 0.0, is 0.1"),
+    ({"lr_scheduler_type": "cosine"}, 'lr_scheduler_type was "linear", is "cosine"'),
+    ({"warmup_ratio": 0.5}, "warmup_steps was 0, is 0.5"),
+    ({"loss_type": "siglip"}, 'loss_type was "clip", is "siglip"'),
+    ({"random_flip": True}, "random_flip was false, is true"),
+    ({"freeze_vision": False}, "freeze_vision was true, is false"),
+    ({"seed": 1}, "seed was 42, is 1"),
+    ({"max_seq_length": 9, "adam_beta2": 0.9}, "max_seq_length was 16, is 9; adam_beta2 was 0.999, is 0.9"),
+]
+OTHER_SURROUNDINGS = [
+    {"logging_steps": 7, "save_steps": 3, "save_total_limit": 1, "dataloader_num_workers": 1},
+    {"eval_strategy": "epoch", "test_file": "train.csv", "image_feature_cache": "off"},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "contrastive_chunk_size": 1},
+]
+
+
+def test_another_recipe_is_refused_with_what_changed(train_args, checkpoint_1):
+    for keys, said in OTHER_RECIPES:
+        for resume in ("auto", True, checkpoint_1):
+            with pytest.raises(ValueError, match="was trained with another recipe.*output_dir of its own") as error:
+                checkpoint_to_resume(load_arguments(train_args(**keys, resume_from_checkpoint=resume)))
+            assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_does_not_shape_the_training_may_change(train_args, data, checkpoint_1, monkeypatch):
+    monkeypatch.chdir(data)
+    for keys in OTHER_SURROUNDINGS:
+        args = load_arguments(train_args(**keys, resume_from_checkpoint="auto"))
+        assert checkpoint_to_resume(args) == checkpoint_1
+
+
+def test_steps_between_logs_and_checkpoints_may_change(run, tmp_path, checkpoint_1):
+    assert run(num_train_epochs=4, save_steps=3, logging_steps=4, resume_from_checkpoint="auto") is None
+    saved = [os.path.basename(path) for path in checkpoints(str(tmp_path / "output"))]
+    assert saved == ["checkpoint-1", "checkpoint-3", "checkpoint-6", "checkpoint-8"]
+    assert list(losses(tmp_path / "output")) == [1, 4, 8]
+
+
+def test_another_length_is_allowed_and_said_where_the_learning_rate_depends_on_it(train_args, checkpoint_1, caplog):
+    args = load_arguments(train_args(num_train_epochs=9, resume_from_checkpoint="auto"))
+    assert checkpoint_to_resume(args) == checkpoint_1
+    assert "num_train_epochs was 2.0, is 9.0. The learning rate goes on as lr_scheduler_type linear" in caplog.text
+
+
+def test_data_may_move_but_not_change(train_args, data, tmp_path, checkpoint_1):
+    shutil.copytree(data, tmp_path / "moved")
+    args = load_arguments(train_args(train_file=str(tmp_path / "moved" / "train.csv"), resume_from_checkpoint="auto"))
+    assert checkpoint_to_resume(args) == checkpoint_1
+    with open(tmp_path / "moved" / "train.csv", "a", encoding="utf-8") as file:
+        file.write("小狗,,0.png\n")
+    with pytest.raises(ValueError, match="train_file was .*train.csv, .* is .*train.csv, "):
+        checkpoint_to_resume(args)
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_with_a_line(train_args, tmp_path, checkpoint_1, caplog):
+    os.remove(os.path.join(checkpoint_1, "resume.json"))
+    os.remove(tmp_path / "output" / "run.json")
+    args = load_arguments(train_args(learning_rate=0.5, resume_from_checkpoint="auto"))
+    assert checkpoint_to_resume(args) == checkpoint_1
+    assert "whether the recipe is the same cannot be told" in caplog.text
+
+
+@pytest.fixture
+def checkpoint_1(run, tmp_path) -> str:
+    """A run of two epochs, and so four steps, of which one is saved."""
+    assert run(save_steps=1, num_train_epochs=2, save_total_limit=4) is None
+    for step in (2, 3, 4):
+        shutil.rmtree(tmp_path / "output" / f"checkpoint-{step}")
+    return str(tmp_path / "output" / "checkpoint-1")
+
+
+@pytest.mark.parametrize("resume", [None, False, "elsewhere"])
+def test_a_new_run_does_not_mix_with_another(run, tmp_path, checkpoint_1, caplog, resume):
+    """Whose checkpoints, of higher steps, the next start would take for its own."""
+    (tmp_path / "output" / "notes.txt").touch()
+    (tmp_path / "output" / "checkpoint-5").mkdir()  # by its name alone
+    if resume == "elsewhere":
+        resume = str(shutil.copytree(checkpoint_1, tmp_path / "elsewhere" / "checkpoint-1"))
+    keys = dict(num_train_epochs=2, save_steps=4, resume_from_checkpoint=resume)
+    error = run(**keys)
+    assert "holds checkpoints of another run (checkpoint-1 is the last)" in error and "overwrite_output_dir" in error
+    assert run(**keys, overwrite_output_dir=True) is None
+    assert "removes from" in caplog.text and "checkpoint-1, checkpoint-final, train_results.json" in caplog.text
+    assert [os.path.basename(path) for path in checkpoints(str(tmp_path / "output"))] == ["checkpoint-4"]
+    assert (tmp_path / "output" / "notes.txt").exists() and (tmp_path / "output" / "checkpoint-5").exists()
+
+
+def test_auto_goes_on_with_the_run_of_the_folder_alone(train_args, tmp_path, checkpoint_1):
+    foreign = read(checkpoint_1, "resume.json")
+    foreign["run"]["id"] = "another"
+    higher = shutil.copytree(checkpoint_1, tmp_path / "output" / "checkpoint-9")
+    state = read(higher, "trainer_state.json")
+    (higher / "trainer_state.json").write_text(json.dumps({**state, "global_step": 9}))
+    foreign["files"].pop("trainer_state.json"), foreign["checksums"].pop("trainer_state.json")
+    (higher / "resume.json").write_text(json.dumps(foreign))
+    args = load_arguments(train_args(resume_from_checkpoint="auto"))
+    assert checkpoint_to_resume(args) == checkpoint_1
+
+    shutil.rmtree(checkpoint_1)
+    with pytest.raises(ValueError, match="holds checkpoints of another run .checkpoint-9"):
+        checkpoint_to_resume(args)
+
+
+def test_the_batch_that_was_found_is_recorded_and_goes_on(run, tmp_path, monkeypatch, caplog):
+    compute_loss = CLIPTrainer.compute_loss
+
+    def on_a_small_card(self, model, inputs, *args, **kwargs):
+        if len(inputs["rows"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(CLIPTrainer, "compute_loss", on_a_small_card)
+    keys = dict(per_device_train_batch_size=8, auto_find_batch_size=True, save_steps=2, resume_from_checkpoint="auto")
+    assert run(**keys, max_steps=2) is None
+    found = read(tmp_path, "output", "train_args.json")["per_device_train_batch_size"]
+    assert found <= 2
+    assert read(tmp_path, "output", "checkpoint-2", "resume.json")["batch"]["per_device_train_batch_size"] == found
+    assert run(**keys, max_steps=4) is None
+    assert list(losses(tmp_path / "output")) == [1, 2, 3, 4]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_whole(run, tmp_path, checkpoint_1):
+    """A limit on the size of files stands for it: the tables are below, the weights above."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="nothing more can be saved in .*Make room") as error:
+            run(resume_from_checkpoint="auto", save_steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert [os.path.basename(path) for path in checkpoints(str(tmp_path / "output"))] == ["checkpoint-1"]
+    assert not (tmp_path / "output" / "_unfinished").exists()
+    assert run(resume_from_checkpoint="auto") is None
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: save_file(content, path)])
+def test_a_full_disk_is_known_by_what_each_library_says(tmp_path, write):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="nothing more can be saved"), naming_full_disk(str(tmp_path)):
+            write({"weight": torch.ones(100_000)}, str(tmp_path / "file"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def truncate(path):
     os.truncate(path, os.path.getsize(path) // 2)
+
+
+def blank_middle(path):
+    with open(path, "rb+") as file:
+        file.seek(os.path.getsize(path) // 2)
+        file.write(bytes(64))
+
+
+def no_object(path):
+    with open(path, "w") as file:
+        file.write("[1]")
+
+
+def empty_object(path):
+    with open(path, "w") as file:
+        file.write("{}")
+
+
+def of_another_type(path):
+    with open(path, "w") as file:
+        file.write('{"files": {"model.safetensors": "many"}, "run": 7}')
 
 
 def blank(path):
@@ -256,6 +437,13 @@ def blank(path):
     size = os.path.getsize(path)
     os.truncate(path, 0)
     os.truncate(path, size)
+
+
+WITHOUT_CHECKSUMS = [
+    ("scheduler.pt", os.remove),
+    ("model.safetensors", blank_middle),
+    *[("resume.json", damage) for damage in (truncate, no_object, of_another_type)],
+]
 
 
 @pytest.mark.parametrize("written_by", ["this version", "an older version"])
@@ -269,10 +457,17 @@ def blank(path):
         ("scheduler.pt", os.remove),
         ("trainer_state.json", truncate),
         ("resume.json", truncate),
+        ("resume.json", no_object),
+        ("resume.json", of_another_type),
+        ("trainer_state.json", empty_object),
+        ("trainer_state.json", no_object),
+        ("model.safetensors", blank_middle),
+        ("optimizer.pt", blank_middle),
+        ("rng_state.pth", truncate),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_or_named(run, train_args, tmp_path, caplog, name, damage, written_by):
-    if written_by == "an older version" and (damage is os.remove or name == "resume.json"):
+    if written_by == "an older version" and (name, damage) in WITHOUT_CHECKSUMS:
         pytest.skip("an older version has no list of its files")
     assert run(max_steps=2, save_steps=1) is None
     good, damaged = checkpoints(str(tmp_path / "output"))
@@ -307,13 +502,33 @@ def test_the_best_checkpoint_is_named_and_kept(run, data, tmp_path):
         assert read(path, "trainer_state.json")["best_model_checkpoint"] == os.path.join(output, "checkpoint-2")
 
 
-def test_what_was_saved_first_is_removed_first_and_never_the_final_model(tmp_path):
-    for age, name in enumerate(["checkpoint-2", "checkpoint-9", "checkpoint-7", "checkpoint-final"]):
+def test_the_lowest_steps_are_removed_first_whatever_the_clock_says_and_never_the_final_model(tmp_path):
+    for age, name in enumerate(["checkpoint-2", "checkpoint-9", "checkpoint-7", "checkpoint-8", "checkpoint-final"]):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
         os.utime(tmp_path / name, (100 - age, 100 - age))
+    (tmp_path / "checkpoint-2" / "resume.json").write_text('{"run": {"id": "of another run"}}')
     remove_oldest(str(tmp_path), 2, keep={"checkpoint-7"})
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
         "checkpoint-2",
         "checkpoint-7",
+        "checkpoint-9",
         "checkpoint-final",
     }
+
+
+def test_results_and_state_are_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    """What reads them while they are written again finds the old ones."""
+    keys = dict(max_steps=2, save_steps=2, resume_from_checkpoint="auto")
+    assert run(**keys) is None
+    before = (tmp_path / "output" / "trainer_state.json").read_text()
+    sizes = []
+    replace = os.replace
+
+    def look(new, final):
+        sizes.append((os.path.basename(final), (tmp_path / "output" / "trainer_state.json").read_text() == before))
+        replace(new, final)
+
+    monkeypatch.setattr(os, "replace", look)
+    assert run(**keys) is None
+    assert ("trainer_state.json", True) in sizes

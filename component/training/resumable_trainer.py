@@ -1,13 +1,31 @@
 """transformers' Trainer, such that a run that was killed goes on as if it never had been."""
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
+from component.files import write_json
 from component.training.interruption import SaveAndStop, naming_lost_process
-from component.training.resume import UNFINISHED, finish, read_record, remove_oldest, remove_unfinished
+from component.training.run import Run, read_run
+from component.training.saved import (
+    UNFINISHED,
+    batch_of,
+    finish,
+    naming_full_disk,
+    read_record,
+    remove_oldest,
+    remove_unfinished,
+)
+
+
+class StepsOfNow(TrainerCallback):
+    """logging_steps, eval_steps and save_steps are those of the arguments: resumed, the parent has the old ones."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, state.max_steps)
 
 
 class ResumableTrainer(Trainer):
@@ -18,13 +36,20 @@ class ResumableTrainer(Trainer):
     - SIGTERM and SIGINT save a checkpoint, and raise `Interrupted` out of `train`.
     - Evaluation draws no random numbers from training.
     - A finished run that is resumed takes no further step.
+    - The batch that `auto_find_batch_size` found stands in the arguments.
+
+    Attributes:
+        took_steps: whether the last `train` moved the weights.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.took_steps = False
         self._is_saving = False
+        self._run: Run | None = None
         self._interruption = SaveAndStop()
         self.add_callback(self._interruption)
+        self.add_callback(StepsOfNow())
 
     def extra_state(self) -> dict[str, Any]:
         """What else a checkpoint keeps, as JSON; called on all processes, the first one's result is kept."""
@@ -41,14 +66,27 @@ class ResumableTrainer(Trainer):
         """As the parent's; resume_from_checkpoint is a folder. Raises `Interrupted`, `RunFailed`."""
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
+            self._run = read_run(self.args.output_dir)
+        self.took_steps = False
         if resume_from_checkpoint:
-            self.load_extra_state(read_record(resume_from_checkpoint).get("extra_state", {}))
+            self.load_extra_state(read_record(resume_from_checkpoint)["extra_state"])
         with self._interruption.listening(), naming_lost_process():
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_state(self) -> None:
+        """Write trainer_state.json, whole or not at all."""
+        if self.args.should_save:
+            write_json(os.path.join(self.args.output_dir, "trainer_state.json"), asdict(self.state))
+
+    def _inner_training_loop(self, batch_size: int | None = None, *args, **kwargs):
+        if self.args.auto_find_batch_size:
+            self.args.per_device_train_batch_size = batch_size
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         # With max_steps in the middle of an epoch, the parent takes one step before it looks.
         if self.state.global_step < self.state.max_steps:
+            self.took_steps = True
             super()._run_epoch(*args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
@@ -60,6 +98,12 @@ class ResumableTrainer(Trainer):
         return os.path.join(output_dir, UNFINISHED) if self._is_saving else output_dir
 
     def _save_checkpoint(self, model, trial) -> None:
+        with naming_full_disk(self.args.output_dir):
+            self._save_whole_checkpoint(model, trial)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+
+    def _save_whole_checkpoint(self, model, trial) -> None:
         name = f"checkpoint-{self.state.global_step}"
         self._is_saving = True
         super()._save_checkpoint(model, trial)
@@ -70,14 +114,13 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # for their RNG states
         if self.args.should_save:
             self.state.save_to_json(os.path.join(self.args.output_dir, UNFINISHED, name, "trainer_state.json"))
-            finish(name, self.args, extra_state)
+            batch = batch_of(self.args, self._train_batch_size)
+            finish(name, self.args.output_dir, batch, self._run, extra_state)
             best = os.path.basename(self.state.best_model_checkpoint or "")
             if self.may_remove_checkpoints():
                 remove_oldest(self.args.output_dir, self.args.save_total_limit, keep={name, best})
             remove_unfinished(self.args.output_dir)
         self.accelerator.wait_for_everyone()  # it may be read from now on
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(os.path.join(self.args.output_dir, name))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._is_saving:  # uploading goes on while the folder is moved

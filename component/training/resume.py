@@ -1,50 +1,84 @@
-"""Checkpoints that a run can go on from: written whole or not at all, checked, and found again."""
+"""Which checkpoint a run goes on from, and whether it may."""
 
-import json
 import logging
 import os
 import shutil
-import zipfile
 from typing import Any
 
-import safetensors
 from accelerate.utils import broadcast_object_list
 
-from component.files import replace_folder, write_json
+from component.training.results import RESULTS, remove_results
+from component.training.run import RUN, Run, new_run, read_run, require_same_recipe, write_run
+from component.training.saved import (
+    BATCH,
+    DAMAGED,
+    batch_of,
+    is_checkpoint,
+    read_record,
+    require_whole,
+    run_id_of,
+    saved_checkpoints,
+)
 
 logger = logging.getLogger(__name__)
 
-# Folder in output_dir for what is being written or removed. By its first letters, transformers takes it neither for a
-# checkpoint nor for something to upload.
-UNFINISHED = "_unfinished"
-RECORD = "resume.json"  # in a checkpoint: its files and their sizes, and what the Trainer's own files do not tell
+# What a run leaves in output_dir, beside its checkpoints.
+WRITTEN = (*RESULTS, "trainer_state.json", "train_args.json", "versions.json", RUN)
+
+UNKNOWN = {None, DAMAGED}
 
 
 def checkpoint_to_resume(args) -> str | None:
     """The checkpoint that `resume_from_checkpoint` means, checked; None: start anew.
 
-    The first process chooses for all: a network file system may show a new folder to some before others.
+    The first process chooses for all: a network file system may show a new folder to some before others. With
+    `auto_find_batch_size`, the batch that was found is taken over into the arguments.
 
     Args:
-        args: `CLIPTrainingArguments`. resume_from_checkpoint is a folder; or True, for the last whole checkpoint in
-            output_dir; or "auto", for the same if there is one; or None or False.
+        args: `CLIPTrainingArguments`. resume_from_checkpoint is a folder; or True, for the last whole checkpoint of
+            the run in output_dir; or "auto", for the same if there is one; or None or False.
 
     Raises:
-        ValueError: there is none, it is damaged, or it was trained with another global batch.
+        ValueError: there is none, or it is damaged, or it was trained with another recipe or global batch; or a new
+            run would mix its checkpoints with those of another, which `overwrite_output_dir` allows to remove.
     """
-    choice: list[Any] = [None]
+    choice: list[Any] = [None, None]
     if args.process_index == 0:
         try:
             choice[0] = _find(args.resume_from_checkpoint, args.output_dir)
+            _require_own_folder(choice[0], args)
             if choice[0]:
-                _require_same_global_batch(choice[0], args)
+                record = read_record(choice[0])
+                choice[1] = record["batch"]
+                _require_same_global_batch(choice[0], record["batch"], args)
+                require_same_recipe(choice[0], record["run"].get("recipe", {}), args)
                 logger.info("resuming from %s", choice[0])
         except ValueError as error:
             choice[0] = error
     broadcast_object_list(choice)
     if isinstance(choice[0], ValueError):
         raise choice[0]
+    if choice[1] and args.auto_find_batch_size:
+        args.per_device_train_batch_size = choice[1]["per_device_train_batch_size"]
     return choice[0]
+
+
+def begin(args, checkpoint: str | None) -> None:
+    """Write down which run output_dir belongs to from now on: that of the checkpoint, or a new one.
+
+    What `overwrite_output_dir` allows to remove for a new one is removed here, and named.
+    """
+    if args.process_index != 0:
+        return
+    run = new_run(args)
+    if checkpoint and _is_inside(checkpoint, args.output_dir):
+        before = read_run(args.output_dir)
+        run = Run(run_id_of(checkpoint) or before and before.id, run.recipe)
+    else:
+        if args.overwrite_output_dir:
+            _remove_runs(args.output_dir)
+        remove_results(args)
+    write_run(run, args.output_dir)
 
 
 def _find(resume: str | bool | None, output_dir: str) -> str | None:
@@ -53,7 +87,7 @@ def _find(resume: str | bool | None, output_dir: str) -> str | None:
     if resume not in (True, "auto"):
         require_whole(resume)
         return resume
-    for path in reversed(checkpoints(output_dir)):
+    for path in reversed(_checkpoints_of_run(output_dir)):
         try:
             require_whole(path)
             return path
@@ -67,86 +101,71 @@ def _find(resume: str | bool | None, output_dir: str) -> str | None:
     )
 
 
-def checkpoints(output_dir: str) -> list[str]:
-    """The folders checkpoint-<step> in a folder, by step."""
-    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
-    steps = sorted(int(step) for name in names if (step := name.removeprefix("checkpoint-")).isdecimal())
-    return [os.path.join(output_dir, f"checkpoint-{step}") for step in steps]
-
-
-def require_whole(path: str) -> None:
-    """Raise ValueError, with folder, file and reason, where a checkpoint is not one to go on from.
-
-    Looks at sizes, and at what each format says of its own length: milliseconds, whatever the weights' size. (Reading
-    a gigabyte to compare a digest would find flipped bits too, and take seconds at every save.)
-    """
-    if not os.path.isfile(os.path.join(path, "trainer_state.json")):
+def _checkpoints_of_run(output_dir: str) -> list[str]:
+    """By step; also those that lost their record, whose run nobody knows; without run.json those of the only run."""
+    id_of = {path: run_id_of(path) for path in saved_checkpoints(output_dir)}
+    run, ids = read_run(output_dir), set(id_of.values()) - UNKNOWN
+    if run is None and len(ids) > 1:
         raise ValueError(
-            f"{path} is not a checkpoint to resume from: it has no trainer_state.json. (To start from the model "
-            "alone, such as that of checkpoint-final, set load_from_bert_clip and clip_pretrain_path.)"
+            f"{output_dir} holds checkpoints of {len(ids)} runs, and no {RUN} that says which is to go on: give the "
+            "folder of one as resume_from_checkpoint."
         )
-    files = _files(path)
-    for name, size in read_record(path).get("files", {}).items():
-        if files.get(name) != size:
-            found = f"has {files[name]} bytes instead of {size}" if name in files else "is missing"
-            raise ValueError(f"{path} is damaged: {name} {found}.")
-    for name in files:
-        try:
-            _read_outline(os.path.join(path, name))
-        except (OSError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-            raise ValueError(f"{path} is damaged: {name} cannot be read ({error}).") from None
-    if not any(name.startswith("rng_state") for name in files):
-        raise ValueError(f"{path} holds a model, but no optimizer and RNG states: save_only_model was set.")
+    ids = ids if run is None else {run.id}
+    return [path for path, run_id in id_of.items() if run_id in ids | UNKNOWN]
 
 
-def _read_outline(path: str) -> None:
-    """Open a file as far as it takes to see that its end is there."""
-    if path.endswith(".json"):
-        with open(path, encoding="utf-8") as file:
-            json.load(file)
-    elif path.endswith(".safetensors"):
-        safetensors.safe_open(path, "np").keys()
-    elif path.endswith((".pt", ".pth", ".bin")):  # torch.save
-        zipfile.ZipFile(path).close()
+def _require_own_folder(checkpoint: str | None, args) -> None:
+    """Where a new run begins, no other may have left checkpoints that would be mixed with its own."""
+    if args.overwrite_output_dir or (checkpoint and _is_inside(checkpoint, args.output_dir)):
+        return
+    others = saved_checkpoints(args.output_dir)
+    if args.resume_from_checkpoint == "auto":  # what cannot be gone on from is none that could be taken for a new one
+        others = [path for path in others if _is_whole(path)]
+    if others:
+        raise ValueError(
+            f"{args.output_dir} holds checkpoints of another run ({os.path.basename(others[-1])} is the last). To go "
+            "on with that run, set resume_from_checkpoint to auto, or to the folder of one; for a new run, give "
+            "another output_dir, or set overwrite_output_dir to true, which removes that run."
+        )
 
 
-def _files(path: str) -> dict[str, int]:
-    """Relative name → size of every file under a folder."""
-    found = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-    return {os.path.relpath(file, path): os.path.getsize(file) for file in sorted(found)}
+def _is_inside(checkpoint: str, output_dir: str) -> bool:
+    return os.path.realpath(os.path.dirname(os.path.abspath(checkpoint))) == os.path.realpath(output_dir)
 
 
-def read_record(path: str) -> dict[str, Any]:
-    """What `finish` noted in a checkpoint; nothing for one that an older version wrote.
-
-    Raises:
-        ValueError: the record is damaged.
-    """
+def _is_whole(path: str) -> bool:
     try:
-        with open(os.path.join(path, RECORD), encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {RECORD} cannot be read ({error}).") from None
+        require_whole(path)
+    except ValueError:
+        return False
+    return True
 
 
-def _batch(args) -> dict[str, int]:
-    keys = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
-    return {key: getattr(args, key) for key in keys}
+def _remove_runs(output_dir: str) -> None:
+    final = os.path.join(output_dir, "checkpoint-final")
+    folders = [*saved_checkpoints(output_dir), *([final] if is_checkpoint(final) else [])]
+    files = [path for name in WRITTEN if os.path.isfile(path := os.path.join(output_dir, name))]
+    if folders or files:
+        names = ", ".join(map(os.path.basename, folders + files))
+        logger.warning("overwrite_output_dir removes from %s: %s", output_dir, names)
+    for path in folders:
+        shutil.rmtree(path)
+    for path in files:
+        os.unlink(path)
 
 
-def _require_same_global_batch(path: str, args) -> None:
-    now, before = _batch(args), read_record(path).get("batch")
-    if before in (None, now):
+def _require_same_global_batch(path: str, before: dict[str, int], args) -> None:
+    now = batch_of(args, args.per_device_train_batch_size)
+    if before and args.auto_find_batch_size:
+        now["per_device_train_batch_size"] = before["per_device_train_batch_size"]
+    if not before or before == now:
         return
 
     def product(batch: dict[str, int]) -> int:
         return batch["world_size"] * batch["per_device_train_batch_size"] * batch["gradient_accumulation_steps"]
 
     def describe(batch: dict[str, int]) -> str:
-        processes, pairs, steps = batch.values()
-        return f"world_size {processes} × per_device_train_batch_size {pairs} × gradient_accumulation_steps {steps}"
+        return " × ".join(f"{key} {batch[key]}" for key in BATCH)
 
     if product(before) == product(now):
         logger.warning(
@@ -169,33 +188,3 @@ def _require_same_global_batch(path: str, args) -> None:
             else f"Set per_device_train_batch_size to {size}."
         )
     )
-
-
-def remove_unfinished(output_dir: str) -> None:
-    """Clear away what was being written or removed, by a killed run too."""
-    shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)
-
-
-def finish(name: str, args, extra_state: dict[str, Any]) -> None:
-    """Give the checkpoint that is complete in UNFINISHED its place in output_dir."""
-    new = os.path.join(args.output_dir, UNFINISHED, name)
-    write_json(os.path.join(new, RECORD), {"files": _files(new), "batch": _batch(args), "extra_state": extra_state})
-    replace_folder(new, os.path.join(args.output_dir, name))
-
-
-def remove_oldest(output_dir: str, limit: int | None, keep: set[str]) -> None:
-    """Move the checkpoints that were saved first to UNFINISHED, until `limit` (None, 0: no limit) are left.
-
-    The Trainer's own rotation counts checkpoint-final too, and removes it.
-
-    Args:
-        keep: names of checkpoints that stay.
-    """
-    if not limit:
-        return
-    # Not by step: a run that was started anew beside old checkpoints of a longer one keeps its own.
-    saved = sorted(checkpoints(output_dir), key=os.path.getmtime)
-    surplus = len(saved) - limit
-    for path in [path for path in saved if os.path.basename(path) not in keep][: max(surplus, 0)]:
-        # At once: killed in the middle of removing, a run leaves no half of it.
-        os.renames(path, os.path.join(output_dir, UNFINISHED, os.path.basename(path)))

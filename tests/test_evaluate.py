@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT, run_python
+from conftest import CAPTIONS, run_python
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
@@ -27,6 +27,7 @@ from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.evaluation.zero_shot import evaluate_zero_shot
 from component.image.load import BadImageError
+from component.lock import sole_writer
 from component.metrics import classification_metrics, retrieval_ranks
 from component.processor import load_processor
 from component.prompts import PROMPTS, embed_classes
@@ -439,20 +440,46 @@ def test_zero_shot_through_the_command_line_with_a_bad_picture(bert_clip_path, d
     assert "| top-1 | top-5 | mean per class |" in done.stdout
 
 
-def test_without_matplotlib_the_numbers_are_there(bert_clip_path, data, tmp_path):
-    hidden = tmp_path / "hidden" / "matplotlib"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError('hidden')")
-    options = ["--test_file", data / "train.csv", "--image_path", data / "images", "--output", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "evaluate_clip.py"), "--model", bert_clip_path, *map(str, options)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "hidden")},
+def run_here(monkeypatch, options: dict) -> int:
+    """The script without a new process, which takes seconds to import torch."""
+    words = [str(word) for option in options.items() for word in option]
+    monkeypatch.setattr(sys, "argv", ["evaluate_clip.py", *words])
+    try:
+        return run(evaluate_clip.main)
+    except SystemExit as stop:  # argparse's own
+        return stop.code
+
+
+@pytest.fixture
+def options(bert_clip_path, data, tmp_path) -> dict:
+    return {
+        "--model": bert_clip_path,
+        "--test_file": data / "train.csv",
+        "--image_path": data / "images",
+        "--output": tmp_path / "out",
+    }
+
+
+def test_without_matplotlib_the_numbers_are_there_without_the_figures_of_others(
+    options, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "out").mkdir()
+    for name in ("mine.txt", "recall.png", "mistakes.png", "metrics.json"):
+        (tmp_path / "out" / name).write_text("old")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    assert run_here(monkeypatch, options) == 0
+    assert (
+        "has the numbers, but no figures: a figure needs matplotlib: pip install matplotlib" in capsys.readouterr().err
     )
-    assert done.returncode == 0 and "pip install matplotlib" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md"}
+    assert set(os.listdir(tmp_path / "out")) == {"mine.txt", "metrics.json", "metrics.md"}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["images"] == 8
+
+
+def test_two_evaluations_do_not_mix_their_results(options, tmp_path, monkeypatch, capsys):
+    with sole_writer(str(tmp_path / "out"), inside=True):
+        assert run_here(monkeypatch, options) == 2
+    assert "out is being written by another run (process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_chinese_font_the_pictures_are_drawn_and_it_is_said(tmp_path, monkeypatch, caplog, recwarn):
@@ -479,22 +506,10 @@ def test_a_model_without_mistakes_is_drawn_too(tmp_path):
         ({"--batch_size": "0"}, "--batch_size 0: expected a number of items from 1"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(bert_clip_path, data, change, message, monkeypatch, capsys):
-    options = {
-        "--model": bert_clip_path,
-        "--test_file": data / "train.csv",
-        "--image_path": data / "images",
-        **change,
-    }
-    monkeypatch.setattr(
-        sys, "argv", ["evaluate_clip.py", *(str(word) for option in options.items() for word in option)]
-    )
-    try:
-        assert run(evaluate_clip.main) == 2
-    except SystemExit as stop:  # argparse's own
-        assert stop.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("usage")]
-    assert len(lines) == 1 and message in lines[0]
+def test_bad_arguments_are_one_clear_line(options, tmp_path, change, message, monkeypatch, capsys):
+    assert run_here(monkeypatch, {**options, **change}) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error and not (tmp_path / "out").exists()
 
 
 # ---- the trainer ----

@@ -1,6 +1,7 @@
 """What an evaluation found → metrics.json, a Markdown table, and pictures in a folder."""
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from component.embedding import open_image
@@ -13,12 +14,13 @@ from component.metrics import RECALL_AT
 from component.report.figures import draw_mistakes, draw_recall
 
 DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
+FIGURES = ("recall.png", "mistakes.png", *(f"mistakes_{direction}.png" for direction in DIRECTIONS))
 
 
 def write_retrieval_report(folder: str, data: RetrievalData, result: RetrievalResult, about: dict[str, Any]) -> None:
     """Write metrics.json, metrics.md, recall.png, mistakes_text_to_image.png and mistakes_image_to_text.png.
 
-    The numbers are written before the pictures.
+    The numbers are written before the figures; those of an earlier evaluation go.
 
     Args:
         about: what was evaluated (model, files), for metrics.json.
@@ -45,6 +47,9 @@ def write_zero_shot_report(folder: str, data: ClassifiedImages, result: ZeroShot
 
 def _write_metrics(folder: str, metrics: dict[str, float], table: str, about: dict[str, Any]) -> None:
     os.makedirs(folder, exist_ok=True)
+    for name in FIGURES:  # of an earlier evaluation: without figures is better than with those of other numbers
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
     write_json(os.path.join(folder, "metrics.json"), {**about, **metrics})
     write_text(os.path.join(folder, "metrics.md"), table)
 

@@ -474,7 +474,7 @@ def test_rows_without_text_are_left_out_and_counted(data, processor):
     path = table(data / "t.csv", f"text,filename\n{rows}小狗,2.png\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     assert len(dataset) == 1 and dataset.table.num_empty_texts == len(NOTHING)
-    assert [check_pair(text, "", FilterRules()).reason for text in NOTHING] == ["empty_text"] * len(NOTHING)
+    assert [check_pair(text, "", "", FilterRules()).reason for text in NOTHING] == ["empty_text"] * len(NOTHING)
     assert dataset.table.filename(0) == "2.png"
     with pytest.raises(ValueError, match="no row with a text"):
         PairDataset(table(data / "e.csv", "text,filename\n,0.png\n"), str(data), processor, max_seq_length=8)

@@ -242,10 +242,10 @@ def test_evaluation_and_training_read_the_same_pairs_in_every_format(data, bert_
         found = read_retrieval_data(**files)
         assert found.texts == CAPTIONS and found.pairs == [(n, n) for n in range(8)], name
         dataset = PairDataset(files["test_file"], files["image_path"], processor, max_seq_length=16)
-        good, pixel_values, bad = dataset.load_images(range(len(dataset)))
-        wanted = pixel_values if wanted is None else wanted
-        assert good == list(range(8)) and torch.equal(pixel_values, wanted), name
-        assert [len(np.unique(ids)) for ids in (dataset.text_ids, dataset.image_ids)] == [8, 8], name
+        good, inputs, _ = dataset.images.load(range(len(dataset)))
+        wanted = inputs["pixel_values"] if wanted is None else wanted
+        assert list(good) == list(range(8)) and torch.equal(inputs["pixel_values"], wanted), name
+        assert [len(np.unique(ids)) for ids in (dataset.table.text_ids, dataset.table.image_ids)] == [8, 8], name
         evaluated = processor.image_processor(list(found.images), return_tensors="pt")["pixel_values"]
         assert torch.equal(evaluated, wanted), name
 
@@ -277,7 +277,8 @@ def test_one_picture_under_several_spellings_of_its_name_is_one(data, bert_clip_
         (5, 1),
     ]
     dataset = PairDataset(str(data / "t.csv"), str(data / "images"), load_processor(bert_clip_path), max_seq_length=16)
-    assert len(np.unique(dataset.image_ids)) == 2 and dataset.load_images(range(6))[0] == list(range(6))
+    assert len(np.unique(dataset.table.image_ids)) == 2
+    assert list(dataset.images.load(range(6))[0]) == list(range(6))
 
 
 # ---- mistakes ----

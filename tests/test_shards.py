@@ -244,7 +244,7 @@ def test_a_sparse_member_is_counted_not_read_wrongly(tmp_path, caplog, format):
 def test_a_json_that_is_no_caption_is_counted(tmp_path, dataset, caplog, caption):
     members = ("1.jpg", picture(1)), ("1.json", caption), ("2.jpg", picture(2)), ("2.txt", b"a")
     pairs = dataset(tar(tmp_path / "a.tar", *members))
-    assert len(pairs) == 1 and pairs.num_empty_texts == 1
+    assert len(pairs) == 1 and pairs.table.num_empty_texts == 1
     (warning,) = warnings_of(caplog)
     assert warning.startswith("1 captions in shards are neither") and "1.json" in warning
 

@@ -75,14 +75,16 @@ def check_pair_files(files: str | Sequence[str], image_path: str | None) -> None
     for path in expand(files):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: no such file.")
-        if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", path.lower()):
-            raise ValueError(
-                f"{path} is a packed tar, so that no picture in it can be reached: unpack it to a plain .tar (gunzip)."
-            )
+        _require_plain_tar(path)
         if path.lower().endswith(".jsonl"):
             tsv_of(path, image_path)
         elif needs_folder(path) and not (image_path and os.path.isdir(image_path)):
             raise ValueError(f"{image_path} is no folder; the file names in {path} are relative to one.")
+
+
+def _require_plain_tar(path: str) -> None:
+    if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", path.lower()):
+        raise ValueError(f"{path} is a packed tar, in which no picture can be reached. Unpack it to a plain .tar.")
 
 
 def expand(files: str | Sequence[str]) -> list[str]:
@@ -140,7 +142,7 @@ def read_pair_files(
                 yield index.shard, pd.DataFrame({"text": index.texts, "filename": index.locators}, dtype=str)
             continue
         for path in paths:
-            check_pair_files([path], image_path)
+            _require_plain_tar(path)
             if path.lower().endswith(".jsonl"):
                 yield from read_chinese_clip(path, image_path, whole_gallery)
                 continue

@@ -13,11 +13,12 @@ from component.argument import CLIPTrainingArguments
 from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
 from component.files import write_json
+from component.fingerprint import fingerprint
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.processor import load_processor, require_fitting
-from component.training.feature_cache import FeatureCache, cache_features, fingerprint
+from component.training.feature_cache import FeatureCache, cache_features
 from component.training.shared_index import index_shards_together
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def cache_images(
             return tower(pixel_values.to(args.device)).pooler_output
 
     image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
-    key = fingerprint(tower, image_processor, str(precision))
+    key = fingerprint(tower, image_processor.to_dict(), str(precision))
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size)
 
     def cached(dataset: PairDataset) -> Pairs:

@@ -10,7 +10,6 @@ a feature of NaN for it, and some of those stand for a disk that was away.)
 """
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -24,7 +23,7 @@ import safetensors.torch
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -37,16 +36,6 @@ logger = logging.getLogger(__name__)
 BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
 NO_FILE = 0
 CAME = "was not there when the run began, and is there now: start again when all files are."
-
-
-def fingerprint(vision_model: nn.Module, image_processor, precision: str) -> str:
-    """Digest of all that decides the features of a picture: weights, image processor settings, precision."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(vision_model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    digest.update(json.dumps([image_processor.to_dict(), precision], sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def image_key(identity: str | None) -> int:
@@ -77,7 +66,7 @@ class FeatureCache:
 
     Args:
         folder: of all caches; made where it is not there.
-        fingerprint: of the tower, see `fingerprint`.
+        fingerprint: of all that decides the features of a picture: weights, image processor, precision.
         width: of a feature, the tower's hidden size.
         dtype: fp16 halves the disk; its rounding is far below that of training in half precision.
 
@@ -249,7 +238,7 @@ def cache_features(
             "Set `image_feature_cache` to a folder on a disk that all machines share."
         )
     if len(without) == len(rows):
-        raise ValueError(f"{table.file}: none of its pictures can be used (the first: {reasons[without[0]]}).")
+        raise ValueError(f"{table.file}: none of its pictures can be used (the first: {reasons[min(without)]}).")
     positions = positions[image_of_row]
     lacking = np.flatnonzero(positions < 0).tolist()
     return CachedImages(cache, positions, [(row, reasons[rows[image_of_row[row]]]) for row in lacking])

@@ -81,7 +81,7 @@ def test_paths_exist(page):
     ]
 
 
-@pytest.mark.parametrize("page", ["docs/download_and_filter.md", "docs/similarity_and_evaluation.md"])
+@pytest.mark.parametrize("page", ["docs/download_and_filter.md", "docs/similarity_and_evaluation.md", "docs/search.md"])
 def test_options_exist(page):
     scripts = [path.name for path in REPOSITORY.glob("*.py")]
     known = re.findall(r"--\w+", "".join(run_python(script, "--help").stdout for script in scripts))

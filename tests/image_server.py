@@ -239,6 +239,9 @@ class _Handler(BaseHTTPRequestHandler):
     def kind_to(self, rest):
         self.answer(b"", 302, Location=rest)
 
+    def kind_moved(self, rest):
+        self.answer(b"<html>It is somewhere else.</html>", 301, Location="somewhere:else")
+
     def kind_raw(self, rest):
         self.close_connection = True
         for block in self.server.answers[rest]:

@@ -505,12 +505,13 @@ def test_unicode_names_commas_quotes_and_long_urls_survive(tmp_path, server):
 def test_urls_as_copying_leaves_them_are_mended_and_counted(tmp_path, server):
     path = f"{server.address}/jpg/x"
     rows = [f"http://{path}?a=1&amp;b=2", f"//{path}", f"\ufeff\u200bhttp://{path}2", f" http://{path}3"]
-    write_table(tmp_path, [("", url, f"{i}.jpg") for i, url in enumerate(rows)])
+    again = ("", f"http://{path}?a=1&b=2", "0.jpg")
+    write_table(tmp_path, [*(("", url, f"{i}.jpg") for i, url in enumerate(rows)), again])
     by_reason, said = download(tmp_path)
-    assert by_reason == {("ok", ""): 4}
+    assert by_reason == {("ok", ""): 4, ("skipped", "repeated"): 1}
     assert set(server.hits) == {"/jpg/x?a=1&b=2", "/jpg/x", "/jpg/x2", "/jpg/x3"}
     assert re.search(r"^3 URLs were mended", said, re.M)
-    assert download(tmp_path)[0] == {("skipped", "exists"): 4}
+    assert download(tmp_path)[0] == {("skipped", "exists"): 4, ("skipped", "repeated"): 1}
 
 
 def test_one_image_under_many_names_is_named(tmp_path, server):

@@ -238,9 +238,11 @@ def test_layers_of_gzip_are_unpacked_in_steps(server):
     assert peak < 8e6
 
 
-def test_a_connection_with_an_unread_body_is_not_used_again(server):
-    server.answers["late"] = [REDIRECT + b"Content-Length: 9\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nwrong"]
-    assert fetch(server.url("raw/late")) == picture(zlib.crc32(b"x"))
+@pytest.mark.parametrize("kind", ["status/404/x", "status/503/x", "moved/x"])
+def test_a_connection_with_an_unread_body_is_not_used_again(server, kind):
+    for _ in range(3):
+        assert reason_for(server.url(kind)).startswith(("http_404", "http_503", "bad_url"))
+        assert fetch(server.url("jpg/x")) == picture(zlib.crc32(b"x"))
 
 
 def test_hints_before_the_answer_are_passed_over(server):

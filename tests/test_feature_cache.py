@@ -287,6 +287,15 @@ def test_too_little_room_is_said_before_the_work(tmp_path):
         FeatureCache(str(tmp_path), "key", 48).require_space(10**13)
 
 
+def test_what_a_killed_run_was_writing_is_swept(tmp_path):
+    writing = "import os, sys\nfrom component.files import new_file\nwith new_file(sys.argv[1], 'wb'): os._exit(9)"
+    (tmp_path / "key").mkdir()
+    run_python("-c", writing, tmp_path / "key" / "block.safetensors")
+    assert len(os.listdir(tmp_path / "key")) == 1
+    FeatureCache(str(tmp_path), "key", 48)
+    assert not os.listdir(tmp_path / "key")
+
+
 def test_a_block_that_cannot_be_written_whole_is_not_left_behind(dataset, model, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # as a full disk: the write stops half way

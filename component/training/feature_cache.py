@@ -12,7 +12,6 @@ a feature of NaN for it, and some of those stand for a disk that was away.)
 import hashlib
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from component.files import new_file, sweep
 from component.pairs.image_source import DecodedImages, LoadedImages
 from component.pairs.pair_table import PairTable
 from component.training.interruption import naming_lost_process
@@ -78,6 +78,7 @@ class FeatureCache:
         self.folder, self.width, self.dtype = os.path.join(folder, fingerprint), width, dtype
         try:
             os.makedirs(self.folder, exist_ok=True)
+            sweep(self.folder)
         except OSError as error:
             raise ValueError(
                 f"The image feature cache {folder} cannot be made ({error.strerror}). Set `image_feature_cache` to a "
@@ -152,14 +153,10 @@ class FeatureCache:
     def _write(self, keys: list[np.ndarray], features: list[Tensor]) -> None:
         block = {"keys": torch.from_numpy(np.concatenate(keys)), "features": torch.cat(features)}
         content = safetensors.torch.save(block)
-        temporary = os.path.join(self.folder, f"{platform.node()}-{os.getpid()}.tmp")
         try:
-            with open(temporary, "wb") as file:
+            with new_file(os.path.join(self.folder, _block_name(content)), "wb") as file:
                 file.write(content)
-            os.replace(temporary, os.path.join(self.folder, _block_name(content)))
         except OSError as error:
-            if os.path.exists(temporary):
-                os.remove(temporary)
             raise OSError(f"{self.folder}: a block of image features cannot be written ({error.strerror}).") from None
 
     def require_space(self, images: int) -> None:

@@ -9,6 +9,7 @@ import struct
 from typing import NamedTuple
 
 MAX_PARTS = 100_000  # segments, chunks or blocks of a file
+FEW_SCANS = 20  # of a JPEG: nobody minds if some of them are none
 MAX_ENTRIES = 4096  # of a TIFF directory; cameras write a hundred
 MAX_TAG_VALUES = 2**17  # of a TIFF tag: the strips or tiles of any image that is small enough
 TILE_PIXELS = 400  # as many as the tables of one tile of a JPEG 2000 take room for
@@ -191,6 +192,9 @@ def _read_jpeg(content: bytes) -> Container:
 
 def _count_scans(scans: bytes) -> int:
     """The scans of a JPEG from its first one on."""
+    at_most = scans.count(b"\xff\xda")
+    if at_most <= FEW_SCANS:
+        return at_most
     number = position = 0
     while (found := _MARKER.search(scans, position)) and found[1][0] != _EOI:
         number += found[1][0] == _SOS

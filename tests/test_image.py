@@ -16,6 +16,7 @@ from conftest import ROOT
 from image_server import picture
 from PIL import Image
 
+from component.embedding import open_image
 from component.image.check import check_image, shrink_image
 from component.image.load import (
     MAX_ASPECT,
@@ -329,6 +330,8 @@ def test_a_line_is_refused_on_every_road(format, size):
     content = encoded(Image.new("RGB", size), format)
     roads = load_image, check_image, lambda file: shrink_image(file, io.BytesIO(), 224)
     assert {verdict(road, content) for road in roads} == {"long_and_narrow"}
+    with pytest.raises(BadImageError, match="long_and_narrow"):
+        open_image(Image.new("RGB", size))
 
 
 def test_an_image_as_long_as_allowed_is_read_and_shrunk_to_what_a_jpeg_holds():

@@ -48,7 +48,6 @@ _BY_PLUGIN = {
     "HEIC": (re.compile(rb"....ftyp(?:hei[cfmsvx]|hev[cmsx]|mi[af]1|msf1)", re.DOTALL), "pillow-heif"),
     "JPEG XL": (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "pillow-jxl-plugin"),
 }
-
 _LIBRARIES = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "TIFF": "libtiff", "JPEG2000": "jpg_2000"}
 _DAMAGED = {"JPEG", "PNG", "GIF", "WEBP"}  # Pillow knows them whole; of the others it refuses some kinds
 
@@ -199,10 +198,10 @@ def opened(file: str | BinaryIO, folder: str | None = None) -> Iterator[OpenedIm
     need = len(content)  # bytes
     try:
         container = read_container(format, content)
-        del content
+        del content  # while the image is decoded, its file is in memory once
         need += _cost(format, container.pixels)
         with Image.open(io.BytesIO(container.content), formats=(format,)) as image:
-            need += _cost(format, image.width * image.height)
+            need = max(need, _cost(format, image.width * image.height))
             check_aspect(image)
             most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (image.width * image.height))
             if container.scans > most:

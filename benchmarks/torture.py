@@ -1,0 +1,407 @@
+"""Long campaigns against the scripts: tried, survived, lost. Speaks to loopback addresses alone.
+
+    python benchmarks/torture.py kills --times 100
+    python benchmarks/torture.py servers --times 2000
+    python benchmarks/torture.py images --times 2000
+    python benchmarks/torture.py disks
+
+`kills`: every script is started again and again and killed at a random moment (kill -9); after each kill what it has
+written is whole or not there, and the last run, undisturbed, ends with what a run that was never killed gives.
+`servers`: that many random answers of a server, each an image's for download_image.py. `images`: that many damaged
+files of each format. `disks`: each script on a disk that fills up; needs the right to mount a tmpfs.
+"""
+
+import argparse
+import filecmp
+import io
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+IMAGES, HANGING = 60, 300  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("campaign", choices=("kills", "servers", "images", "disks"))
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="these scripts or formats alone")
+    args = parser.parse_args()
+    random.seed(args.seed)
+    print(f"| {args.campaign} | tried | survived | lost |\n|---|--:|--:|--:|", flush=True)
+    lost = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, tried, faults in CAMPAIGNS[args.campaign](Path(folder), args):
+            print(f"| {name} | {tried} | {tried - len(faults)} | {len(faults)} |", flush=True)
+            for fault in faults[:3]:
+                print(f"  {name}: {fault}", file=sys.stderr)
+            lost += len(faults)
+    sys.exit(int(lost > 0))
+
+
+# ---- kills ----
+
+
+@dataclass
+class Case:
+    """A script, and what must hold of the folder that it writes to.
+
+    Attributes:
+        command: for a folder to write to.
+        check: raises AssertionError or ValueError for a folder in which a half of something lies; at any moment.
+        result: of a finished run, to compare.
+    """
+
+    command: Callable[[Path], list[str]]
+    check: Callable[[Path], None]
+    result: Callable[[Path], object]
+
+
+def kills(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
+    make_inputs(folder)
+    with image_server() as url:
+        cases = make_cases(folder, url)
+        for name, case in cases.items():
+            if args.only and name not in args.only:
+                continue
+            started = time.monotonic()
+            run(case.command(folder / name / "whole"))
+            seconds = time.monotonic() - started
+            expected, faults, tried, attempt = case.result(folder / name / "whole"), [], 0, 0
+            while tried < args.times:
+                attempt += 1
+                output = folder / name / str(attempt)
+                finished = False
+                while tried < args.times and not finished:
+                    finished = kill_once(case.command(output), random.uniform(0.3, 1) * seconds)
+                    tried += not finished
+                    faults += fault_of(case.check, output)
+                run(case.command(output))
+                if case.result(output) != expected:
+                    faults.append(f"after the last run, {output.name} differs from a run that was never killed")
+            yield name, tried, faults
+
+
+def kill_once(command: list[str], seconds: float) -> bool:
+    """Start it, kill it with its workers after some seconds; True where it had ended before."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        process.wait(seconds)
+        return True
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+
+
+def fault_of(check: Callable[[Path], None], output: Path) -> list[str]:
+    try:
+        check(output)
+        return []
+    except Exception as error:  # whatever a half file leads to
+        return [f"{type(error).__name__}: {error}"]
+
+
+def run(command: list[str], expect: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=HANGING)
+    if done.returncode not in expect:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-500:]}")
+    return done
+
+
+def make_inputs(folder: Path) -> None:
+    """A tiny model, images with captions, and train.csv with an address for each."""
+    from synthetic import make_data, make_model, make_processor
+
+    from component.processor import save_processor
+
+    (folder / "images").mkdir()
+    captions = make_data(folder / "images", IMAGES)
+    model, processor = make_model("tiny"), make_processor(folder)
+    model.save_pretrained(folder / "model")
+    save_processor(processor, str(folder / "model"))
+    rows = "".join(f"{caption},http://ADDRESS/jpg/{n},{n}.jpg\n" for n, caption in enumerate(captions))
+    (folder / "train.csv").write_text("text,url,filename\n" + rows, encoding="utf-8")
+
+
+@contextmanager
+def image_server() -> Iterator[str]:
+    from image_server import ImageServer
+
+    with ImageServer() as server:
+        yield server.address
+
+
+def make_cases(folder: Path, address: str) -> dict[str, Case]:
+    table, images, model = folder / "train.csv", folder / "images", folder / "model"
+    urls = folder / "urls.csv"
+    urls.write_text(table.read_text(encoding="utf-8").replace("ADDRESS", address), encoding="utf-8")
+    train_args = folder / "train_args.json"
+    keys = {
+        "clip_pretrain_path": str(model),
+        "load_from_bert_clip": True,
+        "train_file": str(table),
+        "image_path": str(images),
+        "max_steps": 40,
+        "per_device_train_batch_size": 8,
+        "save_steps": 3,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "dataloader_num_workers": 1,
+        "resume_from_checkpoint": "auto",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    train_args.write_text(json.dumps(keys), encoding="utf-8")
+
+    def train(output: Path) -> list[str]:
+        return ["train_clip.py", "--train_args_file", str(train_args), "--set", f"output_dir={output / 'run'}"]
+
+    def check_training(output: Path) -> None:
+        from component.checkpoint import load_model
+        from component.training.resume import checkpoints, require_whole
+
+        for path in checkpoints(str(output / "run")):
+            require_whole(path)
+        if (output / "run" / "checkpoint-final").exists():
+            load_model(str(output / "run" / "checkpoint-final"))
+        for path in (output / "run").glob("*.json"):
+            json.loads(path.read_text(encoding="utf-8"))
+
+    def losses(output: Path) -> list[float]:
+        state = json.loads((output / "run" / "trainer_state.json").read_text(encoding="utf-8"))
+        return [round(entry["loss"], 5) for entry in state["log_history"] if "loss" in entry]
+
+    def filter(output: Path) -> list[str]:
+        output.mkdir(parents=True, exist_ok=True)
+        options = ["--near_duplicates", "--report", str(output / "report.csv"), "--out_file", str(output / "kept.csv")]
+        return ["filter_data.py", "--train_file", str(table), "--image_path", str(images), *options]
+
+    def check_filter(output: Path) -> None:
+        for name in ("kept.csv", "report.csv"):
+            if (output / name).exists():
+                assert filecmp.cmp(output / name, folder / "filter_data.py" / "whole" / name, shallow=False), name
+
+    def download(output: Path) -> list[str]:
+        output.mkdir(parents=True, exist_ok=True)
+        options = ["--allow_private_hosts", "--report", str(output / "report.csv"), "--num_threads", "4"]
+        return ["download_image.py", "--train_file", str(urls), "--image_path", str(output / "images"), *options]
+
+    def check_download(output: Path) -> None:
+        from component.image.load import load_image
+
+        for path in (output / "images").glob("*.jpg"):
+            load_image(str(path))
+
+    def index(output: Path) -> list[str]:
+        options = ["--gallery", str(output), "--device", "cpu", "--num_workers", "1", "--batch_size", "4"]
+        return ["search_image.py", "index", "--model", str(model), "--images", str(images), *options]
+
+    def check_gallery(output: Path) -> None:
+        from component.search.gallery import ROWS, Gallery
+
+        if (output / ROWS).exists():
+            list(Gallery(str(output)).images())
+
+    def paths(output: Path) -> list[str]:
+        from component.search.gallery import Gallery
+
+        return sorted(image.path for image in Gallery(str(output)).images())
+
+    def save_bert(output: Path) -> list[str]:
+        return ["save_bert_checkpoint.py", "--model", str(model), "--output", str(output / "bert"), "--overwrite"]
+
+    def check_bert(output: Path) -> None:
+        from transformers import BertModel, BertTokenizer
+
+        if (output / "bert").exists():
+            _, info = BertModel.from_pretrained(output / "bert", output_loading_info=True)
+            assert not info["missing_keys"], info["missing_keys"]
+            assert len(BertTokenizer.from_pretrained(output / "bert")) > 1000
+
+    return {
+        "train_clip.py": Case(train, check_training, losses),
+        "filter_data.py": Case(filter, check_filter, lambda output: (output / "kept.csv").read_bytes()),
+        "download_image.py": Case(download, check_download, lambda o: sorted(p.name for p in o.rglob("*.jpg"))),
+        "search_image.py": Case(index, check_gallery, paths),
+        "save_bert_checkpoint.py": Case(
+            save_bert, check_bert, lambda o: sorted(p.name for p in (o / "bert").iterdir())
+        ),
+    }
+
+
+# ---- servers ----
+
+
+def servers(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
+    """One download of as many raw answers, each put together from sound and unsound parts."""
+    import csv
+
+    from image_server import ImageServer
+
+    with ImageServer() as server:
+        server.answers = {str(number): answer() for number in range(args.times)}
+        rows = "".join(f"一只小狗,{server.url(f'raw/{number}')},{number}.jpg\n" for number in range(args.times))
+        (folder / "urls.csv").write_text("text,url,filename\n" + rows, encoding="utf-8")
+        options = ["--timeout", "2", "--retries", "0", "--num_threads", "64", "--allow_private_hosts"]
+        paths = ["--train_file", str(folder / "urls.csv"), "--image_path", str(folder / "images")]
+        done = run(["download_image.py", *paths, "--report", str(folder / "report.csv"), *options], (0, 1, 2))
+    faults = [] if done.returncode == 0 and "Traceback" not in done.stderr else [done.stderr[-300:]]
+    with open(folder / "report.csv", encoding="utf-8", newline="") as file:
+        report = list(csv.DictReader(file))
+    faults += [str(row) for row in report if "internal_error" in row["reason"]]
+    if len(report) != args.times:
+        faults.append(f"{len(report)} rows in the report, {args.times} expected")
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    yield f"random answers (peak memory {memory} MB)", args.times, faults
+
+
+STATUS_LINES = [
+    *[b"HTTP/1.1 200 OK"] * 6,
+    b"HTTP/1.1 302 Found",
+    b"HTTP/1.0 200",
+    b"HTTP/9.9 999 \xff",
+    b"GARBAGE",
+    b"",
+]
+HEADERS = [
+    *(b"Content-Length: " + value for value in (b"99999999", b"-1", b"1e3", b"0")),
+    *(b"Location: " + value for value in (b"/raw/\xb9\xe3", b"http://[::", b"//%00/")),
+    *(b"Retry-After: " + value for value in (b"99999999999", b"Fri, 99 Foo")),
+    *(b"Content-Encoding: " + value for value in (b"gzip", b"br")),
+    b"Transfer-Encoding: chunked",
+    b"Content-Type: image/jpeg",
+    b"Connection: close",
+    b"Set-Cookie: a=b; Expires=\xff",
+    b"X-Long: " + b"y" * 70_000,
+    b"\xff\xfe: \x00",
+    b"NoColon",
+    b" folded",
+]
+
+
+def answer() -> list[bytes]:
+    from image_server import picture
+
+    body = random.choice([picture(random.randrange(9)), b"", os.urandom(300), picture()[:200], b"<html>" + b"x" * 99])
+    headers = random.choices([*HEADERS, *[b"Content-Length: %d" % len(body)] * 4], k=random.randrange(6))
+    content = b"\r\n".join([random.choice(STATUS_LINES), *headers]) + b"\r\n\r\n" + body
+    for _ in range(random.choice([0, 0, 1, 3])):
+        place = random.randrange(len(content))
+        content = content[:place] + os.urandom(random.randrange(3)) + content[place + random.randrange(3) :]
+    return [content]
+
+
+# ---- images ----
+
+
+def images(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
+    """Download and filter judge by `check_image`, training and prediction by `load_image`: they have to agree."""
+    import numpy as np
+    from PIL import Image
+
+    from component.image.check import check_image
+    from component.image.load import BadImageError, load_image
+
+    pixels = np.random.default_rng(args.seed).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    formats = {"JPEG": {}, "progressive": {"format": "JPEG", "progressive": True}, "PNG": {}, "GIF": {}, "WEBP": {}}
+    formats |= {"AVIF": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "JPEG2000": {}}
+    for name, options in formats.items():
+        if args.only and name not in args.only:
+            continue
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).resize((32, 32)).save(buffer, **{"format": name, **options})
+        faults, verdicts = [], Counter()
+        for _ in range(args.times):
+            content = damaged(buffer.getvalue())
+            found = []
+            for read in (load_image, check_image):
+                started = time.monotonic()
+                try:
+                    read(io.BytesIO(content))
+                    found.append(True)
+                except BadImageError:
+                    found.append(False)
+                except Exception as error:
+                    faults.append(f"{read.__name__}: {type(error).__name__}: {error}")
+                if time.monotonic() - started > 10:
+                    faults.append(f"{read.__name__} took {time.monotonic() - started:.0f} s")
+            verdicts[tuple(found)] += 1
+        disagreed = verdicts[True, False] + verdicts[False, True]
+        # A GIF and what is animated is refused for training data, and shown in a prediction.
+        faults += ["the two roads disagree"] * (0 if name == "GIF" else disagreed)
+        yield f"{name} ({verdicts[True, True]} still good)", args.times, faults
+
+
+def damaged(content: bytes) -> bytes:
+    content = bytearray(content)
+    kind = random.randrange(4)
+    if kind == 0:
+        return bytes(content[: random.randrange(len(content))])
+    for _ in range(random.choice([1, 2, 5, 20])):
+        place = random.randrange(len(content))
+        if kind == 1:
+            content[place] ^= 1 << random.randrange(8)
+        elif kind == 2:
+            content[place] = random.randrange(256)
+        else:
+            content[place:place] = os.urandom(random.randrange(1, 9))
+    return bytes(content)
+
+
+# ---- disks ----
+
+
+def disks(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
+    """Each script on a disk of a size that is too small for it: one line, and nothing half."""
+    make_inputs(folder)
+    with image_server() as url:
+        cases = make_cases(folder, url)
+        sizes = {"train_clip.py": 30_000, "filter_data.py": 4, "download_image.py": 100, "search_image.py": 60}
+        for name, kilobytes in {**sizes, "save_bert_checkpoint.py": 2_000}.items():
+            case, disk, faults = cases[name], folder / "disk" / name, []
+            run(case.command(folder / name / "whole"))
+            disk.mkdir(parents=True)
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+            if subprocess.run(mount, capture_output=True).returncode:
+                raise SystemExit("torture.py: no right to mount a tmpfs here")
+            try:
+                done = run(case.command(disk / "output"), (0, 1, 2))
+                if done.returncode != 2 or "Traceback" in done.stderr:
+                    faults.append(f"ended with {done.returncode}: {done.stderr[-400:]}")
+                faults += fault_of(case.check, disk / "output")
+                subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
+                run(case.command(disk / "output"))
+                if case.result(disk / "output") != case.result(folder / name / "whole"):
+                    faults.append("with room again, the result is another")
+            finally:
+                subprocess.run(["umount", str(disk)], check=True)
+            yield name, 1, faults
+
+
+CAMPAIGNS = {"kills": kills, "servers": servers, "images": images, "disks": disks}
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,7 @@ class PairTable:
         text_ids, image_ids = [], []
         for place, chunk in read_pair_files(file, image_path, index_shards):
             texts = chunk["text"].str.strip()
-            filled = np.fromiter(map(is_caption, texts), bool, len(texts))
+            filled = np.fromiter(map(is_caption, texts.tolist()), bool, len(texts))
             self.num_empty_texts += int((~filled).sum())
             if not filled.any():
                 continue

@@ -10,6 +10,11 @@ MAX_NAME_BYTES = 255  # ext4, xfs, btrfs, NTFS (there: letters) and APFS agree
 MAX_PATH_BYTES = 4096
 
 
+def needs_normal_name(filenames: str) -> bool:
+    """Whether `normal_name` may change one of the names in a text."""
+    return any(sign in filenames for sign in ("\ufeff", "\u200b", "\\", "//", "./"))
+
+
 def normal_name(filename: str) -> str:
     """One name for each file: `./d//x.jpg` and `d\\x.jpg`, as Windows writes it, are `d/x.jpg`.
 

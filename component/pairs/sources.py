@@ -14,7 +14,7 @@ import pandas as pd
 from component.image.load import BadImageError, read_bytes
 from component.pairs.labelled import read_chinese_clip, read_coco, tsv_of
 from component.pairs.parquet import read_parquet
-from component.pairs.paths import image_file, normal_name
+from component.pairs.paths import image_file, needs_normal_name, normal_name
 from component.pairs.shards import IndexShards, Shard, index_shards, read_shards
 from component.pairs.table import read_pairs
 
@@ -147,7 +147,9 @@ def read_pair_files(
                 yield from read_chinese_clip(path, image_path, whole_gallery)
                 continue
             for chunk in _read_table(path, whole_gallery):
-                chunk["filename"] = list(map(normal_name, chunk["filename"]))
+                names = chunk["filename"].tolist()
+                if needs_normal_name("\n".join(names)):  # asked once, because most tables have none
+                    chunk["filename"] = list(map(normal_name, names))
                 yield ImageFolder(image_path), chunk
 
 

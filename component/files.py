@@ -147,24 +147,21 @@ def replace_folder(new: str, final: str) -> None:
     shutil.rmtree(new, ignore_errors=True)
 
 
-def sweep(folder: str, deep: bool = False) -> None:
-    """Remove what killed writers have left in a folder; `deep`: in those inside, too."""
-    for where, folders, files in os.walk(folder):
-        for name in folders + files:
-            match = _TEMPORARY.fullmatch(name)
-            path = os.path.join(where, name)
-            if not match or not _is_dead(path, match["machine"]):
-                continue
-            final = os.path.join(where, match["name"])
-            if match["kind"] == "old" and not os.path.lexists(final):
-                os.rename(path, final)
-            elif os.path.isdir(path):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    os.unlink(path)
-        if not deep:
-            return
+def sweep(folder: str) -> None:
+    """Remove what killed writers have left in a folder, not in those inside."""
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        match = _TEMPORARY.fullmatch(name)
+        path = os.path.join(folder, name)
+        if not match or not _is_dead(path, match["machine"]):
+            continue
+        final = os.path.join(folder, match["name"])
+        if match["kind"] == "old" and not os.path.lexists(final):
+            os.rename(path, final)
+        elif os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.unlink(path)
 
 
 def is_temporary(name: str) -> bool:

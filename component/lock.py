@@ -53,10 +53,13 @@ def sole_writer(path: str | None, inside: bool = False) -> Iterator[None]:
 def _locked(lock_file: str, path: str) -> Iterator[None]:
     while True:
         descriptor = os.open(lock_file, os.O_CREAT | os.O_RDWR, 0o666)
+        owner = os.read(descriptor, 1000).decode(errors="replace")
+        if owner and not owner.startswith("process "):
+            os.close(descriptor)
+            raise ValueError(f"{lock_file} is not a lock of this program, which has to put one there. Move it away.")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.read(descriptor, 1000).decode(errors="replace")
             os.close(descriptor)
             raise ValueError(
                 f"{path} is being written by another run ({owner or 'it has just begun'}). Wait for it, or write to "

@@ -157,6 +157,13 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path, start, i
     assert not [name for _, _, names in os.walk(tmp_path) for name in names]
 
 
+def test_a_users_file_in_place_of_the_lock_is_left_alone(tmp_path):
+    (tmp_path / "_lock").write_text("mine")
+    with pytest.raises(ValueError, match="_lock is not a lock of this program"), sole_writer(str(tmp_path), True):
+        pytest.fail("held")
+    assert (tmp_path / "_lock").read_text() == "mine"
+
+
 def test_a_forked_worker_that_outlives_its_parent_does_not_hold_on(tmp_path, start):
     fork = "pid = os.fork(); pid and print('begun', flush=True); time.sleep(100)"
     first = start(f"with sole_writer(sys.argv[1]): {fork}", tmp_path / "out")

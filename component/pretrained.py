@@ -173,10 +173,15 @@ def _hub_answers() -> bool:
 
 
 def read_config(path: str) -> dict:
-    """The content of config.json, of a folder or hub name. Raises ValueError: it is not one JSON object."""
+    """The content of config.json, of a folder or hub name. Raises ValueError: there is none, or no JSON object."""
     if not os.path.isdir(path):
-        with loading(path):
-            return PretrainedConfig.get_config_dict(path)[0]
+        try:
+            with quiet_transformers():
+                return PretrainedConfig.get_config_dict(path)[0]
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0].rstrip(".")
+            where = f"is no folder (seen from {os.getcwd()}), nor a model of the Hub"
+            raise ValueError(f"{path} {where}: {reason}.") from error
     file = os.path.join(path, "config.json")
     try:
         with open(file, encoding="utf-8") as content:

@@ -5,6 +5,8 @@ import logging
 import os
 import shutil
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
@@ -370,6 +372,8 @@ def hub(monkeypatch):
 
     def at(address: str) -> None:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         pretrained._hub_answers.cache_clear()
 
     yield at
@@ -417,3 +421,23 @@ def test_what_was_downloaded_before_is_taken_where_the_hub_is_far(
     model, processor = load_checkpoint("some/clip")
     assert len(processor.tokenizer) == model.config.text_config.vocab_size
     assert "Retry" not in capfd.readouterr().err
+
+
+def test_a_name_that_the_hub_does_not_have_is_one_line_with_its_key(towers, hub):
+    class NotFound(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+    with HTTPServer(("127.0.0.1", 0), NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub(f"http://127.0.0.1:{server.server_address[1]}")
+        expected = "`bert_pretrain_path`: some/bert is no folder .*, nor a model of the Hub: some/bert is not a"
+        with pytest.raises(ValueError, match=expected) as error:
+            towers(bert_pretrain_path="some/bert")
+        server.shutdown()
+    one_line(error)

@@ -178,12 +178,14 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             projection_dim=clip_config.projection_dim,
             text_pooling=text_pooling,
         )
+        model = cls._from_config(
+            config, dtype=dtype
+        )  # before loading, which draws what it lacks: a seed means the same as ever
         # A vision tower alone is saved without the name of what it is in.
         prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
         clip, new_in_clip = load_pretrained(
             cls, clip_path, IMAGE_TOWER, config=config, dtype=dtype, key_mapping=prefix
         )
-        model = cls._from_config(config, dtype=dtype)
         weights = {f"text_model.{name}": value for name, value in bert.state_dict().items() if name not in new_in_bert}
         for name, value in clip.state_dict().items():
             if not name.startswith("text_model.") and name not in new_in_clip:

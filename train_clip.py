@@ -35,7 +35,15 @@ def main() -> int | None:
 def train(args) -> int | None:
     from component.datacollator import PairCollator
     from component.trainer import CLIPTrainer
-    from component.training.build import cache_images, check_tokens, describe, load_datasets, load_model, record
+    from component.training.build import (
+        cache_images,
+        check_tokens,
+        describe,
+        load_datasets,
+        load_model,
+        record,
+        require_a_step,
+    )
     from component.training.interruption import Interrupted
     from component.training.results import remove_results, write_results
     from component.training.resume import begin, checkpoint_to_resume
@@ -47,6 +55,7 @@ def train(args) -> int | None:
         dataset.require_an_image()
     describe(train_dataset, test_dataset)
     check_tokens(args, model, train_dataset, test_dataset)
+    require_a_step(args, len(train_dataset))
     begin(args, checkpoint)
     record(args)
     train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)

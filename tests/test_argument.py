@@ -261,6 +261,8 @@ def test_set_overrides_the_file(train_args):
         ({"dataloader_prefetch_factor": 2}, "`dataloader_prefetch_factor` .* no workers"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
         ({"use_liger_kernel": True}, "`use_liger_kernel`"),
+        ({"parallelism_config": {"tp_size": 2}}, "`parallelism_config`"),
+        ({"debug": "underflow_overflow"}, "`debug` underflow_overflow"),
         ({"optim": "adamw"}, "`optim` is 'adamw'; expected one of adamw_torch, "),
         ({"optim": "lomo"}, "`optim` lomo.*install"),
         ({"optim": "adamw_bnb_8bit"}, "`optim` adamw_bnb_8bit.*install"),

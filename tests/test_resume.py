@@ -483,6 +483,12 @@ def test_a_damaged_checkpoint_is_skipped_or_named(run, train_args, tmp_path, cap
     assert error.startswith(f"train_clip.py: {damaged} is damaged: {name}")
 
 
+def test_an_epoch_of_no_step_is_refused_before_anything_is_written(run, tmp_path):
+    error = run(dataloader_drop_last=True, per_device_train_batch_size=9)
+    assert "leaves no step of an epoch: 8 pairs are less than a batch of 9" in error
+    assert not (tmp_path / "output" / "run.json").exists()
+
+
 def test_a_model_alone_is_nothing_to_resume_from(run, tmp_path, caplog):
     assert run(max_steps=1, save_steps=1, save_only_model=True) is None
     assert "it has no trainer_state.json" in run(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-final"))

@@ -119,6 +119,12 @@ def check_what_has_no_meaning(args) -> None:
         raise ValueError("`neftune_noise_alpha` is for the embeddings of a language model: leave it out.")
     if args.enable_jit_checkpoint:
         raise ValueError("`enable_jit_checkpoint` is not needed: SIGTERM saves a checkpoint here. Leave it out.")
+    if args.parallelism_config:
+        raise ValueError("`parallelism_config` is not for this model: use fsdp or deepspeed, or leave it out.")
+    if "underflow_overflow" in str(args.debug):
+        raise ValueError("`debug` underflow_overflow cannot look at this model's inputs: leave it out.")
+    if args.dataloader_multiprocessing_context:
+        logger.warning("`dataloader_multiprocessing_context` has no effect: workers start as torch starts them.")
     if args.remove_unused_columns:
         logger.warning("`remove_unused_columns` has no effect (a batch holds nothing that is not used); remove it.")
         args.remove_unused_columns = False

@@ -80,6 +80,16 @@ def load_datasets(args: CLIPTrainingArguments, processor: CLIPProcessor) -> tupl
     )
 
 
+def require_a_step(args: CLIPTrainingArguments, num_pairs: int) -> None:
+    """Raise ValueError where an epoch would be of no step."""
+    batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and num_pairs < batch and not args.auto_find_batch_size:
+        raise ValueError(
+            f"`dataloader_drop_last` leaves no step of an epoch: {num_pairs} pairs are less than a batch of {batch} "
+            f"(per_device_train_batch_size × {args.world_size} processes). Set it to false, or take smaller batches."
+        )
+
+
 def check_tokens(args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: Pairs | None) -> None:
     """Raise ValueError where tokenizer and text tower, or tokenizer and texts, do not belong together."""
     vocabulary = args.clip_pretrain_path if args.load_from_bert_clip else args.bert_pretrain_path

@@ -137,8 +137,8 @@ def _inspected(
                     yield settled(*ahead.popleft())
             while ahead:
                 yield settled(*ahead.popleft())
-        except (BrokenProcessPool, MemoryError) as error:
-            raise OSError(f"a worker process ran out of memory ({error}); try --num_workers 1") from None
+        except (BrokenProcessPool, MemoryError):
+            raise OSError("a worker process was killed, perhaps for lack of memory; try --num_workers 1") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,15 +1,14 @@
 """The text tower of a BertCLIP folder as a plain BERT folder."""
 
 import logging
-import os
-import shutil
 
-from transformers import BertConfig
+import torch
+from transformers import BertConfig, BertModel
 
 from component.checkpoint import load_model
-from component.files import new_folder
-from component.lock import sole_writer
-from component.pretrained import quiet_transformers
+from component.export.folder import export_folder
+from component.export.samples import TEXTS
+from component.pretrained import loading, quiet_transformers
 from component.processor import load_tokenizer, save_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -17,8 +16,6 @@ logger = logging.getLogger(__name__)
 
 def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
     """Write what plain `BertModel.from_pretrained` and `BertTokenizer.from_pretrained` load, weights bit for bit.
-
-    A model with "cls" pooling has no pooler to write, and a warning says how to load such a BERT.
 
     Args:
         model_path: BertCLIP or Chinese-CLIP folder, or hub name.
@@ -28,43 +25,38 @@ def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
     Raises:
         ValueError: `model_path` is not a BertCLIP checkpoint; `output` is not empty, or being written by another run.
     """
-    output = os.path.realpath(output)
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise ValueError(f"{output} is a file; a folder is needed.")
-    if output == os.path.realpath(model_path):
-        raise ValueError(f"{output} is the model itself; give another folder.")
-    if os.path.ismount(output):
-        raise ValueError(f"{output} is a mount point, which no new folder can replace. Give a folder inside it.")
-    os.makedirs(os.path.dirname(output), exist_ok=True)
-    with sole_writer(output):
-        if os.path.isdir(output) and os.listdir(output) and not overwrite:
-            raise ValueError(f"{output} is not empty. Choose another folder, or write into it with --overwrite.")
-        bert = load_model(model_path).text_model
-        config = bert.config.to_dict()
-        pooling = config.pop("text_pooling")
-        bert.config = BertConfig(**{**config, "model_type": "bert", "architectures": ["BertModel"]})
-        tokenizer = load_tokenizer(model_path)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, bert.config.max_position_embeddings)
-        with new_folder(output) as folder:
-            with quiet_transformers():
-                bert.save_pretrained(folder)
-            save_tokenizer(tokenizer, folder)
-            if os.path.isdir(output):
-                shutil.copytree(output, folder, symlinks=True, copy_function=_keep, dirs_exist_ok=True)
+    with export_folder(model_path, output, overwrite) as folder:
+        write(model_path, folder)
+
+
+def write(model_path: str, folder: str) -> None:
+    """Write the BERT. One with "cls" pooling has no pooler to write; a warning says how to load it.
+
+    Raises:
+        ValueError: what was written does not give the hidden states of the tower.
+    """
+    bert = load_model(model_path).text_model
+    tokenizer = load_tokenizer(model_path)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, bert.config.max_position_embeddings)
+    inputs = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = bert(**inputs).last_hidden_state
+    config = bert.config.to_dict()
+    pooling = config.pop("text_pooling")
+    bert.config = BertConfig(**{**config, "model_type": "bert", "architectures": ["BertModel"]})
+    with quiet_transformers():
+        bert.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    with loading(folder):
+        again = BertModel.from_pretrained(folder, dtype=bert.dtype, add_pooling_layer=pooling == "pooler").eval()
+    with torch.inference_mode():
+        found = again(**inputs).last_hidden_state
+        # Sums depend on where the weights lie in memory, and in half precision that can be seen.
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
+            raise ValueError("The BERT that was written computes otherwise than the tower. Please report it.")
     if pooling == "cls":
         logger.warning(
-            "%s has no pooler, as Chinese-CLIP: load it with BertModel.from_pretrained(%r, add_pooling_layer=False), "
-            "and take last_hidden_state[:, 0] for the text.",
-            output,
-            output,
+            "The BERT of %s has no pooler, as Chinese-CLIP: load it with BertModel.from_pretrained(folder, "
+            "add_pooling_layer=False), and take last_hidden_state[:, 0] for the text.",
+            model_path,
         )
-
-
-def _keep(old: str, new: str) -> None:
-    """Another file of a folder that is replaced: it moves along, without being copied where that is possible."""
-    if os.path.lexists(new):
-        return
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copy2(old, new)

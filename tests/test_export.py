@@ -2,14 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CAPTIONS, ENVIRONMENT
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, BertModel, ChineseCLIPModel, ChineseCLIPProcessor
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertModel,
+    ChineseCLIPModel,
+    ChineseCLIPProcessor,
+    VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
+)
 
 import export_model
 from component.checkpoint import load_checkpoint
@@ -74,18 +85,59 @@ def python_elsewhere(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("start", ["cls_path", "chinese_clip_path"])
-def test_a_chinese_clip_folder_is_loaded_whole_by_transformers_and_embeds_the_same(start, request, exported, images):
+NATIVE = [
+    ("cls_path", "chinese-clip", ChineseCLIPModel, ChineseCLIPProcessor),
+    ("chinese_clip_path", "chinese-clip", ChineseCLIPModel, ChineseCLIPProcessor),
+    ("bert_clip_path", "vision-text-dual-encoder", VisionTextDualEncoderModel, VisionTextDualEncoderProcessor),
+]
+
+
+@pytest.mark.parametrize("start, name, model_class, processor_class", NATIVE)
+def test_a_native_folder_is_loaded_whole_by_transformers_and_embeds_the_same(
+    start, name, model_class, processor_class, request, exported, images
+):
     path = request.getfixturevalue(start)
-    folder = exported(path, "chinese-clip")
+    folder = exported(path, name)
     model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
-    assert isinstance(model, ChineseCLIPModel) and not any(info.values())
-    assert isinstance(AutoProcessor.from_pretrained(folder), ChineseCLIPProcessor)
-    processor = ChineseCLIPProcessor.from_pretrained(folder)
+    assert isinstance(model, model_class) and not any(info.values())
+    assert isinstance(AutoProcessor.from_pretrained(folder), processor_class)
+    processor = processor_class.from_pretrained(folder)
     outputs = model.eval()(**processor(text=CAPTIONS, images=images, padding=True, return_tensors="pt"))
     text_embeds, image_embeds = embeddings(path, images)
     torch.testing.assert_close(outputs.text_embeds, text_embeds, atol=1e-6, rtol=0)
     torch.testing.assert_close(outputs.image_embeds, image_embeds, atol=1e-6, rtol=0)
+
+
+def test_a_dual_encoder_has_the_names_of_transformers_4_too(bert_clip_path, exported):
+    weights = load_file(os.path.join(exported(bert_clip_path, "vision-text-dual-encoder"), "model.safetensors"))
+    model = BertCLIPModel.from_pretrained(bert_clip_path).state_dict()
+    assert {
+        name.replace("vision_model.vision_model.", "vision_model."): name for name in weights
+    }.keys() == model.keys()
+    assert not any(re.match(r"vision_model\.(?!vision_model\.)", name) for name in weights)
+
+
+@pytest.mark.parametrize("start, name", [case[:2] for case in NATIVE])
+def test_what_sentence_transformers_is_told_to_call_gives_the_embeddings(start, name, request, exported, images):
+    path = request.getfixturevalue(start)
+    folder = exported(path, name)
+    with open(os.path.join(folder, "sentence_bert_config.json")) as file:
+        calls = json.load(file)["modality_config"]
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    inputs = processor(text=CAPTIONS, padding=True, return_tensors="pt"), processor(images=images, return_tensors="pt")
+    for kind, given, expected in zip(("text", "image"), inputs, embeddings(path, images), strict=True):
+        found = getattr(getattr(model, calls[kind]["method"])(**given), calls[kind]["method_output_name"])
+        torch.testing.assert_close(F.normalize(found, dim=-1), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("start, name", [case[:2] for case in NATIVE])
+def test_sentence_transformers_encodes_texts_and_images_as_we_do(start, name, request, exported, images):
+    package = pytest.importorskip("sentence_transformers", minversion="5.4")
+    path = request.getfixturevalue(start)
+    model = package.SentenceTransformer(exported(path, name), device="cpu")
+    text_embeds, image_embeds = embeddings(path, images)
+    assert model.encode(CAPTIONS) == pytest.approx(text_embeds.numpy(), abs=1e-6)
+    assert model.encode(images) == pytest.approx(image_embeds.numpy(), abs=1e-6)
 
 
 def test_chinese_clips_own_weights_come_back_bit_for_bit(chinese_clip_path, exported):
@@ -141,10 +193,24 @@ def refused(command, capsys, output, *options) -> str:
     return error
 
 
-def test_a_model_with_a_pooler_is_no_chinese_clip_and_the_error_says_why(bert_clip_path, tmp_path, command, capsys):
-    options = ("--model", bert_clip_path, "--format", "chinese-clip")
+@pytest.mark.parametrize(
+    "start, name, reason, instead",
+    [
+        (
+            "bert_clip_path",
+            "chinese-clip",
+            "BERT's pooler, which ChineseCLIPModel has not",
+            "vision-text-dual-encoder",
+        ),
+        ("chinese_clip_path", "vision-text-dual-encoder", "has no pooler, through which", "--format chinese-clip"),
+    ],
+)
+def test_pooling_that_a_format_cannot_express_is_refused_with_the_reason_and_the_other_format(
+    start, name, reason, instead, request, tmp_path, command, capsys
+):
+    options = ("--model", request.getfixturevalue(start), "--format", name)
     error = refused(command, capsys, tmp_path / "out", *options)
-    assert "BERT's pooler, which ChineseCLIPModel has not" in error and not os.listdir(tmp_path)
+    assert reason in error and instead in error and not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", FORMATS)

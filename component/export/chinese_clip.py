@@ -18,7 +18,7 @@ def write(model_path: str, folder: str) -> None:
     if model.config.text_pooling != "cls":
         raise ValueError(
             f"{model_path} embeds texts through BERT's pooler, which ChineseCLIPModel has not: there they would be "
-            " embedded otherwise. Train with text_pooling 'cls', or take --format vision-text-dual-encoder."
+            "embedded otherwise. Train with text_pooling 'cls', or take --format vision-text-dual-encoder."
         )
     warn_of_bias(model, "ChineseCLIPModel")
     text_config, vision_config = tower_settings(model.config)

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from component.configuration import BertCLIPConfig
 from component.export.samples import Samples
+from component.export.sentence_transformers import write_sentence_transformers
 from component.pretrained import loading
 from component.processor import save_processor
 
@@ -30,13 +31,14 @@ def write_native(
     processor: ProcessorMixin,
     folder: str,
 ) -> None:
-    """Write config.json, the weights under the names that are given, and the processor."""
+    """Write config.json, the weights by the names given, the processor, and what sentence-transformers reads."""
     config.architectures = [model_class.__name__]
     config.dtype = weights["text_projection.weight"].dtype
     config.save_pretrained(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     save_processor(processor, folder)
+    write_sentence_transformers(folder)
 
 
 def check_native(

@@ -1,0 +1,45 @@
+"""A VisionTextDualEncoderModel folder, which sentence-transformers loads too."""
+
+from transformers import (
+    BertConfig,
+    CLIPVisionConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
+)
+
+from component.checkpoint import load_checkpoint
+from component.export.native import check_native, tower_settings, write_native
+from component.export.samples import embed_samples, warn_of_bias
+
+
+def write(model_path: str, folder: str) -> None:
+    """Write the weights, bit for bit, with config, processor and tokenizer, and what sentence-transformers reads.
+
+    Raises:
+        ValueError: the model has no pooler, and this one takes its texts from there.
+    """
+    model, processor = load_checkpoint(model_path)
+    if model.config.text_pooling != "pooler":
+        raise ValueError(
+            f"{model_path} has no pooler, through which VisionTextDualEncoderModel embeds texts. Take --format "
+            "chinese-clip, which needs none."
+        )
+    warn_of_bias(model, "VisionTextDualEncoderModel")
+    text_config, vision_config = tower_settings(model.config)
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        CLIPVisionConfig(**vision_config),
+        BertConfig(**text_config),
+        projection_dim=model.config.projection_dim,
+        logit_scale_init_value=model.config.logit_scale_init_value,
+    )
+    weights = model.state_dict()
+    weights.pop("logit_bias", None)
+    # transformers 4 finds its tower in the folder under these names alone, and 5 too under them.
+    weights = {
+        f"vision_model.{name}" if name.startswith("vision_model.") else name: value for name, value in weights.items()
+    }
+    native = VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer)
+    write_native(VisionTextDualEncoderModel, config, weights, native, folder)
+    samples = embed_samples(model.cpu(), processor)
+    check_native(VisionTextDualEncoderModel, VisionTextDualEncoderProcessor, folder, samples)

@@ -1,10 +1,12 @@
 """Configuration of BertCLIP: a BERT text tower and a CLIP vision tower."""
 
+import os
+import shutil
 from typing import Any
 
-from transformers import BertConfig, CLIPVisionConfig, PretrainedConfig
+from transformers import BertConfig, CLIPVisionConfig
 
-POOLINGS = ("pooler", "cls")
+from component import modeling_bertclip
 
 
 def _prefer_config_dicts(config: dict[str, Any]) -> dict[str, Any]:
@@ -48,56 +50,39 @@ class BertCLIPTextConfig(BertConfig):
         return config, kwargs
 
 
-class BertCLIPConfig(PretrainedConfig):
-    """Configuration of `BertCLIPModel`.
+class BertCLIPConfig(modeling_bertclip.BertCLIPConfig):
+    """`modeling_bertclip.BertCLIPConfig` that also reads old files, and leaves that file beside its config.json.
 
-    `model_type` is "clip", as in the published checkpoints: with it transformers' own `CLIPVisionModel` and
-    `CLIPProcessor` load the same folder. The config.json of a `ChineseCLIPModel` is read as one with "cls" pooling.
+    The config.json of a `ChineseCLIPModel` is read as one with "cls" pooling.
 
     Args:
-        text_config: settings of the BERT tower (dict or `BertConfig`).
-        vision_config: settings of the CLIP vision tower (dict or `CLIPVisionConfig`).
-        projection_dim: width of the shared embedding space.
-        logit_scale_init_value: logarithm of the inverse temperature at the start (ln(1 / 0.07) = 2.6592).
-        logit_bias_init_value: of the bias that a model trained with the sigmoid loss has; None: no bias.
-        text_pooling: what stands for a text: "pooler", BERT's own pooler over [CLS], as in the published layout; or
-            "cls", the last hidden state of [CLS] as it is, as in Chinese-CLIP. Then there are no pooler weights.
         text_config_dict, vision_config_dict: where not None, taken instead of the plain ones (old files).
+        kwargs: see the parent.
 
     Raises:
-        ValueError: another text_pooling.
+        ValueError: see the parent.
     """
 
-    model_type = "clip"
     sub_configs = {"text_config": BertCLIPTextConfig, "vision_config": CLIPVisionConfig}
 
-    def __init__(
-        self,
-        text_config=None,
-        vision_config=None,
-        projection_dim: int = 512,
-        logit_scale_init_value: float = 2.6592,
-        logit_bias_init_value: float | None = None,
-        text_pooling: str = "pooler",
-        **kwargs,
-    ):
-        if text_pooling not in POOLINGS:
-            raise ValueError(f"`text_pooling` is {text_pooling!r}; expected {' or '.join(POOLINGS)}.")
+    def __init__(self, text_config=None, vision_config=None, projection_dim: int = 512, **kwargs):
         kwargs = _prefer_config_dicts({"text_config": text_config, "vision_config": vision_config, **kwargs})
-        for key, config_class in self.sub_configs.items():
-            config = kwargs.pop(key)
-            if isinstance(config, PretrainedConfig):
-                config = config.to_dict()
-            # A Chinese-CLIP's towers have a model_type of their own, and the same settings.
-            setattr(self, key, config_class(**{**(config or {}), "model_type": config_class.model_type}))
-        self.text_config.text_pooling = text_pooling
-        self.text_pooling = text_pooling
-        self.projection_dim = projection_dim
-        self.logit_scale_init_value = logit_scale_init_value
-        self.logit_bias_init_value = logit_bias_init_value
-        super().__init__(**kwargs)
+        super().__init__(projection_dim=projection_dim, **kwargs)
+        # Not where the folder came from, which a hub name in it would be. Where no code of ours is, transformers
+        # finds the classes by it; CLIP's own stay those of "clip" for whoever has this repository too.
+        self.auto_map = {
+            "AutoConfig": "modeling_bertclip.BertCLIPConfig",
+            "AutoModel": "modeling_bertclip.BertCLIPModel",
+            "AutoModelForZeroShotImageClassification": "modeling_bertclip.BertCLIPModel",
+        }
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs):
         config, kwargs = super().get_config_dict(*args, **kwargs)
         return _as_bert_clip(config), kwargs
+
+    def to_json_file(self, json_file_path, *args, **kwargs) -> None:
+        """As the parent's. Where `auto_map` is written, what it names lies beside it, before anything is uploaded."""
+        super().to_json_file(json_file_path, *args, **kwargs)
+        folder = os.path.dirname(os.fspath(json_file_path))
+        shutil.copyfile(modeling_bertclip.__file__, os.path.join(folder, "modeling_bertclip.py"))

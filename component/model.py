@@ -11,37 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertModel, CLIPVisionModel, PreTrainedModel
+from transformers import BertModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
 import component.processor  # noqa: F401, because it teaches transformers the processor files of older versions
+from component import modeling_bertclip
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
 from component.loss import contrastive_loss
+from component.modeling_bertclip import BertCLIPPreTrainedModel, fit_to_positions, text_tower
 from component.pretrained import IMAGE_TOWER, TEXT_TOWER, check_pretrained, load_pretrained, loading
-
-
-def _fit_to_positions(config: BertCLIPTextConfig, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Cut (B, T, …) tensors to the positions that the tower has, where BertModel itself dies of an index error."""
-    return [tensor if tensor is None else tensor[:, : config.max_position_embeddings] for tensor in tensors]
-
-
-class FirstToken(nn.Module):
-    """In the place of BERT's pooler: the last hidden state of [CLS] as it is. Has no weights."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states[:, 0].clone()  # a view would keep the states of all tokens
-
-
-def _text_tower(config: BertCLIPTextConfig) -> BertModel:
-    """BertModel whose pooler_output is what `config.text_pooling` says."""
-    has_pooler = config.text_pooling == "pooler"
-    tower = BertModel._from_config(config, add_pooling_layer=has_pooler)
-    if not has_pooler:
-        tower.pooler = FirstToken()
-    return tower
 
 
 @dataclass
@@ -60,20 +41,6 @@ class GroupedOutput(ModelOutput):
     logit_bias: Tensor | None = None
 
 
-class BertCLIPPreTrainedModel(PreTrainedModel):
-    """What every BertCLIP model can do, as transformers wants it declared."""
-
-    config_class = BertCLIPConfig
-    base_model_prefix = "clip"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    # Older checkpoints store buffers that both towers make anew, and some a pooler that "cls" pooling passes by.
-    _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$", r"^text_model\.pooler\."]
-
-
 class BertCLIPTextModel(BertCLIPPreTrainedModel):
     """The text tower of a BertCLIP folder on its own; `forward` is BertModel's, with longer texts cut."""
 
@@ -87,7 +54,7 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
 
     def __init__(self, config: BertCLIPTextConfig):
         super().__init__(config)
-        self.text_model = _text_tower(config)
+        self.text_model = text_tower(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -106,7 +73,7 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
         """BertModel's output: last_hidden_state (B, T, text_hidden), pooler_output (B, text_hidden)."""
-        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = _fit_to_positions(
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = fit_to_positions(
             self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
         )
         return self.text_model(
@@ -119,20 +86,17 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
         )
 
 
-class BertCLIPModel(BertCLIPPreTrainedModel):
-    """CLIP with a Chinese BERT as text tower, trained by locked-image tuning (LiT, arXiv:2111.07991)."""
+class BertCLIPModel(modeling_bertclip.BertCLIPModel):
+    """CLIP with a Chinese BERT as text tower, made from two pretrained ones and trained (LiT, arXiv:2111.07991).
+
+    What it computes stands in `modeling_bertclip`, the file that goes with the weights; here is what training adds.
+    """
+
+    config_class = BertCLIPConfig
 
     def __init__(self, config: BertCLIPConfig):
         super().__init__(config)
-        self.text_model = _text_tower(config.text_config)
-        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
-        bias = config.logit_bias_init_value
-        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self._locked: list[nn.Module] = []
-        self.post_init()
         # What FSDP takes as one part. (The towers' own lists also name a class that only CLIP's text tower has.)
         self._no_split_modules = {"BertLayer", "CLIPEncoderLayer"}
 
@@ -232,41 +196,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             part.eval()
         return self
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.text_model.set_input_embeddings(value)
-
-    def _encode_text(self, input_ids, attention_mask, token_type_ids, position_ids, **kwargs):
-        input_ids, attention_mask, token_type_ids, position_ids = _fit_to_positions(
-            self.config.text_config, input_ids, attention_mask, token_type_ids, position_ids
-        )
-        return self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            return_dict=True,
-            **kwargs,
-        )
-
-    def get_text_features(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs,
-    ) -> Tensor:
-        """(B, T) tokens → (B, D) projected features, not normalised."""
-        outputs = self._encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
-        return self.text_projection(outputs.pooler_output)
-
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """(B, 3, H, W) pixels → (B, D) projected features, not normalised."""
-        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
-        return self.visual_projection(outputs.pooler_output)
+    def contrastive_loss(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        return contrastive_loss(image_embeds, text_embeds, self.logit_scale.exp(), self.logit_bias)
 
     def forward(
         self,
@@ -286,9 +217,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         """Embed texts and images, and compare each with each.
 
         Args:
-            input_ids: (B_text, T); attention_mask, token_type_ids and position_ids likewise, all optional.
-            pixel_values: (B_image, 3, H, W).
-            return_loss: also compute the contrastive loss; text i belongs to image i.
+            input_ids, pixel_values, attention_mask, position_ids, return_loss, token_type_ids, return_dict: see the
+                parent. Texts and images are both needed.
             vision_pooler_output: (B_image, vision_hidden), instead of pixel_values: what the vision tower gave for
                 the images earlier. A locked tower gives the same every time.
             text_groups: for training. (texts, tokens) of groups: so many pairs after one another go through the
@@ -297,13 +227,9 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             recompute: with text_groups, keep nothing of a group for the backward pass, which runs the towers again
                 group by group. It needs the memory of one group, whatever the batch, and gives the same gradients,
                 dropout included: the gradient cache of arXiv:2101.06983, by way of activation checkpointing.
-            return_dict: False gives the tuple (loss, logits_per_image, logits_per_text, text_embeds, image_embeds,
-                text_model_output, vision_model_output), without the loss where none was asked for.
 
         Returns:
-            `CLIPOutput`: logits_per_image (B_image, B_text) and its transpose logits_per_text = scale · cosine, plus
-            logit_bias if the model has one; text_embeds (B_text, D) and image_embeds (B_image, D), L2-normalised; the
-            outputs of both towers; loss. With text_groups a `GroupedOutput`: all that is needed for the loss. (Outside
+            The parent's `CLIPOutput`. With text_groups a `GroupedOutput`: all that is needed for the loss. (Outside
             of forward it could not be had under FSDP, which keeps parameters in parts.)
 
         Raises:
@@ -318,40 +244,18 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             return self._embed_groups(
                 input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute
             )
-        if vision_pooler_output is not None:
-            vision_outputs = BaseModelOutputWithPooling(pooler_output=vision_pooler_output.to(self.dtype))
-        else:
-            vision_outputs = self.vision_model(
-                pixel_values=pixel_values,
-                interpolate_pos_encoding=interpolate_pos_encoding,
-                return_dict=True,
-                **kwargs,
-            )
-        text_outputs = self._encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
-
-        image_embeds = F.normalize(self.visual_projection(vision_outputs.pooler_output), dim=-1)
-        text_embeds = F.normalize(self.text_projection(text_outputs.pooler_output), dim=-1)
-
-        logit_scale = self.logit_scale.exp().to(text_embeds.device)
-        logits_per_text = logit_scale * text_embeds @ image_embeds.to(text_embeds.device).T
-        if self.logit_bias is not None:
-            logits_per_text = logits_per_text + self.logit_bias
-        loss = None
-        if return_loss:
-            loss = contrastive_loss(image_embeds.to(text_embeds.device), text_embeds, logit_scale, self.logit_bias)
-
-        outputs = CLIPOutput(
-            loss=loss,
-            logits_per_image=logits_per_text.T,
-            logits_per_text=logits_per_text,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            return_loss=return_loss,
+            token_type_ids=token_type_ids,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=return_dict,
+            vision_pooler_output=vision_pooler_output,
+            **kwargs,
         )
-        if return_dict is None:
-            return_dict = getattr(self.config, "return_dict", True)
-        return outputs if return_dict else outputs.to_tuple()
 
     def _embed_groups(
         self, input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute: bool

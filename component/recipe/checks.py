@@ -5,8 +5,8 @@ import os
 import re
 from dataclasses import fields
 
-from component.configuration import POOLINGS
 from component.model_path import is_hub_name
+from component.modeling_bertclip import POOLINGS
 from component.pairs.sources import check_pair_files, expand, needs_folder
 
 logger = logging.getLogger(__name__)

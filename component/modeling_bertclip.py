@@ -1,0 +1,228 @@
+"""BertCLIP as transformers alone loads it: the architecture of CLIP-Chinese, in one file that stands for itself.
+
+`save_pretrained` lays this file beside the weights, where `trust_remote_code=True` finds it; training, losses and old
+folders are a matter of the repository, whose classes are children of these. It imports torch and transformers (4.57
+and later) and nothing else. Shapes: B texts or images, T tokens, D projection_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+POOLINGS = ("pooler", "cls")
+
+
+class BertCLIPConfig(PretrainedConfig):
+    """Configuration of `BertCLIPModel`.
+
+    `model_type` is "clip", as in the published checkpoints: with it transformers' own `CLIPVisionModel` and
+    `CLIPProcessor` load the same folder.
+
+    Args:
+        text_config: settings of the BERT tower (dict or `BertConfig`).
+        vision_config: settings of the CLIP vision tower (dict or `CLIPVisionConfig`).
+        projection_dim: width of the shared embedding space.
+        logit_scale_init_value: logarithm of the inverse temperature at the start (ln(1 / 0.07) = 2.6592).
+        logit_bias_init_value: of the bias that a model trained with the sigmoid loss has; None: no bias.
+        text_pooling: what stands for a text: "pooler", BERT's own pooler over [CLS], as in the published layout; or
+            "cls", the last hidden state of [CLS] as it is, as in Chinese-CLIP. Then there are no pooler weights.
+
+    Raises:
+        ValueError: another text_pooling.
+    """
+
+    model_type = "clip"
+    sub_configs = {"text_config": BertConfig, "vision_config": CLIPVisionConfig}
+
+    def __init__(
+        self,
+        text_config=None,
+        vision_config=None,
+        projection_dim: int = 512,
+        logit_scale_init_value: float = 2.6592,
+        logit_bias_init_value: float | None = None,
+        text_pooling: str = "pooler",
+        **kwargs,
+    ):
+        if text_pooling not in POOLINGS:
+            raise ValueError(f"`text_pooling` is {text_pooling!r}; expected {' or '.join(POOLINGS)}.")
+        for (key, config_class), config in zip(self.sub_configs.items(), (text_config, vision_config), strict=True):
+            if isinstance(config, PretrainedConfig):
+                config = config.to_dict()
+            # A Chinese-CLIP's towers have a model_type of their own, and the same settings. What a tower gives is
+            # asked for by name in here.
+            own = {"model_type": config_class.model_type, "return_dict": True}
+            setattr(self, key, config_class(**{**(config or {}), **own}))
+        self.text_config.text_pooling = text_pooling
+        self.vision_config.projection_dim = projection_dim  # for CLIPVisionModelWithProjection
+        self.text_pooling = text_pooling
+        self.projection_dim = projection_dim
+        self.logit_scale_init_value = logit_scale_init_value
+        self.logit_bias_init_value = logit_bias_init_value
+        super().__init__(**kwargs)
+
+
+class FirstToken(nn.Module):
+    """In the place of BERT's pooler: the last hidden state of [CLS] as it is. Has no weights."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states[:, 0].clone()  # a view would keep the states of all tokens
+
+
+def text_tower(config: BertConfig) -> BertModel:
+    """BertModel whose pooler_output is what `config.text_pooling` says."""
+    has_pooler = config.text_pooling == "pooler"
+    tower = BertModel._from_config(config, add_pooling_layer=has_pooler)
+    if not has_pooler:
+        tower.pooler = FirstToken()
+    return tower
+
+
+def fit_to_positions(config: BertConfig, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Cut (B, T, …) tensors to the positions that the tower has, where BertModel itself dies of an index error."""
+    return [tensor if tensor is None else tensor[:, : config.max_position_embeddings] for tensor in tensors]
+
+
+class BertCLIPPreTrainedModel(PreTrainedModel):
+    """What every BertCLIP model can do, as transformers wants it declared."""
+
+    config_class = BertCLIPConfig
+    base_model_prefix = "clip"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # Older checkpoints store buffers that both towers make anew, and some a pooler that "cls" pooling passes by.
+    _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$", r"^text_model\.pooler\."]
+
+
+class BertCLIPModel(BertCLIPPreTrainedModel):
+    """CLIP with a Chinese BERT as text tower, trained by locked-image tuning (LiT, arXiv:2111.07991)."""
+
+    def __init__(self, config: BertCLIPConfig):
+        super().__init__(config)
+        self.text_model = text_tower(config.text_config)
+        vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.vision_model = getattr(vision_model, "vision_model", vision_model)  # transformers 4 wraps it once more
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
+
+    def _encode_text(
+        self, input_ids, attention_mask, token_type_ids, position_ids, **kwargs
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        input_ids, attention_mask, token_type_ids, position_ids = fit_to_positions(
+            self.config.text_config, input_ids, attention_mask, token_type_ids, position_ids
+        )
+        return self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """(B, T) tokens → (B, D) projected features, not normalised."""
+        outputs = self._encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        return self.text_projection(outputs.pooler_output)
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> Tensor:
+        """(B, 3, H, W) pixels → (B, D) projected features, not normalised."""
+        outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
+        return self.visual_projection(outputs.pooler_output)
+
+    def contrastive_loss(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """CLIP's symmetric cross-entropy, or SigLIP's sigmoid loss where there is a bias: a scalar, in fp32."""
+        logits = self.logit_scale.float().exp() * image_embeds.float() @ text_embeds.float().T
+        if self.logit_bias is not None:
+            signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+            return -F.logsigmoid(signs * (logits + self.logit_bias)).sum() / len(logits)
+        matched = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, matched) + F.cross_entropy(logits.T, matched)) / 2
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
+        vision_pooler_output: Tensor | None = None,
+        **kwargs,
+    ) -> CLIPOutput:
+        """Embed texts, or images, or both; and then compare each with each.
+
+        Args:
+            input_ids: (B_text, T); attention_mask, token_type_ids and position_ids likewise, all optional.
+            pixel_values: (B_image, 3, H, W).
+            return_loss: also compute the contrastive loss; text i belongs to image i.
+            vision_pooler_output: (B_image, vision_hidden), instead of pixel_values: what the vision tower gave for
+                the images earlier.
+            return_dict: False gives a tuple of what there is, in the order of `CLIPOutput`.
+
+        Returns:
+            `CLIPOutput`: text_embeds (B_text, D) and image_embeds (B_image, D), L2-normalised; the outputs of both
+            towers; with both sides, logits_per_image (B_image, B_text) and its transpose logits_per_text =
+            scale · cosine, plus logit_bias if the model has one; loss.
+
+        Raises:
+            ValueError: neither texts nor images, or `return_loss` with unequal numbers of them.
+        """
+        text_outputs = vision_outputs = text_embeds = image_embeds = logits_per_text = loss = None
+        if vision_pooler_output is not None:
+            vision_outputs = BaseModelOutputWithPooling(pooler_output=vision_pooler_output.to(self.dtype))
+        elif pixel_values is not None:
+            vision_outputs = self.vision_model(
+                pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            )
+        elif input_ids is None:
+            raise ValueError("BertCLIPModel embeds texts and images: pass input_ids or pixel_values, or both.")
+        if vision_outputs is not None:
+            image_embeds = F.normalize(self.visual_projection(vision_outputs.pooler_output), dim=-1)
+        if input_ids is not None:
+            text_outputs = self._encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+            text_embeds = F.normalize(self.text_projection(text_outputs.pooler_output), dim=-1)
+        if text_embeds is not None and image_embeds is not None:
+            image_embeds = image_embeds.to(text_embeds.device)
+            logits_per_text = self.logit_scale.exp().to(text_embeds.device) * text_embeds @ image_embeds.T
+            if self.logit_bias is not None:
+                logits_per_text = logits_per_text + self.logit_bias
+            if return_loss:
+                loss = self.contrastive_loss(image_embeds, text_embeds)
+
+        outputs = CLIPOutput(
+            loss=loss,
+            logits_per_image=None if logits_per_text is None else logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        return outputs if return_dict else outputs.to_tuple()

@@ -18,13 +18,47 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, type=output_folder, help="new or empty folder, such as output/export"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--int8", action="store_true", help="onnx: also files of about a third of the size, _quantized"
+    )
+    parser.add_argument(
+        "--test_file", nargs="+", metavar="FILE", help="with --int8: pairs to say by how much recall falls"
+    )
+    parser.add_argument("--image_path", help="folder of their images; shards need none")
+    args = parser.parse_args()
+    if args.int8 and args.format != "onnx":
+        parser.error(f"--int8 is for --format onnx, not {args.format}")
+    if args.test_file and not args.int8:
+        parser.error("--test_file is for --int8, which alone loses recall")
+    if args.image_path and not args.test_file:
+        parser.error("--image_path is for --test_file")
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    export(args.model, args.format, args.output)
+    data = None
+    if args.test_file:
+        from component.evaluation.retrieval_data import read_retrieval_data
+
+        data = read_retrieval_data(args.test_file, args.image_path)
+    export(args.model, args.format, args.output, **({"int8": True} if args.int8 else {}))
     print(f"Saved to {args.output}, and compared with the model.")
+    if data:
+        print(recall_lost(args, data))
+
+
+def recall_lost(args: argparse.Namespace, data) -> str:
+    from component.checkpoint import load_checkpoint
+    from component.evaluation.retrieval import evaluate_retrieval
+    from component.export.onnx import load_graphs
+
+    model, processor = load_checkpoint(args.model)
+    whole, int8 = (
+        100 * evaluate_retrieval(one, processor, data).metrics["mean_recall"]
+        for one in (model, load_graphs(args.output, "_quantized"))
+    )
+    return f"Mean recall with int8: {int8:.1f}, {int8 - whole:+.1f} points against the model's {whole:.1f}."
 
 
 if __name__ == "__main__":

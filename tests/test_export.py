@@ -1,8 +1,11 @@
 """export_model.py: a checkpoint in the formats of others, loaded by their own classes."""
 
+import argparse
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -26,7 +29,9 @@ import export_model
 from component.checkpoint import load_checkpoint
 from component.command import run
 from component.embedding import embed_images, embed_texts
+from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import FORMATS, export
+from component.export.onnx import load_graphs
 from component.model import BertCLIPModel
 from component.processor import load_processor, save_processor
 
@@ -58,6 +63,18 @@ def exported(tmp_path_factory):
         return made[model_path, name]
 
     return give
+
+
+HAS_ONNX = all(importlib.util.find_spec(package) for package in ("onnx", "onnxscript", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="requirements-export.txt is not installed")
+EVERY_FORMAT = [pytest.param(name, marks=[needs_onnx] if name in ("onnx", "immich") else []) for name in FORMATS]
+
+
+@pytest.fixture(scope="session")
+def onnx_path(bert_clip_path, tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("onnx") / "folder")
+    export(bert_clip_path, "onnx", folder, int8=True)
+    return folder
 
 
 @pytest.fixture
@@ -185,6 +202,93 @@ def test_the_bert_is_that_of_save_bert_checkpoint(start, request, exported):
     assert all(torch.equal(bert.state_dict()[name], value) for name, value in weights.items())
 
 
+def open_graph(path: str, name: str):
+    """A graph by name, as a function of named tensors that gives named tensors."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(os.path.join(path, name))
+    names = [place.name for place in session.get_outputs()]
+
+    def compute(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = session.run(None, {place.name: inputs[place.name].numpy() for place in session.get_inputs()})
+        return dict(zip(names, map(torch.from_numpy, found), strict=True))
+
+    return compute
+
+
+def inputs_of(batch: int, length: int) -> dict[str, torch.Tensor]:
+    lengths = torch.randint(2, length + 1, (batch, 1))
+    return {
+        "input_ids": torch.randint(5, 30, (batch, length)),
+        "attention_mask": (torch.arange(length) < lengths).long(),
+        "pixel_values": torch.randn(34 - batch, 3, 32, 32),
+    }
+
+
+@needs_onnx
+def test_onnx_graphs_compute_as_the_model_for_any_batch_and_length(bert_clip_path, onnx_path):
+    model = BertCLIPModel.from_pretrained(bert_clip_path).eval()
+    graphs = [open_graph(onnx_path, f"onnx/{name}.onnx") for name in ("model", "text_model", "vision_model")]
+    shapes = [(batch, length) for batch in (1, 33) for length in (2, 24)]
+    for batch, length in [*shapes, *((1 + 7 * length % 33, length) for length in range(2, 25))]:
+        inputs = inputs_of(batch, length)
+        with torch.no_grad():
+            expected = model(**inputs)
+        for key, value in (item for graph in graphs for item in graph(**inputs).items()):
+            scale = model.logit_scale.exp().item() if key.startswith("logits") else 1
+            torch.testing.assert_close(value / scale, expected[key] / scale, atol=1e-5, rtol=0)
+
+
+@needs_onnx
+def test_onnx_graphs_have_the_names_that_transformers_js_asks_for(onnx_path):
+    import onnxruntime
+
+    def names(name: str) -> tuple[set, set]:
+        session = onnxruntime.InferenceSession(os.path.join(onnx_path, "onnx", name))
+        return {place.name for place in session.get_inputs()}, {place.name for place in session.get_outputs()}
+
+    tokens, embeds = {"input_ids", "attention_mask"}, {"text_embeds", "image_embeds"}
+    for ending in ("", "_quantized"):
+        assert names(f"text_model{ending}.onnx") == (tokens, {"text_embeds"})
+        assert names(f"vision_model{ending}.onnx") == ({"pixel_values"}, {"image_embeds"})
+        logits = {"logits_per_image", "logits_per_text"}
+        assert names(f"model{ending}.onnx") == (tokens | {"pixel_values"}, embeds | logits)
+
+
+@needs_onnx
+def test_int8_graphs_stay_near_the_model_and_what_they_lose_is_said(bert_clip_path, onnx_path, images, data):
+    _, processor = load_checkpoint(bert_clip_path)
+    graphs = load_graphs(onnx_path, "_quantized")
+    found = embed_texts(graphs, processor, CAPTIONS).embeds, embed_images(graphs, processor, images).embeds
+    for near, exact in zip(found, embeddings(bert_clip_path, images), strict=True):
+        assert 1e-5 < (near - exact).abs().max() < 0.1
+    args = argparse.Namespace(model=bert_clip_path, output=onnx_path)
+    pairs = read_retrieval_data(str(data / "train.csv"), str(data / "images"))
+    assert re.fullmatch(
+        r"Mean recall with int8: [0-9.]+, [+-][0-9.]+ points against the model's [0-9.]+\.",
+        export_model.recall_lost(args, pairs),
+    )
+
+
+@needs_onnx
+def test_transformers_js_embeds_texts_as_we_do(bert_clip_path, onnx_path, images):
+    code = """
+        const { AutoTokenizer, CLIPTextModelWithProjection } = require('@huggingface/transformers');
+        (async ([folder, ...texts]) => {
+            const tokenizer = await AutoTokenizer.from_pretrained(folder);
+            const model = await CLIPTextModelWithProjection.from_pretrained(folder, { dtype: 'fp32' });
+            const { text_embeds } = await model(await tokenizer(texts, { padding: true, truncation: true }));
+            console.log(JSON.stringify(text_embeds.tolist()));
+        })(process.argv.slice(1));
+    """
+    node = shutil.which("node") or pytest.skip("no Node here")
+    if subprocess.run([node, "-e", "require('@huggingface/transformers')"], capture_output=True).returncode:
+        pytest.skip("no @huggingface/transformers on NODE_PATH")
+    done = subprocess.run([node, "-e", code, onnx_path, *CAPTIONS], capture_output=True, text=True)
+    text_embeds, _ = embeddings(bert_clip_path, images)
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), text_embeds, atol=1e-5, rtol=0)
+
+
 def refused(command, capsys, output, *options) -> str:
     capsys.readouterr()
     assert command("--output", output, *options) == 2
@@ -213,7 +317,7 @@ def test_pooling_that_a_format_cannot_express_is_refused_with_the_reason_and_the
     assert reason in error and instead in error and not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EVERY_FORMAT)
 @pytest.mark.parametrize("bad", ["clip_path", "half_written", "no_config", "nowhere/at/all"])
 def test_what_is_no_whole_bertclip_is_one_line(name, bad, clip_path, cls_path, tmp_path, command, capsys):
     paths = {"clip_path": clip_path, "half_written": tmp_path / "cut", "no_config": tmp_path / "empty"}
@@ -243,3 +347,27 @@ def test_an_export_that_does_not_compute_as_the_model_leaves_nothing(cls_path, t
     options = ("--model", tmp_path / "nan", "--format", "chinese-clip")
     assert "embeds texts as NaN" in refused(command, capsys, tmp_path / "out", *options)
     assert os.listdir(tmp_path) == ["nan"]
+
+
+@pytest.mark.parametrize(
+    "package", ["onnx", *(pytest.param(name, marks=needs_onnx) for name in ("onnxscript", "onnxruntime"))]
+)
+def test_a_missing_package_is_named_before_any_work(package, cls_path, tmp_path, monkeypatch, command, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    error = refused(command, capsys, tmp_path / "out", "--model", cls_path, "--format", "onnx")
+    assert f"ONNX needs {package}: pip install {package}" in error and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (("--format", "bert", "--int8"), "--int8 is for --format onnx, not bert"),
+        (("--format", "onnx", "--test_file", "a.csv"), "--test_file is for --int8"),
+        (("--format", "onnx", "--image_path", "images"), "--image_path is for --test_file"),
+        (("--format", "gguf"), "invalid choice: 'gguf'"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, reason, tmp_path, command, capsys):
+    with pytest.raises(SystemExit):
+        command("--model", "nowhere/at/all", "--output", tmp_path, *options)
+    assert reason in capsys.readouterr().err

@@ -11,6 +11,7 @@ from component.export.folder import export_folder
 FORMATS = {
     "chinese-clip": "a native ChineseCLIPModel, which AutoModel, pipelines and transformers.js load",
     "vision-text-dual-encoder": "a VisionTextDualEncoderModel, which sentence-transformers loads too",
+    "onnx": "onnx/text_model.onnx, vision_model.onnx and model.onnx: onnxruntime, transformers.js",
     "bert": "the text tower alone, as save_bert_checkpoint.py writes it",
 }
 

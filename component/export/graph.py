@@ -1,0 +1,151 @@
+"""A part of the model as an ONNX graph, and the model again from two of them, computed by onnxruntime.
+
+Shapes: B texts or images, T tokens, D projection width.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from component.configuration import BertCLIPConfig
+from component.model import BertCLIPModel
+from component.optional import import_optional
+
+_MOST_BYTES = 2**31 - 2**24  # of one file of protobuf; the graph itself takes its part
+_AXES = {
+    "input_ids": {0: "num_texts", 1: "length"},
+    "attention_mask": {0: "num_texts", 1: "length"},
+    "pixel_values": {0: "num_images"},
+    "image": {0: "num_images"},
+}
+
+
+class TextGraph(nn.Module):
+    """(B, T) tokens of any kind of integer → (B, D), L2-normalised."""
+
+    def __init__(self, model: BertCLIPModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        features = self.model.get_text_features(input_ids=input_ids.long(), attention_mask=attention_mask.long())
+        return F.normalize(features, dim=-1)
+
+
+class ImageGraph(nn.Module):
+    """(B, 3, H, W) pixels → (B, D), L2-normalised."""
+
+    def __init__(self, model: BertCLIPModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return F.normalize(self.model.get_image_features(pixel_values), dim=-1)
+
+
+class PairGraph(nn.Module):
+    """Tokens and pixels → logits_per_image, logits_per_text, text_embeds, image_embeds, as `BertCLIPModel`."""
+
+    def __init__(self, model: BertCLIPModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
+        return outputs.logits_per_image, outputs.logits_per_text, outputs.text_embeds, outputs.image_embeds
+
+
+def require_onnx() -> None:
+    """Raise ModuleNotFoundError, which names the package, where one of the three is missing."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        import_optional(package, "ONNX")
+
+
+def token_inputs(dtype: torch.dtype = torch.long) -> dict[str, Tensor]:
+    """Tokens to trace a graph with; their number is not what it is bound to."""
+    return {"input_ids": torch.full((2, 5), 1, dtype=dtype), "attention_mask": torch.ones(2, 5, dtype=dtype)}
+
+
+def pixel_inputs(config: BertCLIPConfig, name: str = "pixel_values") -> dict[str, Tensor]:
+    """The same, of pixels."""
+    edge = config.vision_config.image_size
+    return {name: torch.zeros(3, config.vision_config.num_channels, edge, edge)}
+
+
+def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: str) -> None:
+    """Write a graph for any number of texts, tokens and images; weights of 2 GB and more lie beside it.
+
+    Args:
+        inputs: by the names that they get; given to `graph` in this order.
+    """
+    size = sum(value.numel() * value.element_size() for value in graph.state_dict().values())
+    with _quiet():
+        torch.onnx.export(
+            graph.eval(),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes=tuple(_AXES[name] for name in inputs),
+            dynamo=True,
+            external_data=size > _MOST_BYTES,
+            verbose=False,
+        )
+
+
+def quantize_graph(path: str, output: str) -> None:
+    """Write the same graph with int8 weights; what goes through them is quantized as it comes."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():  # without the patch embedding: onnxruntime has no int8 convolution for it
+        quantize_dynamic(path, output, op_types_to_quantize=["MatMul", "Gather"], weight_type=QuantType.QUInt8)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of exporter and quantizer, of torchvision and the like, which nothing here needs."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def open_graph(path: str):
+    """An onnxruntime session on the CPU."""
+    runtime = import_optional("onnxruntime", "ONNX")
+    return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+class GraphModel:
+    """A text and an image graph in the place of a `BertCLIPModel`, for `embed_texts` and `embed_images`."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, config: BertCLIPConfig, text_path: str, image_path: str):
+        self.config = config
+        self._text, self._image = open_graph(text_path), open_graph(image_path)
+
+    def get_text_features(self, **inputs: Tensor) -> Tensor:
+        """(B, T) tokens → (B, D)."""
+        return self._run(self._text, *inputs.values())
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels → (B, D)."""
+        return self._run(self._image, pixel_values)
+
+    @staticmethod
+    def _run(session, *inputs: Tensor) -> Tensor:
+        kinds = {"tensor(int32)": torch.int32, "tensor(int64)": torch.int64, "tensor(float)": torch.float32}
+        given = {
+            place.name: value.to(kinds[place.type]).numpy()
+            for place, value in zip(session.get_inputs(), inputs, strict=True)
+        }
+        return torch.from_numpy(session.run(None, given)[0])

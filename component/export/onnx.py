@@ -1,0 +1,75 @@
+"""ONNX graphs in the folder that transformers.js expects."""
+
+import os
+
+import torch
+
+from component.checkpoint import load_checkpoint
+from component.configuration import BertCLIPConfig
+from component.embedding import embed_images, embed_texts
+from component.export.graph import (
+    GraphModel,
+    ImageGraph,
+    PairGraph,
+    TextGraph,
+    export_graph,
+    open_graph,
+    pixel_inputs,
+    quantize_graph,
+    require_onnx,
+    token_inputs,
+)
+from component.export.samples import embed_samples
+from component.pretrained import loading
+from component.processor import save_processor
+
+NAMES = ("text_model", "vision_model", "model")
+
+
+def write(model_path: str, folder: str, int8: bool = False) -> None:
+    """Write onnx/text_model.onnx, vision_model.onnx and model.onnx, in fp32, with config.json and the processor.
+
+    Args:
+        int8: also the same with `_quantized` in the name, of about a third of the size. Those are not compared: only
+            labelled data can say how much recall they lose.
+    """
+    require_onnx()
+    model, processor = load_checkpoint(model_path)
+    samples = embed_samples(model.cpu(), processor)
+    tokens, pixels = token_inputs(), pixel_inputs(model.config)
+    os.mkdir(os.path.join(folder, "onnx"))
+    export_graph(TextGraph(model), tokens, ["text_embeds"], _path(folder, "text_model"))
+    export_graph(ImageGraph(model), pixels, ["image_embeds"], _path(folder, "vision_model"))
+    logits = ["logits_per_image", "logits_per_text"]
+    export_graph(
+        PairGraph(model), {**tokens, **pixels}, [*logits, "text_embeds", "image_embeds"], _path(folder, "model")
+    )
+    model.config.save_pretrained(folder)
+    save_processor(processor, folder)
+
+    graphs = load_graphs(folder)
+    text_embeds = embed_texts(graphs, processor, samples.texts).embeds
+    samples.require_same(text_embeds, embed_images(graphs, processor, samples.images).embeds)
+    inputs = processor(text=samples.texts, images=samples.images, padding=True, return_tensors="pt")
+    session = open_graph(_path(folder, "model"))
+    given = {place.name: inputs[place.name].numpy() for place in session.get_inputs()}
+    outputs = dict(zip([place.name for place in session.get_outputs()], session.run(None, given), strict=True))
+    samples.require_same(torch.from_numpy(outputs["text_embeds"]), torch.from_numpy(outputs["image_embeds"]))
+    if int8:
+        for name in NAMES:
+            quantize_graph(_path(folder, name), _path(folder, f"{name}_quantized"))
+
+
+def load_graphs(folder: str, ending: str = "") -> GraphModel:
+    """The two towers of an exported folder, as `embed_texts` and `embed_images` take a model.
+
+    Args:
+        ending: "_quantized" for the int8 ones.
+    """
+    with loading(folder):
+        config = BertCLIPConfig.from_pretrained(folder)
+    return GraphModel(config, *(_path(folder, f"{name}{ending}") for name in NAMES[:2]))
+
+
+def _path(folder: str, name: str) -> str:
+    return os.path.join(folder, "onnx", f"{name}.onnx")

@@ -11,22 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from component.files import write_json
+from component.files import new_file, write_json
+from component.optional import import_optional
 from component.search.gallery import Gallery
 
 INDEX, STATE = "vectors.faiss", "vectors.faiss.json"
 BOUND = 0.95  # of recall@10 against the exact search, below which it is said
 _PROBES = 0.02  # share of the cells that are looked into
 _TRAINING_VECTORS = 64  # for each cell
-
-
-def import_faiss():
-    """faiss. Raises ImportError with what to install."""
-    try:
-        import faiss
-    except ImportError:
-        raise ImportError("The approximate search needs faiss: pip install faiss-cpu") from None
-    return faiss
 
 
 class ApproximateIndex:
@@ -37,7 +29,7 @@ class ApproximateIndex:
 
     def search(self, query: Tensor, wanted: int, allowed: Tensor) -> Tensor:
         """(n,) int64 rows, n ≤ wanted, of those that are allowed ((N,) bool)."""
-        faiss = import_faiss()
+        faiss = import_optional("faiss", "The approximate search")
         selector = faiss.IDSelectorBitmap(np.packbits(allowed.numpy(), bitorder="little"))
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
         _, rows = self._index.search(query[None].numpy(), wanted, params=parameters)
@@ -50,7 +42,7 @@ def open_index(gallery: Gallery) -> ApproximateIndex:
     Raises:
         ImportError: faiss is not installed.
     """
-    faiss = import_faiss()
+    faiss = import_optional("faiss", "The approximate search")
     state = _read_state(gallery)
     if state is None or state["rows"] != len(gallery) or state["fingerprint"] != gallery.about["fingerprint"]:
         return build_index(gallery)
@@ -62,7 +54,7 @@ def build_index(gallery: Gallery) -> ApproximateIndex:
 
     (An index that is fine for images can be poor for texts, which lie elsewhere in the space.)
     """
-    faiss = import_faiss()
+    faiss = import_optional("faiss", "The approximate search")
     vectors = gallery.vectors()
     cells = max(1, min(len(vectors) // 39, round(4 * math.sqrt(len(vectors)))))  # faiss wants 39 vectors to a cell
     index = faiss.index_factory(gallery.width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
@@ -75,9 +67,8 @@ def build_index(gallery: Gallery) -> ApproximateIndex:
     index.nprobe = max(1, math.ceil(_PROBES * cells), min(cells, 8))
     built = ApproximateIndex(index, 0.0)
     built.recall = _recall(built, gallery)
-    temporary = os.path.join(gallery.folder, f"{INDEX}.{os.getpid()}.tmp")
-    faiss.write_index(index, temporary)
-    os.replace(temporary, os.path.join(gallery.folder, INDEX))
+    with new_file(os.path.join(gallery.folder, INDEX), "wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     state = {"rows": len(gallery), "fingerprint": gallery.about["fingerprint"], "recall": built.recall}
     write_json(os.path.join(gallery.folder, STATE), state)
     return built

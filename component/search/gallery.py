@@ -80,9 +80,9 @@ class Gallery:
 
     def __init__(self, folder: str):
         self.folder = folder
-        path = os.path.join(folder, ROWS)
-        if not os.path.isfile(path):
+        if not Gallery.is_made(folder):
             raise ValueError(f"{folder} is no gallery (it has no {ROWS}). Make one: python search_image.py index …")
+        path = os.path.join(folder, ROWS)
         self._rows = _connect(path)
         try:
             self.about = {key: json.loads(value) for key, value in self._rows.execute("SELECT * FROM about")}
@@ -98,19 +98,31 @@ class Gallery:
     def create(folder: str, width: int, **about) -> "Gallery":
         """Make an empty gallery for vectors of `width`; `about` is kept with it, as JSON."""
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, VECTORS), "ab"):
+        with open(os.path.join(folder, VECTORS), "wb"):
             pass
-        path = os.path.join(folder, ROWS)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with closing(sqlite3.connect(temporary)) as rows, rows:
-            rows.executescript(_SCHEMA)
+        # One transaction: SQLite itself sees to it that a killed process leaves all of it or nothing.
+        with closing(_connect(os.path.join(folder, ROWS))) as rows, rows:
+            rows.execute("BEGIN")
+            for statement in _SCHEMA.split(";"):
+                rows.execute(statement)
             entries = {"format": FORMAT, "width": width, **about}
             rows.executemany(
                 "INSERT INTO about VALUES (?, ?)",
                 [(key, json.dumps(value, ensure_ascii=False)) for key, value in entries.items()],
             )
-        os.replace(temporary, path)
         return Gallery(folder)
+
+    @staticmethod
+    def is_made(folder: str) -> bool:
+        """Whether there is a gallery, perhaps a damaged one, and not what a killed `create` left."""
+        path = os.path.join(folder, ROWS)
+        if not os.path.isfile(path):
+            return False
+        with closing(_connect(path)) as rows:
+            try:
+                return rows.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() != (0,)
+            except sqlite3.DatabaseError:
+                return True
 
     def close(self) -> None:
         self._rows.close()

@@ -12,7 +12,7 @@ from component.embedding import embed_texts
 from component.fingerprint import fingerprint
 from component.lock import sole_writer
 from component.model import BertCLIPModel
-from component.search.gallery import ROWS, Gallery
+from component.search.gallery import Gallery
 from component.search.query import Searcher
 from component.search.random_texts import RANDOM_TEXTS
 
@@ -39,7 +39,7 @@ def gallery_to_write(
         yield None, model.to(_PRECISIONS[precision]), processor
         return
     with sole_writer(folder, inside=True):
-        if os.path.isfile(os.path.join(folder, ROWS)):
+        if Gallery.is_made(folder):
             gallery = Gallery(folder)
             _require_same_model(gallery, key, model_path)
         else:

@@ -21,8 +21,8 @@ def group_by_length(lengths: Sequence[int], size: int, most_padding: float = 1.0
     order, groups = np.argsort(-lengths, kind="stable"), []
     while len(order):
         head = lengths[order[:size]]
-        padding = 1 - head.cumsum() / (head[0] * np.arange(1, len(head) + 1))  # were the group to end at each row
-        too_much = np.flatnonzero(padding >= most_padding)
+        tokens = head.cumsum() / (head[0] * np.arange(1, len(head) + 1))  # their share, were the group to end there
+        too_much = np.flatnonzero(tokens <= 1 - most_padding)
         end = too_much[0] if len(too_much) else len(head)
         groups.append(order[:end])
         order = order[end:]

@@ -15,6 +15,7 @@ from component.recipe.json_file import as_type, read_json
 from component.recipe.old_keys import translate
 from component.recipe.paths import expand_paths
 from component.recipe.trainer_checks import (
+    check_compiler,
     check_evaluation,
     check_numbers,
     check_optimizer,
@@ -155,6 +156,7 @@ class CLIPTrainingArguments(TrainingArguments):
             raise ValueError(f"transformers cannot take these arguments: {in_one_line(error)}") from error
         check_parallel(self)
         check_optimizer(self)
+        check_compiler(self)
 
     @property
     def group_size(self) -> int | None:

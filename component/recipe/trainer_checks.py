@@ -1,5 +1,6 @@
 """Keys of transformers' own that it would stumble over in the middle of the work, or pass over in silence."""
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from torch import nn
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
@@ -143,12 +145,47 @@ def check_optimizer(args) -> None:
     try:
         model = nn.Linear(1, 1)
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        _require_known_optim_args(args, model)
         optimizer = kind(**{"params": model.parameters(), **options})
         keys = f"`lr_scheduler_type` {args.lr_scheduler_type.value}, `lr_scheduler_kwargs` {args.lr_scheduler_kwargs}"
         steps = args.max_steps if args.max_steps > 0 else 10_000
         get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
     except Exception as error:  # of whatever kind the optimizer's package raises
         raise ValueError(f"{keys}: {in_one_line(error)}") from error
+
+
+def _require_known_optim_args(args, model: nn.Module) -> None:
+    """transformers passes over what it does not look for in `optim_args`, and does not mind what is said there."""
+    from transformers import Trainer
+
+    def options(optim_args: str | None):
+        other = copy.copy(args)
+        other.optim_args = optim_args
+        return Trainer.get_optimizer_cls_and_kwargs(other, model)
+
+    def has_effect(key: str) -> bool:
+        try:
+            return options(f"{key}=?") != options(None)
+        except Exception:  # it was looked for, and no number found
+            return True
+
+    keys = [item.partition("=")[0].strip() for item in (args.optim_args or "").split(",")]
+    if unknown := [key for key in keys if key and not has_effect(key)]:
+        raise ValueError(f"this optimizer takes no {', '.join(unknown)}")
+
+
+def check_compiler(args) -> None:
+    """Have torch look at how it is to compile; it compiles nothing until a model runs."""
+    if not args.torch_compile:
+        return
+    backend, mode = args.torch_compile_backend.lower(), args.torch_compile_mode
+    _require("torch_compile_backend", backend, [known.value.lower() for known in DynamoBackend])
+    try:
+        torch.compile(nn.Linear(1, 1), backend=backend, mode=mode)
+    except Exception as error:  # each backend has its own
+        raise ValueError(
+            f"`torch_compile_backend` {backend}, `torch_compile_mode` {mode}: {in_one_line(error)}"
+        ) from error
 
 
 def in_one_line(error: BaseException) -> str:

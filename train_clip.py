@@ -43,12 +43,14 @@ def train(args) -> int | None:
         load_model,
         record,
         require_a_step,
+        require_hub,
     )
     from component.training.interruption import Interrupted
     from component.training.results import remove_results, write_results
     from component.training.resume import begin, checkpoint_to_resume
 
     checkpoint = checkpoint_to_resume(args)
+    require_hub(args)
     model, processor = load_model(args)
     train_dataset, test_dataset = load_datasets(args, processor)
     for dataset in filter(None, (train_dataset, test_dataset)):

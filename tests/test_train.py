@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import CAPTIONS, run_python
@@ -19,7 +20,7 @@ from component.model import BertCLIPModel, BertCLIPTextModel
 from component.pairs.image_source import DecodedImages
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
-from component.training.build import load_datasets
+from component.training.build import load_datasets, require_hub
 from component.training.interruption import RunFailed
 from component.training.resume import require_whole
 
@@ -186,6 +187,13 @@ def test_a_users_mistake_is_one_line_without_a_traceback(train_args, keys, messa
     result = run_python("train_clip.py", "--train_args_file", train_args(**keys))
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_a_hub_that_does_not_answer_is_said_before_the_work(train_args, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
+    args = load_arguments(train_args(push_to_hub=True, hub_token="hf_1", hub_model_id="us/clip"))
+    with pytest.raises(ValueError, match="^`push_to_hub`: the Hub has no place for us/clip .*Check network, token"):
+        require_hub(args)
 
 
 def test_an_empty_batch_in_mid_accumulation_changes_nothing(trainer, data):

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 import transformers
+from huggingface_hub import create_repo
 from transformers import CLIPProcessor, set_seed
 
 from component.argument import CLIPTrainingArguments
@@ -16,6 +17,7 @@ from component.files import write_json
 from component.fingerprint import fingerprint
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.plain_text import one_line
 from component.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
@@ -25,6 +27,20 @@ logger = logging.getLogger(__name__)
 
 # Shares of [UNK] among the tokens of a table. Chinese BERTs leave well below 1 % of web captions unknown.
 MANY_UNKNOWN, MOST_UNKNOWN = 0.1, 0.9
+
+
+def require_hub(args: CLIPTrainingArguments) -> None:
+    """Make the repository that `push_to_hub` pushes to, as the Trainer will, or raise ValueError."""
+    if not args.push_to_hub or args.process_index:
+        return
+    name = args.hub_model_id or os.path.basename(args.output_dir)
+    try:
+        create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
+    except Exception as error:  # of the Hub, or of whatever connects to it
+        raise ValueError(
+            f"`push_to_hub`: the Hub has no place for {name} ({one_line(error)}). Check network, token and "
+            "hub_model_id, or leave push_to_hub out."
+        ) from error
 
 
 def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcessor]:

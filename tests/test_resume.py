@@ -308,10 +308,12 @@ def test_data_may_move_but_not_change(train_args, data, tmp_path, checkpoint_1):
     shutil.copytree(data, tmp_path / "moved")
     args = load_arguments(train_args(train_file=str(tmp_path / "moved" / "train.csv"), resume_from_checkpoint="auto"))
     assert checkpoint_to_resume(args) == checkpoint_1
-    with open(tmp_path / "moved" / "train.csv", "a", encoding="utf-8") as file:
-        file.write("小狗,,0.png\n")
-    with pytest.raises(ValueError, match="train_file was .*train.csv, .* is .*train.csv, "):
-        checkpoint_to_resume(args)
+    table = tmp_path / "moved" / "train.csv"
+    header, *rows = table.read_text(encoding="utf-8").splitlines()
+    for changed in ([*rows, "小狗,,0.png"], rows[::-1]):
+        table.write_text("\n".join([header, *changed]) + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="train_file was .*train.csv, .* is .*train.csv, "):
+            checkpoint_to_resume(args)
 
 
 def test_a_checkpoint_of_an_older_version_goes_on_with_a_line(train_args, tmp_path, checkpoint_1, caplog):

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from component.files import write_json
-from component.pairs.sources import expand
+from component.pairs.sources import expand, is_shard
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def write_run(run: Run, output_dir: str) -> None:
 
 
 def recipe_of(args) -> dict[str, Any]:
-    """Key → value, as JSON has them. Files stand there by name and size, so that data may move to another place."""
+    """Key → value, as JSON has them. Tables stand there by name and content, shards by name and size: data may
+    move."""
     theirs = {f.name for f in fields(TrainingArguments)}
     ours = [f.name for f in fields(args) if f.name not in theirs | HARMLESS]
     recipe = {key: getattr(args, key) for key in (*ours, *SHAPING, *LENGTH)}
@@ -105,9 +106,14 @@ def _identity(files: str | list[str]) -> str:
     paths = expand(files)
     sizes = [os.path.getsize(path) for path in paths]
     names = [os.path.basename(path) for path in paths]
-    digest = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=6)
+    for path in paths:
+        if not is_shard(path):  # a table is read as a whole anyhow, and one that was shuffled has the same size
+            with open(path, "rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
     named = names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} to {names[-1]}"
-    return f"{named}, {sum(sizes):,} bytes ({digest})"
+    return f"{named}, {sum(sizes):,} bytes ({digest.hexdigest()})"
 
 
 def require_same_recipe(path: str, before: dict[str, Any], args) -> None:

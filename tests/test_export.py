@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import CAPTIONS, ENVIRONMENT
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -24,6 +25,7 @@ from transformers import (
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import export_model
 from component.checkpoint import load_checkpoint
@@ -287,6 +289,40 @@ def test_transformers_js_embeds_texts_as_we_do(bert_clip_path, onnx_path, images
     done = subprocess.run([node, "-e", code, onnx_path, *CAPTIONS], capture_output=True, text=True)
     text_embeds, _ = embeddings(bert_clip_path, images)
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), text_embeds, atol=1e-5, rtol=0)
+
+
+@needs_onnx
+def test_immich_embeds_texts_and_images_from_the_folder_as_we_do(bert_clip_path, tmp_path, images, caplog):
+    folder = str(tmp_path / "immich")
+    export(bert_clip_path, "immich", folder)
+    assert "Immich has no name for embeddings of 16 numbers" in caplog.text
+
+    def read(*names: str) -> dict:
+        with open(os.path.join(folder, *names), encoding="utf-8") as file:
+            return json.load(file)
+
+    # As Immich does it, one text or image at a time.
+    tokenizer = Tokenizer.from_file(os.path.join(folder, "textual", "tokenizer.json"))
+    length = read("config.json")["text_cfg"]["context_length"]
+    pad_token = read("textual", "tokenizer_config.json")["pad_token"]
+    tokenizer.enable_padding(length=length, pad_token=pad_token, pad_id=tokenizer.token_to_id(pad_token))
+    tokenizer.enable_truncation(max_length=length)
+    embed_text, embed_image = (open_graph(folder, f"{kind}/model.onnx") for kind in ("textual", "visual"))
+    text_embeds, image_embeds = embeddings(bert_clip_path, images)
+    for text, expected in zip(CAPTIONS, text_embeds, strict=True):
+        tokens = tokenizer.encode(text)
+        ids, mask = (torch.tensor([row], dtype=torch.int32) for row in (tokens.ids, tokens.attention_mask))
+        found = embed_text(input_ids=ids, attention_mask=mask)["text_embeds"][0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    settings = read("visual", "preprocess_cfg.json")
+    assert (settings["size"], settings["interpolation"], settings["resize_mode"]) == ([32, 32], "bicubic", "shortest")
+    transform = CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size=32, image_mean=settings["mean"], image_std=settings["std"]
+    )
+    for image, expected in zip(images, image_embeds, strict=True):
+        found = embed_image(image=transform(image, return_tensors="pt")["pixel_values"])["image_embeds"][0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def refused(command, capsys, output, *options) -> str:

@@ -12,6 +12,7 @@ FORMATS = {
     "chinese-clip": "a native ChineseCLIPModel, which AutoModel, pipelines and transformers.js load",
     "vision-text-dual-encoder": "a VisionTextDualEncoderModel, which sentence-transformers loads too",
     "onnx": "onnx/text_model.onnx, vision_model.onnx and model.onnx: onnxruntime, transformers.js",
+    "immich": "textual/ and visual/ for the search of Immich",
     "bert": "the text tower alone, as save_bert_checkpoint.py writes it",
 }
 

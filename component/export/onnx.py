@@ -20,6 +20,7 @@ from component.export.graph import (
     token_inputs,
 )
 from component.export.samples import embed_samples
+from component.files import write_json
 from component.pretrained import loading
 from component.processor import save_processor
 
@@ -44,7 +45,9 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
     export_graph(
         PairGraph(model), {**tokens, **pixels}, [*logits, "text_embeds", "image_embeds"], _path(folder, "model")
     )
-    model.config.save_pretrained(folder)
+    config = model.config.to_dict()
+    config.pop("auto_map", None)  # there are no weights here for the classes that it names
+    write_json(os.path.join(folder, "config.json"), config)
     save_processor(processor, folder)
 
     graphs = load_graphs(folder)

@@ -1,0 +1,94 @@
+"""A folder of models for Immich's search, in its cache of CLIP models.
+
+What it reads there: textual.py and visual.py in machine-learning/immich_ml/models/clip of immich-app/immich, where a
+model of M-CLIP takes input_ids and attention_mask, int32.
+"""
+
+import logging
+import os
+
+import torch
+from PIL import Image
+
+from component.checkpoint import load_checkpoint
+from component.embedding import embed_images, embed_texts
+from component.export.graph import (
+    GraphModel,
+    ImageGraph,
+    TextGraph,
+    export_graph,
+    pixel_inputs,
+    require_onnx,
+    token_inputs,
+)
+from component.export.samples import embed_samples
+from component.files import write_json
+from component.processor import save_tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Immich knows the width of an embedding by the name of the folder, which has to be one that it knows.
+NAMES = {512: "XLM-Roberta-Large-Vit-B-32", 640: "XLM-Roberta-Large-Vit-B-16Plus", 768: "XLM-Roberta-Large-Vit-L-14"}
+_CONTEXT_LENGTH = 77  # every query is padded to it
+
+
+def write(model_path: str, folder: str) -> None:
+    """Write textual/ and visual/, each a graph and what Immich does before it, and config.json.
+
+    A warning says under which name Immich takes the folder, and what it does otherwise than the image processor.
+    """
+    require_onnx()
+    model, processor = load_checkpoint(model_path)
+    textual, visual = os.path.join(folder, "textual"), os.path.join(folder, "visual")
+    os.mkdir(textual)
+    os.mkdir(visual)
+    samples = embed_samples(model.cpu(), processor)
+    graphs = [os.path.join(part, "model.onnx") for part in (textual, visual)]
+    export_graph(TextGraph(model), token_inputs(torch.int32), ["text_embeds"], graphs[0])
+    export_graph(ImageGraph(model), pixel_inputs(model.config, "image"), ["image_embeds"], graphs[1])
+    save_tokenizer(processor.tokenizer, textual)
+    images = processor.image_processor
+    edge = model.config.vision_config.image_size
+    write_json(
+        os.path.join(visual, "preprocess_cfg.json"),
+        {
+            "size": [edge, edge],
+            "mode": "RGB",
+            "mean": list(images.image_mean),
+            "std": list(images.image_std),
+            "interpolation": Image.Resampling(images.resample).name.lower(),
+            "resize_mode": "shortest" if images.do_center_crop else "squash",
+        },
+    )
+    text_config, width = model.config.text_config, model.config.projection_dim
+    write_json(
+        os.path.join(folder, "config.json"),
+        {
+            "embed_dim": width,
+            "vision_cfg": {"image_size": edge},
+            "text_cfg": {
+                "context_length": min(_CONTEXT_LENGTH, text_config.max_position_embeddings),
+                "vocab_size": text_config.vocab_size,
+            },
+        },
+    )
+
+    exported = GraphModel(model.config, *graphs)
+    text_embeds = embed_texts(exported, processor, samples.texts).embeds
+    samples.require_same(text_embeds, embed_images(exported, processor, samples.images).embeds)
+    if width in NAMES:
+        logger.warning("Immich takes this folder under the name %s, and none that it does not know.", NAMES[width])
+    else:
+        logger.warning(
+            "Immich has no name for embeddings of %d numbers, but for %s: it would refuse this model's.",
+            width,
+            ", ".join(map(str, NAMES)),
+        )
+    if not images.do_center_crop:
+        logger.warning("Versions of Immich that do not know resize_mode crop images, which this model sees squeezed.")
+    elif images.size.shortest_edge != edge:
+        logger.warning(
+            "Immich scales the shorter edge of an image to %d, where this model's processor scales it to %s.",
+            edge,
+            images.size.shortest_edge,
+        )

@@ -91,6 +91,9 @@ def train(args) -> int | None:
         write_results(trainer, "train", result.metrics)
     if test_dataset is not None:
         write_results(trainer, "test", trainer.evaluate())
+        trainer.describe_final()
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def log_on_first_process(process_index: int) -> None:

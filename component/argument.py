@@ -121,6 +121,12 @@ class CLIPTrainingArguments(TrainingArguments):
             "nothing else."
         },
     )
+    model_license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Licence of the weights for the model card, in the Hub's words, e.g. apache-2.0; null: none."
+        },
+    )
     # Other defaults than transformers': a frozen tower leaves no parameter unused, and the collator needs all columns.
     ddp_find_unused_parameters: bool | None = False
     remove_unused_columns: bool = False

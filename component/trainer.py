@@ -23,6 +23,7 @@ from component.training.bad_images import BadImages
 from component.training.gather import gather_rows
 from component.training.interruption import RunFailed, ignore_signals_in_worker, naming_lost_process
 from component.training.log_window import LogWindow
+from component.training.model_card import write_model_card
 from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel, with_scalars
 from component.training.resumable_trainer import ResumableTrainer
 from component.training.sampler import SharedBatches
@@ -286,11 +287,30 @@ class CLIPTrainer(ResumableTrainer):
         self._require_finite_weights()
         new = os.path.join(self.args.output_dir, UNFINISHED, "checkpoint-final")
         with naming_full_disk(self.args.output_dir):
-            self.save_model(new)
+            self.save_model(new, _internal_call=True)  # without pushing it, which waits for the results
             if self.args.should_save:
+                self._write_model_card(new)
                 replace_folder(new, os.path.join(self.args.output_dir, "checkpoint-final"))
                 remove_unfinished(self.args.output_dir)
         self.accelerator.wait_for_everyone()
+
+    def describe_final(self) -> None:
+        """Write the model card of `checkpoint-final`, with the results that have come since it was saved."""
+        if self.args.should_save:
+            self._write_model_card(os.path.join(self.args.output_dir, "checkpoint-final"))
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        # The parent's would take the place of ours when it pushes.
+        if self.is_world_process_zero():
+            self._write_model_card(self.args.output_dir)
+
+    def _write_model_card(self, folder: str) -> None:
+        write_model_card(folder, self.args, self.model.config.projection_dim, len(self.train_dataset))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.args.should_save:
+            self.model.config.save_pretrained(self.args.output_dir)  # with its code, which the parent leaves behind
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if state_dict is not None:

@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import CAPTIONS, run_python
+from huggingface_hub import ModelCard
 from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel, TrainerCallback
 
 from component.argument import load_arguments
@@ -127,6 +128,17 @@ def test_a_run_leaves_a_folder_that_every_class_loads(train_args, data, clip_pat
     assert CLIPVisionModel.from_pretrained(final).config.hidden_size == 48
     saved = read(final, "tokenizer.json")
     assert saved["truncation"] is None and saved["padding"] is None
+
+    # the code for those who do not have this repository, and the card
+    for name in ("checkpoint-2", "checkpoint-3", "checkpoint-final"):
+        assert read(output, name, "config.json")["auto_map"] and (output / name / "modeling_bertclip.py").exists()
+    card = ModelCard.load(os.path.join(final, "README.md"))
+    assert card.data.library_name == "transformers" and card.data.license is None
+    assert card.data.pipeline_tag == "zero-shot-image-classification" and card.data.base_model is None
+    recalls = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert {f"eval_{key}": value for key, value in recalls.items()}.items() <= results.items() and len(recalls) == 7
+    assert "trust_remote_code=True" in card.text[:100] and "train.csv, 8 pairs" in card.text
+    assert str(tmp_path) not in card.content
 
 
 def test_starting_from_a_final_model(train_args, tmp_path):

@@ -47,6 +47,7 @@ HARMLESS = {
     "contrastive_chunk_size",
     "text_group_size",
     "overwrite_output_dir",
+    "model_license",
 }
 LENGTH = ("num_train_epochs", "max_steps")
 CONSTANT = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")

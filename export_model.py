@@ -55,10 +55,13 @@ def recall_lost(args: argparse.Namespace, data) -> str:
 
     model, processor = load_checkpoint(args.model)
     whole, int8 = (
-        100 * evaluate_retrieval(one, processor, data).metrics["mean_recall"]
-        for one in (model, load_graphs(args.output, "_quantized"))
+        evaluate_retrieval(one, processor, data).metrics for one in (model, load_graphs(args.output, "_quantized"))
     )
-    return f"Mean recall with int8: {int8:.1f}, {int8 - whole:+.1f} points against the model's {whole:.1f}."
+    before, after = 100 * whole["mean_recall"], 100 * int8["mean_recall"]
+    return (
+        f"Mean recall with int8: {after:.1f}, {after - before:+.1f} points against the model's {before:.1f}, on "
+        f"{whole['texts']:,} texts and {whole['images']:,} images ({whole['bad_images']:,} could not be read)."
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from component.embedding import embed_images, embed_texts
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import FORMATS, export
 from component.export.onnx import load_graphs
+from component.export.samples import embed_samples
 from component.model import BertCLIPModel
 from component.processor import load_processor, save_processor
 
@@ -264,10 +265,12 @@ def test_int8_graphs_stay_near_the_model_and_what_they_lose_is_said(bert_clip_pa
     found = embed_texts(graphs, processor, CAPTIONS).embeds, embed_images(graphs, processor, images).embeds
     for near, exact in zip(found, embeddings(bert_clip_path, images), strict=True):
         assert 1e-5 < (near - exact).abs().max() < 0.1
+    (data / "images" / "7.png").write_bytes(b"no image")
     args = argparse.Namespace(model=bert_clip_path, output=onnx_path)
     pairs = read_retrieval_data(str(data / "train.csv"), str(data / "images"))
     assert re.fullmatch(
-        r"Mean recall with int8: [0-9.]+, [+-][0-9.]+ points against the model's [0-9.]+\.",
+        r"Mean recall with int8: [0-9.]+, [+-][0-9.]+ points against the model's [0-9.]+, on 7 texts and "
+        r"7 images \(1 could not be read\)\.",
         export_model.recall_lost(args, pairs),
     )
 
@@ -375,7 +378,18 @@ def test_an_output_that_is_not_empty_is_refused_and_left_alone(name, cls_path, t
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
-def test_an_export_that_does_not_compute_as_the_model_leaves_nothing(cls_path, tmp_path, command, capsys):
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("error", [2e-5, torch.nan])
+def test_embeddings_that_are_not_those_of_the_model_are_refused(kind, error, cls_path):
+    samples = embed_samples(*load_checkpoint(cls_path))
+    embeds = [samples.text_embeds.clone(), samples.image_embeds.clone()]
+    samples.require_same(*embeds)
+    embeds[kind][-1, 0] += error
+    with pytest.raises(ValueError, match=f"embeds {['texts', 'images'][kind]} otherwise than the model"):
+        samples.require_same(*embeds)
+
+
+def test_an_export_of_what_embeds_nothing_leaves_nothing(cls_path, tmp_path, command, capsys):
     model = BertCLIPModel.from_pretrained(cls_path)
     model.text_projection.weight.data[0, 0] = torch.nan
     model.save_pretrained(tmp_path / "nan")

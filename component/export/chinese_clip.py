@@ -4,8 +4,7 @@ from transformers import ChineseCLIPConfig, ChineseCLIPModel, ChineseCLIPProcess
 from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 
 from component.checkpoint import load_checkpoint
-from component.export.native import check_native, tower_settings, write_native
-from component.export.samples import embed_samples, warn_of_bias
+from component.export.native import tower_settings, write_native
 
 
 def write(model_path: str, folder: str) -> None:
@@ -20,7 +19,6 @@ def write(model_path: str, folder: str) -> None:
             f"{model_path} embeds texts through BERT's pooler, which ChineseCLIPModel has not: there they would be "
             "embedded otherwise. Train with text_pooling 'cls', or take --format vision-text-dual-encoder."
         )
-    warn_of_bias(model, "ChineseCLIPModel")
     text_config, vision_config = tower_settings(model.config)
     config = ChineseCLIPConfig(
         text_config=text_config,
@@ -28,10 +26,7 @@ def write(model_path: str, folder: str) -> None:
         projection_dim=model.config.projection_dim,
         logit_scale_init_value=model.config.logit_scale_init_value,
     )
-    weights = model.state_dict()
-    weights.pop("logit_bias", None)
     settings = processor.image_processor.to_dict()
     settings.pop("image_processor_type")
     native = ChineseCLIPProcessor(ChineseCLIPImageProcessorPil(**settings), processor.tokenizer)
-    write_native(ChineseCLIPModel, config, weights, native, folder)
-    check_native(ChineseCLIPModel, ChineseCLIPProcessor, folder, embed_samples(model.cpu(), processor))
+    write_native(model, processor, ChineseCLIPModel, config, native, folder)

@@ -25,35 +25,29 @@ _AXES = {
 }
 
 
-class TextGraph(nn.Module):
-    """(B, T) tokens of any kind of integer → (B, D), L2-normalised."""
-
+class _Graph(nn.Module):
     def __init__(self, model: BertCLIPModel):
         super().__init__()
         self.model = model
+
+
+class TextGraph(_Graph):
+    """(B, T) tokens of any kind of integer → (B, D), L2-normalised."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         features = self.model.get_text_features(input_ids=input_ids.long(), attention_mask=attention_mask.long())
         return F.normalize(features, dim=-1)
 
 
-class ImageGraph(nn.Module):
+class ImageGraph(_Graph):
     """(B, 3, H, W) pixels → (B, D), L2-normalised."""
-
-    def __init__(self, model: BertCLIPModel):
-        super().__init__()
-        self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return F.normalize(self.model.get_image_features(pixel_values), dim=-1)
 
 
-class PairGraph(nn.Module):
+class PairGraph(_Graph):
     """Tokens and pixels → logits_per_image, logits_per_text, text_embeds, image_embeds, as `BertCLIPModel`."""
-
-    def __init__(self, model: BertCLIPModel):
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
@@ -109,13 +103,14 @@ def quantize_graph(path: str, output: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings of exporter and quantizer, of torchvision and the like, which nothing here needs."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def open_graph(path: str):

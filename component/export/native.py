@@ -1,17 +1,21 @@
 """Folders that transformers' own two-tower classes load without code of ours."""
 
+import logging
 import os
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import CLIPProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from component.configuration import BertCLIPConfig
-from component.export.samples import Samples
+from component.export.samples import Samples, embed_samples
 from component.export.sentence_transformers import write_sentence_transformers
+from component.model import BertCLIPModel
 from component.pretrained import loading
 from component.processor import save_processor
+
+logger = logging.getLogger(__name__)
 
 
 def tower_settings(config: BertCLIPConfig) -> tuple[dict, dict]:
@@ -20,33 +24,56 @@ def tower_settings(config: BertCLIPConfig) -> tuple[dict, dict]:
     for settings in towers:
         for key in ("model_type", "architectures", "text_pooling", "_name_or_path"):
             settings.pop(key, None)
-    towers[1]["projection_dim"] = config.projection_dim
     return towers
 
 
 def write_native(
-    model_class: type[PreTrainedModel],
+    model: BertCLIPModel,
+    processor: CLIPProcessor,
+    native_class: type[PreTrainedModel],
     config: PretrainedConfig,
-    weights: dict[str, Tensor],
-    processor: ProcessorMixin,
+    native_processor: ProcessorMixin,
     folder: str,
+    rename: Callable[[str], str] = str,
 ) -> None:
-    """Write config.json, the weights by the names given, the processor, and what sentence-transformers reads."""
-    config.architectures = [model_class.__name__]
-    config.dtype = weights["text_projection.weight"].dtype
+    """Write config.json, the weights bit for bit, the processor, and what sentence-transformers reads; then compare.
+
+    A bias of the sigmoid loss, which none of these classes has a place for, is left out, and a warning says so.
+
+    Args:
+        model, processor: what is exported. The model is in fp32 afterwards.
+        native_class, config, native_processor: what it becomes.
+        rename: name of a weight of ours → its name in the file.
+
+    Raises:
+        ValueError: what was written does not load whole, or embeds the samples otherwise.
+    """
+    weights = model.state_dict()
+    if (bias := weights.pop("logit_bias", None)) is not None:
+        logger.warning(
+            "%s has no place for logit_bias (here %.4f): embeddings and rankings stay, but add it to the logits "
+            "before a sigmoid.",
+            native_class.__name__,
+            bias.item(),
+        )
+    config.architectures = [native_class.__name__]
+    config.dtype = model.dtype
     config.save_pretrained(folder)
-    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-    save_processor(processor, folder)
+    save_file(
+        {rename(name): value.cpu().contiguous() for name, value in weights.items()},
+        os.path.join(folder, "model.safetensors"),
+        metadata={"format": "pt"},
+    )
+    save_processor(native_processor, folder)
     write_sentence_transformers(folder)
+    _check(native_class, type(native_processor), folder, embed_samples(model.cpu(), processor))
 
 
-def check_native(
-    model_class: type[PreTrainedModel], processor_class: type[ProcessorMixin], folder: str, samples: Samples
+def _check(
+    native_class: type[PreTrainedModel], processor_class: type[ProcessorMixin], folder: str, samples: Samples
 ) -> None:
-    """Load the folder, and raise ValueError where a weight is missing or an embedding is not that of the model."""
     with loading(folder):
-        model, info = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = native_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         processor = processor_class.from_pretrained(folder)
     if any(info.values()):
         raise ValueError(f"The export does not load whole: {info}. Please report it.")

@@ -3,7 +3,6 @@
 Shapes: n samples, D projection width.
 """
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +12,6 @@ from transformers import CLIPProcessor
 
 from component.embedding import embed_images, embed_texts
 from component.model import BertCLIPModel
-
-logger = logging.getLogger(__name__)
 
 TEXTS = ("一只小狗在摇尾巴", "红色的圆", "A photo of 2 cats, 2024.", "", "山" * 600)
 SIZES = ((224, 224), (90, 300), (64, 48))
@@ -36,14 +33,14 @@ class Samples:
     text_embeds: Tensor
     image_embeds: Tensor
 
-    def require_same(self, text_embeds: Tensor, image_embeds: Tensor, tolerance: float = TOLERANCE) -> None:
+    def require_same(self, text_embeds: Tensor, image_embeds: Tensor) -> None:
         """Raise ValueError where the export has other embeddings, (n, D) and normalised, than the model."""
         for kind, found, expected in (
             ("texts", text_embeds, self.text_embeds),
             ("images", image_embeds, self.image_embeds),
         ):
             error = (found - expected).abs().max().item()
-            if not error <= tolerance:
+            if not error <= TOLERANCE:
                 raise ValueError(
                     f"The export embeds {kind} otherwise than the model, by up to {error:.1e}; nothing was written. "
                     "Please report it, with the config.json of the model."
@@ -57,14 +54,3 @@ def embed_samples(model: BertCLIPModel, processor: CLIPProcessor) -> Samples:
     model.float()
     text_embeds = embed_texts(model, processor, TEXTS).embeds
     return Samples(list(TEXTS), images, text_embeds, embed_images(model, processor, images).embeds)
-
-
-def warn_of_bias(model: BertCLIPModel, name: str) -> None:
-    """Say what is lost where a format has no place for the bias of a model trained with the sigmoid loss."""
-    if model.logit_bias is not None:
-        logger.warning(
-            "%s has no place for logit_bias (here %.4f): embeddings and rankings stay, but add it to the logits "
-            "before a sigmoid.",
-            name,
-            model.logit_bias.item(),
-        )

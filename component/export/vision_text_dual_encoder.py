@@ -9,8 +9,7 @@ from transformers import (
 )
 
 from component.checkpoint import load_checkpoint
-from component.export.native import check_native, tower_settings, write_native
-from component.export.samples import embed_samples, warn_of_bias
+from component.export.native import tower_settings, write_native
 
 
 def write(model_path: str, folder: str) -> None:
@@ -25,7 +24,6 @@ def write(model_path: str, folder: str) -> None:
             f"{model_path} has no pooler, through which VisionTextDualEncoderModel embeds texts. Take --format "
             "chinese-clip, which needs none."
         )
-    warn_of_bias(model, "VisionTextDualEncoderModel")
     text_config, vision_config = tower_settings(model.config)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
         CLIPVisionConfig(**vision_config),
@@ -33,13 +31,10 @@ def write(model_path: str, folder: str) -> None:
         projection_dim=model.config.projection_dim,
         logit_scale_init_value=model.config.logit_scale_init_value,
     )
-    weights = model.state_dict()
-    weights.pop("logit_bias", None)
-    # transformers 4 finds its tower in the folder under these names alone, and 5 too under them.
-    weights = {
-        f"vision_model.{name}" if name.startswith("vision_model.") else name: value for name, value in weights.items()
-    }
     native = VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer)
-    write_native(VisionTextDualEncoderModel, config, weights, native, folder)
-    samples = embed_samples(model.cpu(), processor)
-    check_native(VisionTextDualEncoderModel, VisionTextDualEncoderProcessor, folder, samples)
+    write_native(model, processor, VisionTextDualEncoderModel, config, native, folder, _name)
+
+
+def _name(name: str) -> str:
+    # transformers 4 finds the vision tower under these names alone, and 5 finds it under them too.
+    return f"vision_model.{name}" if name.startswith("vision_model.") else name

@@ -211,6 +211,7 @@ class CLIPTrainer(ResumableTrainer):
         with naming_lost_process():
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
             batches, self._evaluated = gather_object(self._evaluated), []
+            self._bad_images.share()
         if not batches:
             raise ValueError(f"{table.file}: none of its pictures can be read.")
         rows, text_embeds, image_embeds = (
@@ -243,6 +244,7 @@ class CLIPTrainer(ResumableTrainer):
             logs["logit_scale"] = self._logit_scale.item()
         super().log(logs, *args, **kwargs)
         if "loss" in logs or "train_loss" in logs:
+            self._bad_images.share()
             self._require_learning()
 
     def _require_learning(self) -> None:

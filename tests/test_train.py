@@ -4,12 +4,14 @@ import json
 import math
 import multiprocessing
 import os
+import re
+import shutil
 import subprocess
 
 import huggingface_hub
 import pytest
 import torch
-from conftest import CAPTIONS, run_python
+from conftest import CAPTIONS, ROOT, run_python
 from huggingface_hub import ModelCard
 from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel, TrainerCallback
 
@@ -406,6 +408,47 @@ def test_images_that_are_gone_stop_the_run_and_it_goes_on_when_they_are_back(tra
     again = trainer(**{**keys, "max_steps": 12})
     again.train(resume_from_checkpoint=checkpoint)
     assert again.state.global_step == 12 and saved(tmp_path / "output") == ["checkpoint-10", "checkpoint-12"]
+
+
+ONE_DISK_FAILS = """
+import pathlib, sys
+import transformers
+sys.path[:0] = [{root!r}]
+import train_clip
+from component.argument import load_arguments
+from component.training.interruption import RunFailed, leave_group
+
+args = load_arguments({args_file!r})
+args.image_path += str(args.process_index)  # each node's own disk
+
+class DiskFails(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and args.process_index == 1:
+            for path in pathlib.Path(args.image_path).iterdir():
+                path.write_bytes(b"<html>")
+
+transformers.trainer.DEFAULT_CALLBACKS.append(DiskFails)
+train_clip.log_on_first_process(args.process_index)
+try:
+    train_clip.train(args)
+except RunFailed as failure:
+    print("STOPPED", failure, flush=True)
+leave_group()
+"""
+
+
+def test_images_that_are_gone_for_one_process_stop_all_and_are_named_once(train_args, data, tmp_path):
+    for rank in range(2):
+        shutil.copytree(data / "images", data / f"images{rank}")
+    keys = dict(image_feature_cache="off", ddp_backend="gloo", per_device_train_batch_size=2, num_train_epochs=9)
+    script = tmp_path / "one_disk_fails.py"
+    script.write_text(ONE_DISK_FAILS.format(root=ROOT, args_file=train_args(**keys, logging_steps=2)))
+    result = run_python(script, processes=2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("at step 6: no picture could be read by process 1 in the last 4 batches") == 2
+    named = re.findall(r"left out of .*train.csv: (\d.png): html", result.stderr)
+    assert len(named) >= 4 and len(named) == len(set(named))
+    assert saved(tmp_path / "output") == ["checkpoint-6"]
 
 
 def test_bad_images_that_are_neighbours_are_no_outage(trainer, data):

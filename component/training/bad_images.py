@@ -18,14 +18,28 @@ class BadImages:
     def __init__(self, *splits: str):
         self._rows: dict[str, set[int]] = {split: set() for split in splits}
         self._named: set[tuple[str, int]] = set()
+        self._found: list[tuple[str, int, str]] = []  # by this process, since the last `share`
 
     def note(self, split: str, file: str, bad_images: Iterable[tuple[int, str]]) -> None:
         """Count and name (row, reason) of some pictures of a file."""
         for row, reason in bad_images:
             self._rows[split].add(row)
-            if (file, row) not in self._named:
-                self._named.add((file, row))
-                logger.warning("left out of %s: %s", file, reason)
+            if self._name(file, row, reason):
+                self._found.append((file, row, reason))
+
+    def share(self) -> None:
+        """Name what the other processes found, as the first one alone writes to the log. All call it together."""
+        found, self._found = gather_object(self._found), []
+        for file, row, reason in found:
+            self._name(file, row, reason)
+
+    def _name(self, file: str, row: int, reason: str) -> bool:
+        """Whether it had not been named before."""
+        is_new = (file, row) not in self._named
+        if is_new:
+            self._named.add((file, row))
+            logger.warning("left out of %s: %s", file, reason)
+        return is_new
 
     def count(self, split: str, rows: Iterable[int]) -> None:
         """Count rows that were named before the run was resumed."""

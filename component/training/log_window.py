@@ -19,7 +19,8 @@ class LogWindow:
         self._pairs: list[int] = []
         self._losses: list[Tensor] = []
         self._start = time.perf_counter()
-        self._dead_batches = 0  # in a row, up to the beginning of the window
+        # In a row, up to the beginning of the window: without an image here, without training anywhere.
+        self._blind_batches = self._dead_batches = 0
 
     def add(self, pairs: int, loss: Tensor) -> None:
         """A batch of so many good pairs, and its loss."""
@@ -43,31 +44,37 @@ class LogWindow:
     def is_dead(self) -> bool:
         """The last batches that this process knows of were no training."""
         if not self._pairs:
-            return self._dead_batches > 0
+            return self._blind_batches + self._dead_batches > 0
         return not any(loss.item() and loss.isfinite() for loss in self._losses)
 
     def close(self, can_read_an_image: Callable[[], bool]) -> str | None:
         """Begin the next window; why this one was no training, if it was none. All processes call it together.
 
         Args:
-            can_read_an_image: asked where there was none in the batches, which may be chance.
+            can_read_an_image: asked where this process had none in the batches, which may be chance.
         """
-        # (processes, batches)
-        pairs = np.array(gather_object([self._pairs]))
-        losses = np.array(gather_object([[loss.item() for loss in self._losses]]))
+        self._blind_batches = _in_a_row(self._blind_batches, np.array(self._pairs) == 0)
+        is_blind = self._pairs and self._blind_batches >= max(len(self._pairs), FEWEST_DEAD_BATCHES)
+        # A disk may be gone for one process alone: its node's.
+        blind = self._blind_batches if is_blind and not can_read_an_image() else 0
+        processes = gather_object([(blind, self._pairs, [loss.item() for loss in self._losses])])
         self._pairs, self._losses, self._start = [], [], time.perf_counter()
-        has_no_image = pairs.sum(axis=0) == 0
+        blind, pairs, losses = (np.array(column) for column in zip(*processes, strict=True))
+        if blind.any():
+            where = "" if blind.all() else f" by process {', '.join(map(str, np.flatnonzero(blind)))}"
+            return f"no picture could be read{where} in the last {blind.max()} batches"
+        has_no_image = pairs.sum(axis=0) == 0  # pairs and losses: (processes, batches)
         is_not_finite = ~np.isfinite(losses).all(axis=0)
         # A single pair has no negatives, so that its loss of 0 says nothing.
         is_zero = (losses == 0).all(axis=0) & (pairs.sum(axis=0) > 1)
         is_dead = has_no_image | is_not_finite | is_zero
-        if not is_dead.all():
-            self._dead_batches = int(is_dead[::-1].argmin())
+        self._dead_batches = _in_a_row(self._dead_batches, is_dead)
+        if self._dead_batches < max(len(is_dead), FEWEST_DEAD_BATCHES) or has_no_image.all():
             return None
-        self._dead_batches += len(is_dead)
-        if not len(is_dead) or self._dead_batches < FEWEST_DEAD_BATCHES:
-            return None
-        batches = f"in the last {self._dead_batches} batches"
-        if has_no_image.all():
-            return None if any(gather_object([can_read_an_image()])) else f"no picture could be read {batches}"
-        return f"the loss was {'exactly 0' if is_zero.all() else 'no finite number, or 0,'} {batches}"
+        loss = "exactly 0" if is_zero.all() else "no finite number, or 0,"
+        return f"the loss was {loss} in the last {self._dead_batches} batches"
+
+
+def _in_a_row(before: int, flags: np.ndarray) -> int:
+    """So many flags are set in a row up to the end, where so many were before these."""
+    return before + len(flags) if flags.all() else int(flags[::-1].argmin())

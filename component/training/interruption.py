@@ -135,14 +135,14 @@ def naming_lost_process() -> Iterator[None]:
     """Around the work of processes: turn what torch raises when one is gone into `LostProcess`, and what one of its
     DataLoader workers raised, which comes with a traceback in its text, into the last line of that."""
     try:
-        yield
-    except (OSError, MemoryError) as error:
-        if "DataLoader worker" not in str(error):
+        try:
+            yield
+        except (EOFError, ConnectionError):
+            # The end of a worker's pipe may be seen before its death, of which torch then tells by a signal.
+            time.sleep(1)
             raise
-        line = str(error).strip().rpartition("\n")[2]
-        raise type(error)(line.removeprefix(f"{type(error).__name__}: ")) from None
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if not isinstance(error, RuntimeError) or "DataLoader worker" in str(error):
             name = re.search(r"killed by signal: (\w+)", f"{error} {error.__cause__}")
             raise LostProcess(
                 f"a process that loads data was lost{f' ({name[1]})' if name else ''}. If memory ran out, set a lower "
@@ -155,6 +155,11 @@ def naming_lost_process() -> Iterator[None]:
             f"process {dist.get_rank()} has lost another process of this run ({reason}). Why that one ended stands "
             "further up, or on another node. Start again with resume_from_checkpoint auto."
         ) from error
+    except (OSError, MemoryError) as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        line = str(error).strip().rpartition("\n")[2]
+        raise type(error)(line.removeprefix(f"{type(error).__name__}: ")) from None
 
 
 def leave_group() -> None:

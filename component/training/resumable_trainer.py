@@ -70,7 +70,7 @@ class ResumableTrainer(Trainer):
         self.took_steps = False
         if resume_from_checkpoint:
             self.load_extra_state(read_record(resume_from_checkpoint)["extra_state"])
-        with self._interruption.listening(), naming_lost_process():
+        with naming_lost_process(), self._interruption.listening():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_state(self) -> None:

@@ -45,10 +45,12 @@ def main() -> int:
     from component.pairs.lines import read_lines
     from component.similarity import choose_tasks
 
-    images, texts = image_files(args.images), args.texts + (read_lines(args.text_file) if args.text_file else [])
+    images, texts = image_files(args.images), list(args.texts)
+    if args.text_file:
+        texts += read_lines(args.text_file).values()
     if not (images or texts):
         folder = os.path.relpath(EXAMPLES)
-        images, texts = image_files([folder]), read_lines(os.path.join(folder, "texts.txt"))
+        images, texts = image_files([folder]), list(read_lines(os.path.join(folder, "texts.txt")).values())
     return predict(args, choose_tasks(args.task, bool(images), bool(texts)), images, texts)
 
 

@@ -396,11 +396,17 @@ def test_class_names_that_do_not_match_are_said(data, tmp_path, names, message):
         read_image_folder(str(data / "images"), str(tmp_path / "names.txt"))
 
 
-@pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
-def test_class_names_in_another_encoding_name_the_file(data, tmp_path, encoding):
-    (tmp_path / "names.txt").write_text("九\n十\n", encoding=encoding)
-    with pytest.raises(ValueError, match="names.txt is not UTF-8"):
+def test_class_names_in_another_encoding_name_the_file_and_the_mend(data, tmp_path):
+    (tmp_path / "names.txt").write_text("第九类\n第十类\n", encoding="gbk")
+    with pytest.raises(ValueError, match="names.txt is not UTF-8 .*in line 1.* GBK. Convert it: iconv"):
         read_image_folder(make_image_folder(data, tmp_path, ["10", "9"]), str(tmp_path / "names.txt"))
+
+
+def test_class_names_as_windows_saves_them_are_read(data, tmp_path):
+    folder = make_image_folder(data, tmp_path, ["10", "9"])
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "names.txt").write_text("九\r\n十\r\n", encoding=encoding)
+        assert read_image_folder(folder, str(tmp_path / "names.txt")).class_names == ["九", "十"]
 
 
 # ---- the script ----

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from component.pairs.lines import read_lines
+
 # What stands between a folder and its name where people do not write a tab.
 SEPARATORS = r"[\s,，;；:：|=]+"
 MEND = "Write each line as folder<TAB>name, or as the name alone, in the order of the folders."
@@ -12,7 +14,7 @@ def read_class_names(path: str, folders: Sequence[str]) -> list[str]:
     """The name of each folder.
 
     Args:
-        path: UTF-8 text; each line is either `folder<TAB>name`, where `folder name`, `folder,name` and the like will
+        path: text file; each line is either `folder<TAB>name`, where `folder name`, `folder,name` and the like will
             do, or the name alone. Lines with a tab may speak of further folders.
         folders: in the order that names without a folder have.
 
@@ -20,14 +22,7 @@ def read_class_names(path: str, folders: Sequence[str]) -> list[str]:
         ValueError: lines and folders do not match, or a line can be read in two ways.
         OSError: there is no such file.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = {number: line.strip() for number, line in enumerate(file, start=1) if line.strip()}
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8, for example from GBK: "
-            f"iconv -f gb18030 -t utf-8 {path} > utf8.txt"
-        ) from None
+    lines = read_lines(path)
     if any("\t" in line for line in lines.values()):
         pairs = {number: line.split("\t", 1) for number, line in lines.items()}
     else:

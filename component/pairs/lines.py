@@ -1,20 +1,17 @@
 """Texts from a file with one a line."""
 
+from component.pairs.text_file import open_text, text_lines
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 file, with or without BOM; without white space around them, and without the empty ones.
+
+def read_lines(path: str) -> dict[int, str]:
+    """Number → line of a text file (see `open_text`), without white space around them, and without the empty ones.
 
     Raises:
-        ValueError: not UTF-8, or there is no text.
+        ValueError: it is no text file, with the mend, or there is no text in it.
         OSError: there is no such file.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(
-            f"{path} is not UTF-8. Convert it first: iconv -f gb18030 -t utf-8 {path} > utf8.txt"
-        ) from None
+    with open_text(path) as file:
+        lines = {number: line.strip() for number, line in enumerate(text_lines(file, path), 1) if line.strip()}
     if not lines:
         raise ValueError(f"{path} holds no text; one a line is expected.")
     return lines

@@ -298,7 +298,7 @@ def test_transformers_js_embeds_texts_as_we_do(bert_clip_path, onnx_path, images
 def test_immich_embeds_texts_and_images_from_the_folder_as_we_do(bert_clip_path, tmp_path, images, caplog):
     folder = str(tmp_path / "immich")
     export(bert_clip_path, "immich", folder)
-    assert "Immich has no name for embeddings of 16 numbers" in caplog.text
+    assert "no name of M-CLIP for embeddings of 16 numbers" in caplog.text
 
     def read(*names: str) -> dict:
         with open(os.path.join(folder, *names), encoding="utf-8") as file:

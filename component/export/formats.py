@@ -9,7 +9,7 @@ import importlib
 from component.export.folder import export_folder
 
 FORMATS = {
-    "chinese-clip": "a native ChineseCLIPModel, which AutoModel, pipelines and transformers.js load",
+    "chinese-clip": "a native ChineseCLIPModel, which AutoModel, pipelines and sentence-transformers load",
     "vision-text-dual-encoder": "a VisionTextDualEncoderModel, which sentence-transformers loads too",
     "onnx": "onnx/text_model.onnx, vision_model.onnx and model.onnx: onnxruntime, transformers.js",
     "immich": "textual/ and visual/ for the search of Immich",

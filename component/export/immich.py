@@ -80,7 +80,7 @@ def write(model_path: str, folder: str) -> None:
         logger.warning("Immich takes this folder under the name %s, and none that it does not know.", NAMES[width])
     else:
         logger.warning(
-            "Immich has no name for embeddings of %d numbers, but for %s: it would refuse this model's.",
+            "Immich has no name of M-CLIP for embeddings of %d numbers, but for %s: it may not take this folder.",
             width,
             ", ".join(map(str, NAMES)),
         )

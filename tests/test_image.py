@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -181,6 +182,17 @@ def test_every_road_gives_the_same_verdict_on_damage_and_never_another_error(for
         del damaged[dice.choice([len(whole), len(whole), dice.randrange(len(whole))]) :]
         first, *others = (verdict(road, bytes(damaged)) for road in roads)
         assert others == [first] * 3
+
+
+def test_a_damaged_tiff_writes_nothing_to_the_terminal(capfd):
+    content = io.BytesIO()
+    Image.new("1", (40, 40)).save(content, "TIFF", compression="group4")
+    for place in range(8, len(content.getvalue()) - 4, 8):
+        damaged = bytearray(content.getvalue())
+        damaged[place : place + 4] = b"\xff\x0f\xf0\x55"
+        with suppress(BadImageError):
+            load_image(io.BytesIO(damaged))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_noise_behind_every_magic_is_a_verdict():

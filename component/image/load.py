@@ -4,8 +4,10 @@ What an image may cost is bounded before its pixels have any room: MAX_FILE_BYTE
 MAX_ASPECT to be scaled, MAX_SCANS in time.
 """
 
+import ctypes
 import errno
 import io
+import logging
 import os
 import re
 import stat
@@ -55,6 +57,11 @@ _DAMAGED = {"JPEG", "PNG", "GIF", "WEBP"}  # Pillow knows them whole; of the oth
 Image.init()
 # Pillow warns of what it repairs, and of sizes that are refused here anyway.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# And what the verdict says, it logs too, and libtiff writes to stderr itself, unless it is told that nobody listens.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with it built in
+    for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        getattr(ctypes.CDLL(Image.core.__file__), _handler)(None)
 _WITHOUT_LIBRARY = {format for format, library in _LIBRARIES.items() if not features.check(library)}
 
 

@@ -204,11 +204,7 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        return_loss: bool | None = None,
-        token_type_ids: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        return_dict: bool | None = None,
+        *args,
         vision_pooler_output: Tensor | None = None,
         text_groups: Sequence[tuple[int, int]] | None = None,
         recompute: bool = False,
@@ -217,8 +213,7 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
         """Embed texts and images, and compare each with each.
 
         Args:
-            input_ids, pixel_values, attention_mask, position_ids, return_loss, token_type_ids, return_dict: see the
-                parent. Texts and images are both needed.
+            input_ids, pixel_values, attention_mask, args, kwargs: see the parent. Texts and images are both needed.
             vision_pooler_output: (B_image, vision_hidden), instead of pixel_values: what the vision tower gave for
                 the images earlier. A locked tower gives the same every time.
             text_groups: for training. (texts, tokens) of groups: so many pairs after one another go through the
@@ -245,16 +240,7 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
                 input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute
             )
         return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            return_loss=return_loss,
-            token_type_ids=token_type_ids,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=return_dict,
-            vision_pooler_output=vision_pooler_output,
-            **kwargs,
+            input_ids, pixel_values, attention_mask, *args, vision_pooler_output=vision_pooler_output, **kwargs
         )
 
     def _embed_groups(

@@ -154,6 +154,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
 
     def contrastive_loss(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """CLIP's symmetric cross-entropy, or SigLIP's sigmoid loss where there is a bias: a scalar, in fp32."""
+        if len(image_embeds) != len(text_embeds):
+            raise ValueError(f"The loss needs one text per image: got {len(text_embeds)} and {len(image_embeds)}.")
         logits = self.logit_scale.float().exp() * image_embeds.float() @ text_embeds.float().T
         if self.logit_bias is not None:
             signs = 2 * torch.eye(len(logits), device=logits.device) - 1

@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
-from conftest import ENVIRONMENT
+from conftest import ENVIRONMENT, ROOT
+from hub_server import HubServer
+from huggingface_hub import ModelCard
 
 from component.checkpoint import load_checkpoint
 from component.configuration import BertCLIPConfig
@@ -116,3 +119,43 @@ def test_other_peoples_clip_stays_theirs(clip_path):
     from transformers import AutoModel
 
     assert type(AutoModel.from_pretrained(clip_path)).__module__.startswith("transformers.")
+
+
+@pytest.fixture
+def hub():
+    server = HubServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_what_is_pushed_loads_and_has_our_card(hub, train_args, data, tmp_path):
+    args_file = train_args(
+        test_file=str(data / "train.csv"),
+        push_to_hub=True,
+        hub_model_id="somebody/clip",
+        hub_always_push=True,
+        hub_token="hf_none",
+        model_license="apache-2.0",
+        max_steps=2,
+        save_steps=1,
+    )
+    environment = {**ENVIRONMENT, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "train_clip.py", "--train_args_file", args_file]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+
+    for commit in hub.commits:  # those of the checkpoints too
+        assert {"config.json", "model.safetensors", "modeling_bertclip.py", "tokenizer.json"} <= set(commit)
+    last = hub.commits[-1]
+    card = ModelCard(last["README.md"].decode())
+    assert card.data.license == "apache-2.0" and "trust_remote_code=True" in card.text[:200]
+    results = json.loads((tmp_path / "output" / "test_results.json").read_text())
+    recall = {result.metric_name: result.metric_value for result in card.data.eval_results}["mean_recall"]
+    assert recall == results["eval_mean_recall"]
+    (tmp_path / "pushed").mkdir()
+    for name in ("config.json", "model.safetensors", "modeling_bertclip.py"):
+        (tmp_path / "pushed" / name).write_bytes(last[name])
+    pushed = BertCLIPModel.from_pretrained(tmp_path / "pushed").state_dict()
+    final = BertCLIPModel.from_pretrained(tmp_path / "output" / "checkpoint-final").state_dict()
+    assert all(torch.equal(value, final[key]) for key, value in pushed.items())

@@ -181,9 +181,9 @@ def make_cases(folder: Path, address: str) -> dict[str, Case]:
 
     def check_training(output: Path) -> None:
         from component.checkpoint import load_model
-        from component.training.resume import checkpoints, require_whole
+        from component.training.saved import require_whole, saved_checkpoints
 
-        for path in checkpoints(str(output / "run")):
+        for path in saved_checkpoints(str(output / "run")):
             require_whole(path)
         if (output / "run" / "checkpoint-final").exists():
             load_model(str(output / "run" / "checkpoint-final"))
@@ -397,7 +397,7 @@ def disks(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
                 if case.result(disk / "output") != case.result(folder / name / "whole"):
                     faults.append("with room again, the result is another")
             finally:
-                subprocess.run(["umount", str(disk)], check=True)
+                subprocess.run(["umount", "--lazy", str(disk)], check=True)
             yield name, 1, faults
 
 

@@ -117,12 +117,24 @@ def new_folder(path: str) -> Iterator[str]:
     try:
         yield temporary
         replace_folder(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if reason := full_disk(error):
+            raise OSError(f"{path} cannot be written: {reason}") from error
         raise
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What to say of an error that means that a file found no room; None for any other."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error.strerror
+    # safetensors and torch have classes of their own for it, without a number.
+    if any(sign in str(error) for sign in ("os error", "PytorchStreamWriter", "inline_container")):
+        return "the disk is full, or a file may not be so large"
+    return None
 
 
 def replace_folder(new: str, final: str) -> None:

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,7 @@ class Gallery:
         with open(os.path.join(folder, VECTORS), "wb"):
             pass
         # One transaction: SQLite itself sees to it that a killed process leaves all of it or nothing.
-        with closing(_connect(os.path.join(folder, ROWS))) as rows, rows:
+        with closing(_connect(os.path.join(folder, ROWS))) as rows, _transaction(rows, folder):
             rows.execute("BEGIN")
             for statement in _SCHEMA.split(";"):
                 rows.execute(statement)
@@ -239,13 +239,13 @@ class Gallery:
             (first + index, *_values(state), digest, 0, now)
             for index, (state, digest) in enumerate(zip(states, digests, strict=True))
         ]
-        with self._rows:
+        with _transaction(self._rows, self.folder):
             self._rows.executemany(f"INSERT INTO images VALUES ({', '.join('?' * 9)})", rows)
             self._forget_bad(state.path for state in states)
 
     def move(self, row: int, state: FileState) -> None:
         """The image of a row, deleted or not, now lies elsewhere."""
-        with self._rows:
+        with _transaction(self._rows, self.folder):
             self._rows.execute(
                 "UPDATE images SET path = ?, place = ?, locator = ?, size = ?, mtime_ns = ?, deleted = 0 "
                 "WHERE row = ?",
@@ -255,12 +255,12 @@ class Gallery:
 
     def delete(self, rows: Iterable[int]) -> None:
         """Mark rows as gone; their vectors stay, for the day when the same image comes back."""
-        with self._rows:
+        with _transaction(self._rows, self.folder):
             self._rows.executemany("UPDATE images SET deleted = 1 WHERE row = ?", [(row,) for row in rows])
 
     def add_bad(self, states: Sequence[FileState], reasons: Sequence[str]) -> None:
         """Remember images that cannot be read, so that they are not tried again until they change."""
-        with self._rows:
+        with _transaction(self._rows, self.folder):
             self._rows.executemany(
                 "INSERT OR REPLACE INTO bad_images VALUES (?, ?, ?, ?)",
                 [
@@ -271,7 +271,7 @@ class Gallery:
 
     def forget_bad(self, paths: Iterable[str]) -> None:
         """Images that could not be read are gone."""
-        with self._rows:
+        with _transaction(self._rows, self.folder):
             self._forget_bad(paths)
 
     def _forget_bad(self, paths: Iterable[str]) -> None:
@@ -284,6 +284,16 @@ _COLUMNS = "row, path, place, locator, size, mtime_ns, digest, added, deleted"
 def _connect(path: str) -> sqlite3.Connection:
     # The server asks from several threads; SQLite itself takes care of that.
     return sqlite3.connect(path, timeout=30, check_same_thread=False)
+
+
+@contextmanager
+def _transaction(rows: sqlite3.Connection, folder: str) -> Iterator[None]:
+    """All that the block writes, or nothing. Raises OSError where it cannot be written."""
+    try:
+        with rows:
+            yield
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{os.path.join(folder, ROWS)} cannot be written ({error})") from None
 
 
 def _values(state: FileState) -> tuple:

@@ -1,6 +1,5 @@
 """Checkpoints on disk: written whole or not at all, checked before they are read, the oldest removed."""
 
-import errno
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import safetensors
 
-from component.files import replace_folder, write_json
+from component.files import full_disk, replace_folder, write_json
 from component.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -177,13 +176,9 @@ def naming_full_disk(output_dir: str) -> Iterator[None]:
     """Around saving: one OSError, in whatever way the disk was full, and what was begun is removed."""
     try:
         yield
-    except Exception as error:  # safetensors and torch have classes of their own for it, without a number
-        text = str(error)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = error.strerror
-        elif "os error" in text or "PytorchStreamWriter" in text or "inline_container" in text:
-            reason = "the disk is full, or a file may not be so large"
-        else:
+    except Exception as error:
+        reason = full_disk(error)
+        if reason is None:
             raise
         remove_unfinished(output_dir)
         raise OSError(

@@ -1,10 +1,15 @@
 """A gallery of images: kept up to date, searched exactly, served to one person."""
 
+import io
 import json
 import os
+import pathlib
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,7 +17,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from conftest import CAPTIONS, run_python
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
 from PIL import Image
 
 from component.checkpoint import load_checkpoint
@@ -421,12 +426,14 @@ def test_with_a_token_nothing_goes_without(server):
     assert session.get(f"{address}/image/0").status_code == 200
 
 
-def bomb() -> bytes:
-    import io
-
+def encoded(image: Image.Image, format: str) -> bytes:
     file = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(file, "PNG")
+    image.save(file, format)
     return file.getvalue()
+
+
+def bomb() -> bytes:
+    return encoded(Image.new("1", (30_000, 30_000)), "PNG")
 
 
 @pytest.mark.parametrize(
@@ -448,3 +455,27 @@ def bomb() -> bytes:
 def test_a_question_that_cannot_be_answered_is_refused_with_a_reason(server, options, image, status):
     answer = ask(server(), "search", options, image)
     assert answer.status_code == status and answer.json()["error"]
+
+
+@pytest.mark.slow
+def test_the_cluster_recipe_embeds_a_shard(data, bert_clip_path, tmp_path):
+    pytest.importorskip("ray")
+    import pyarrow.parquet
+    import webdataset
+
+    page = (pathlib.Path(ROOT) / "docs" / "search.md").read_text(encoding="utf-8")
+    (recipe,) = (block for block in re.findall(r"```py\n(.*?)```", page, re.DOTALL) if "import ray" in block)
+    (tmp_path / "recipe.py").write_text(recipe, encoding="utf-8")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as shard:
+        for number in range(8):
+            image = Image.open(data / "images" / f"{number}.png")
+            shard.write({"__key__": f"{number}", "jpg": encoded(image, "JPEG"), "txt": "x"})
+    arguments = [tmp_path / "a.tar", bert_clip_path, tmp_path / "vectors"]
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, tmp_path / "recipe.py", *arguments], check=True, env=environment, timeout=300)
+    found = pyarrow.parquet.read_table(tmp_path / "vectors").to_pydict()
+    model, processor = load_checkpoint(bert_clip_path)
+    images = [Image.open(data / "images" / f"{key}.png") for key in found["key"]]
+    images = [Image.open(io.BytesIO(encoded(image, "JPEG"))) for image in images]
+    expected = embed_images(model, processor, images).embeds
+    assert len(images) == 8 and np.abs(np.array(found["vector"]) - expected.numpy()).max() < 1e-5

@@ -170,7 +170,6 @@ def run(
         print(f"\n{stopped}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
     except BrokenPipeError:  # whoever read the output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE
     except MemoryError:
         print(f"{script}: not enough memory", file=sys.stderr)
@@ -183,4 +182,13 @@ def run(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        _give_up_output()
     return 2
+
+
+def _give_up_output() -> None:
+    """Where stdout takes nothing more, let Python not try it again, and speak of it, when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

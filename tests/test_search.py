@@ -99,6 +99,20 @@ def test_an_image_that_comes_back_costs_nothing(index, folder, tmp_path):
     assert (report.moved, report.added) == (12, 0)
 
 
+@pytest.mark.parametrize("touched", [False, True])
+def test_an_image_that_comes_back_beside_a_copy_costs_neither_its_row(index, folder, tmp_path, touched):
+    index()
+    first, copy = folder / "blue" / "2.png", folder / "blue" / "0-copy.png"
+    os.rename(first, tmp_path / "away.png")
+    index()
+    os.rename(tmp_path / "away.png", first)
+    shutil.copy(first, copy)
+    os.utime(first, ns=(1, 1 if touched else first.stat().st_mtime_ns))
+    report = index()
+    assert (report.moved, report.added) == (2, 0)
+    assert paths(Gallery(str(tmp_path / "gallery"))) == {str(path) for path in folder.rglob("*.png")}
+
+
 def test_another_folder_leaves_the_first_alone(index, folder, data, tmp_path):
     index(folder / "blue")
     report = index(folder / "红")

@@ -108,7 +108,7 @@ def _settle_without_embedding(gallery: Gallery, sources, image_path, report: Ind
     gallery.forget_bad(path for path in bad if is_gone(path))
     report.gone = len(gone)
 
-    new = []
+    changed = []
     for state in found:
         image = rows.get(state.path)
         if image and image.state == state:
@@ -119,7 +119,16 @@ def _settle_without_embedding(gallery: Gallery, sources, image_path, report: Ind
                 report.unchanged += 1
         elif bad.get(state.path) == (state.size, state.mtime_ns):
             report.known_bad += 1
-        elif state.place is None and state.size in sizes and _take_over(gallery, state, image):
+        else:
+            changed.append(state)
+
+    # Only now: these take over deleted rows, which must not be those of images that are back as they were.
+    new = []
+    for state in changed:
+        image = rows.get(state.path)
+        if image and image.deleted:
+            image = None  # its row may be another image's by now
+        if state.place is None and state.size in sizes and _take_over(gallery, state, image):
             report.moved += 1
         else:
             if image:

@@ -13,8 +13,8 @@ check:  ## style and format, by ruff
 	ruff check .
 	ruff format --check .
 
-test:  ## all tests (10 minutes on 2 cores)
-	python -m pytest
+test:  ## all tests, in two processes (9 minutes on 2 cores)
+	python -m pytest -n 2
 
 bench:  ## pairs per second beside the published loop and the bare text tower
 	python benchmarks/train_bench.py --preset tiny

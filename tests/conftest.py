@@ -35,6 +35,15 @@ COLOURS = ["brown", "pink", "red", "blue", "green", "yellow", "white", "black"]
 
 ENVIRONMENT = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
 
+# Who loads what we write: with transformers as installed, and with 4.57 in front, where TRANSFORMERS_4 is the folder
+# that `pip install --target` made of it, as .ci/run does.
+TRANSFORMERS_4 = os.environ.get("TRANSFORMERS_4")
+_is_there = pytest.mark.skipif(not TRANSFORMERS_4, reason="TRANSFORMERS_4 names no folder")
+EVERY_TRANSFORMERS = [
+    pytest.param({}, id="as installed"),
+    pytest.param({"PYTHONPATH": TRANSFORMERS_4}, id="4.57", marks=_is_there),
+]
+
 
 def python(*arguments, processes: int = 1) -> list[str]:
     """A command line: Python, or torchrun of so many processes, with these arguments."""
@@ -46,6 +55,18 @@ def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
     """Run that to its end, from the root of the repository."""
     command = python(*arguments, processes=processes)
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None) or pytest.skip("no Chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

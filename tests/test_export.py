@@ -5,14 +5,13 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CAPTIONS, ENVIRONMENT
+from conftest import CAPTIONS, ENVIRONMENT, EVERY_TRANSFORMERS
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -96,11 +95,10 @@ def embeddings(path: str, images: list) -> tuple[torch.Tensor, torch.Tensor]:
     return embed_texts(model, processor, CAPTIONS).embeds, embed_images(model, processor, images).embeds
 
 
-def python_elsewhere(code: str, *arguments: str) -> str:
+def python_elsewhere(code: str, *arguments: str, **environment: str) -> str:
     """What a program prints that has this repository not on its path."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd="/", env=ENVIRONMENT
-    )
+    command, environment = [sys.executable, "-c", code, *arguments], {**ENVIRONMENT, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -135,6 +133,23 @@ def test_a_dual_encoder_has_the_names_of_transformers_4_too(bert_clip_path, expo
         name.replace("vision_model.vision_model.", "vision_model."): name for name in weights
     }.keys() == model.keys()
     assert not any(re.match(r"vision_model\.(?!vision_model\.)", name) for name in weights)
+
+
+@pytest.mark.parametrize("environment", EVERY_TRANSFORMERS)
+def test_a_dual_encoder_is_loaded_whole_elsewhere(environment, bert_clip_path, exported, images):
+    code = (
+        "import json, sys\nfrom transformers import AutoModel, AutoTokenizer\n"
+        "model, info = AutoModel.from_pretrained(sys.argv[1], output_loading_info=True)\n"
+        "texts = AutoTokenizer.from_pretrained(sys.argv[1])(sys.argv[2:], padding=True, return_tensors='pt')\n"
+        "features = model.eval().get_text_features(**texts)\n"
+        "features = getattr(features, 'pooler_output', features)\n"
+        "print(json.dumps([type(model).__name__, *map(list, info.values()), features.tolist()]))"
+    )
+    folder = exported(bert_clip_path, "vision-text-dual-encoder")
+    name, *faults, features = json.loads(python_elsewhere(code, folder, *CAPTIONS, **environment))
+    assert name == "VisionTextDualEncoderModel" and faults and not any(faults)
+    text_embeds, _ = embeddings(bert_clip_path, images)
+    torch.testing.assert_close(F.normalize(torch.tensor(features), dim=-1), text_embeds, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("start, name", [case[:2] for case in NATIVE])
@@ -273,25 +288,6 @@ def test_int8_graphs_stay_near_the_model_and_what_they_lose_is_said(bert_clip_pa
         r"7 images \(1 could not be read\)\.",
         export_model.recall_lost(args, pairs),
     )
-
-
-@needs_onnx
-def test_transformers_js_embeds_texts_as_we_do(bert_clip_path, onnx_path, images):
-    code = """
-        const { AutoTokenizer, CLIPTextModelWithProjection } = require('@huggingface/transformers');
-        (async ([folder, ...texts]) => {
-            const tokenizer = await AutoTokenizer.from_pretrained(folder);
-            const model = await CLIPTextModelWithProjection.from_pretrained(folder, { dtype: 'fp32' });
-            const { text_embeds } = await model(await tokenizer(texts, { padding: true, truncation: true }));
-            console.log(JSON.stringify(text_embeds.tolist()));
-        })(process.argv.slice(1));
-    """
-    node = shutil.which("node") or pytest.skip("no Node here")
-    if subprocess.run([node, "-e", "require('@huggingface/transformers')"], capture_output=True).returncode:
-        pytest.skip("no @huggingface/transformers on NODE_PATH")
-    done = subprocess.run([node, "-e", code, onnx_path, *CAPTIONS], capture_output=True, text=True)
-    text_embeds, _ = embeddings(bert_clip_path, images)
-    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), text_embeds, atol=1e-5, rtol=0)
 
 
 @needs_onnx

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT
+from conftest import ENVIRONMENT, EVERY_TRANSFORMERS, ROOT
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
@@ -36,11 +36,11 @@ def folders(bert_clip_path, chinese_clip_path, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def elsewhere(folders, tmp_path_factory) -> dict:
+@pytest.fixture(scope="module", params=EVERY_TRANSFORMERS)
+def elsewhere(request, folders, tmp_path_factory) -> dict:
     """What without_repository.py finds in each folder."""
     output = tmp_path_factory.mktemp("elsewhere")
-    environment = {**ENVIRONMENT, "HF_HOME": str(output / "hf"), "HF_HUB_OFFLINE": "1"}
+    environment = {**ENVIRONMENT, "HF_HOME": str(output / "hf"), "HF_HUB_OFFLINE": "1", **request.param}
     command = [sys.executable, ELSEWHERE, output, *(folders / name for name in FOLDERS)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=output, env=environment)
     assert done.returncode == 0, done.stderr

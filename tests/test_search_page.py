@@ -1,24 +1,12 @@
 """The page of a gallery, driven by a real browser; skipped where there is none."""
 
 import os
-import shutil
 
 import pytest
 from PIL import Image
 from test_search import folder, index, searcher, server  # noqa: F401
 
-playwright = pytest.importorskip("playwright.sync_api")
-expect = playwright.expect
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
+expect = pytest.importorskip("playwright.sync_api").expect
 
 
 @pytest.fixture(params=[375, 1280])

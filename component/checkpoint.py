@@ -4,8 +4,8 @@ import torch
 from transformers import CLIPProcessor
 
 from component.model import BertCLIPModel
-from component.pretrained import BERT_CLIP, load_pretrained
-from component.processor import load_processor, require_fitting
+from component.pretrained import BERT_CLIP, load_pretrained, quiet_transformers
+from component.processor import load_processor, require_fitting, save_processor
 
 
 def load_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor]:
@@ -24,3 +24,10 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> BertCLIPModel:
     """Load the model alone, on the CPU, by default in the precision that it was saved in. Raises like the other."""
     model, _ = load_pretrained(BertCLIPModel, path, BERT_CLIP, dtype=dtype)
     return model.eval()
+
+
+def save_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str) -> None:
+    """Write what `load_checkpoint` loads, and everybody else too: weights, settings, code of the model, processor."""
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    save_processor(processor, folder)

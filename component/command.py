@@ -5,6 +5,7 @@ tells; 2 after a mistake or a fault of the machine, which one line names; 128 + 
 """
 
 import argparse
+import itertools
 import logging
 import math
 import os
@@ -12,11 +13,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 
 from component.files import require_writable
 from component.plain_text import one_line
 
 MOST = 2**31 - 1  # of what is counted, where nothing lower is said
+MOST_ALPHAS = 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,6 +77,26 @@ def part(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise _expected(text, "a part such as 1/4; four machines take 1/4, 2/4, 3/4 and 4/4")
     return int(match[1]), int(match[2])
+
+
+def alphas(text: str) -> list[float]:
+    """Type of an option: numbers from 0 to 1 that rise, as start:stop:step, stop included, or as a list, 0,0.4,1."""
+    wanted = _expected(text, f"numbers from 0 to 1 that rise, {MOST_ALPHAS} at most, such as 0:1:0.1 or 0,0.4,1")
+    try:  # decimal, so that ten steps of 0.1 make 1
+        numbers = [Decimal(item) for item in re.split("[:,]", text)]
+        if not all(number.is_finite() and 0 <= number <= 1 for number in numbers):
+            raise wanted
+        if ":" in text:
+            start, stop, step = numbers
+            if "," in text or not step or not 0 <= (stop - start) / step < MOST_ALPHAS:
+                raise wanted
+            numbers = [start + i * step for i in range(int((stop - start) / step) + 1)]
+    except (ArithmeticError, ValueError):
+        raise wanted from None
+    found = [abs(float(number)) for number in numbers]  # abs, for -0
+    if len(found) > MOST_ALPHAS or any(low >= high for low, high in itertools.pairwise(found)):
+        raise wanted
+    return found
 
 
 def output_file(text: str) -> str:

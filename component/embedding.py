@@ -77,7 +77,7 @@ def embed_texts(
                 "it was added to the tokenizer and not to the model. Remove it from the tokenizer's files."
             )
         features = model.get_text_features(**{key: tensor.to(model.device) for key, tensor in batch.items()})
-        embeds[rows] = _on_unit_sphere(features, "text")
+        embeds[rows] = on_unit_sphere(features, "text")
         on_batch(len(rows))
     return Embedded("text", texts, embeds, list(range(len(texts))))
 
@@ -121,27 +121,42 @@ def embed_images(
         num_workers: by default none for a single batch, else one per CPU core, at most 8.
         on_batch: called after each batch with the number of pictures in it.
     """
-    if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1) if len(images) > batch_size else 0
-    loader = DataLoader(
-        _Images(images, processor.image_processor),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=_stack_good,
-        pin_memory=model.device.type == "cuda",
-    )
     embeds, good_rows, bad_images = [torch.empty(0, model.config.projection_dim)], [], {}
-    for rows, pixel_values, bad in loader:
+    for rows, pixel_values, bad in image_batches(processor, images, batch_size, num_workers, model.device):
         if rows:
             features = model.get_image_features(pixel_values.to(model.device, model.dtype, non_blocking=True))
-            embeds.append(_on_unit_sphere(features, "image"))
+            embeds.append(on_unit_sphere(features, "image"))
         good_rows += rows
         bad_images.update(bad)
         on_batch(len(rows) + len(bad))
     return Embedded("image", images, torch.cat(embeds), good_rows, bad_images)
 
 
-def _on_unit_sphere(features: Tensor, kind: str) -> Tensor:
+def image_batches(
+    processor: CLIPProcessor,
+    images: Sequence[str | Image.Image],
+    batch_size: int,
+    num_workers: int | None,
+    device: torch.device,
+) -> DataLoader:
+    """Of (rows, pixel_values (B, 3, H, W) or None where none is good, bad row → reason), on the CPU.
+
+    Args:
+        images, num_workers: see `embed_images`.
+        device: where the pixels will go.
+    """
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count() or 1) if len(images) > batch_size else 0
+    return DataLoader(
+        _Images(images, processor.image_processor),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_stack_good,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def on_unit_sphere(features: Tensor, kind: str) -> Tensor:
     """(B, D) → (B, D) fp32 on the CPU, L2-normalised. Raises ValueError where there is nothing to compare by."""
     embeds = F.normalize(features.float(), dim=-1).cpu()
     if not embeds.isfinite().all():

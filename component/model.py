@@ -90,12 +90,16 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
     """CLIP with a Chinese BERT as text tower, made from two pretrained ones and trained (LiT, arXiv:2111.07991).
 
     What it computes stands in `modeling_bertclip`, the file that goes with the weights; here is what training adds.
+
+    Attributes:
+        ancestors: digests of the weights that it is trained from, see `component.ancestors`; None: not known.
     """
 
     config_class = BertCLIPConfig
 
     def __init__(self, config: BertCLIPConfig):
         super().__init__(config)
+        self.ancestors: list[str] | None = None
         self._locked: list[nn.Module] = []
         # What FSDP takes as one part. (The towers' own lists also name a class that only CLIP's text tower has.)
         self._no_split_modules = {"BertLayer", "CLIPEncoderLayer"}

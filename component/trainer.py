@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from component.ancestors import write_ancestors
 from component.dataset import Pairs, SeededIndices
 from component.files import replace_folder
 from component.loss import contrastive_loss
@@ -320,3 +321,4 @@ class CLIPTrainer(ResumableTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_processor(self.processing_class, output_dir or self.args.output_dir)
+            write_ancestors(output_dir or self.args.output_dir, self.model.ancestors)

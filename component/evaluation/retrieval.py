@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPProcessor
 
-from component.embedding import embed_images, embed_texts
+from component.embedding import Embedded, embed_images, embed_texts
 from component.evaluation.mistakes import Mistake, hardest_mistakes
 from component.evaluation.retrieval_data import RetrievalData
 from component.metrics import retrieval_ranks, summarise_ranks
@@ -52,6 +52,11 @@ def evaluate_retrieval(
     """
     images = embed_images(model, processor, data.images, batch_size, on_batch=on_batch)
     texts = embed_texts(model, processor, data.texts, batch_size, on_batch=on_batch)
+    return rank_pairs(data, images, texts, num_mistakes)
+
+
+def rank_pairs(data: RetrievalData, images: Embedded, texts: Embedded, num_mistakes: int = 8) -> RetrievalResult:
+    """Rank the texts and pictures of `data`, embedded, against each other. Raises as `evaluate_retrieval`."""
     pairs = torch.tensor(data.pairs)
     good = ~torch.isin(pairs[:, 1], torch.tensor(list(images.bad_images), dtype=torch.long))
     if not good.any():

@@ -12,6 +12,7 @@ from component.evaluation.zero_shot import ZeroShotResult
 from component.files import write_json, write_text
 from component.metrics import RECALL_AT
 from component.report.figures import draw_mistakes, draw_recall
+from component.report.text_table import markdown_table
 
 DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 FIGURES = ("recall.png", "mistakes.png", *(f"mistakes_{direction}.png" for direction in DIRECTIONS))
@@ -61,22 +62,17 @@ def retrieval_table(metrics: dict[str, float]) -> str:
         + [f"{metrics[f'{direction}_median_rank']:g}"]
         for direction, name in DIRECTIONS.items()
     ]
-    table = _markdown(["", *(f"R@{k}" for k in RECALL_AT), "median rank"], rows)
+    table = markdown_table(["", *(f"R@{k}" for k in RECALL_AT), "median rank"], rows)
     return f"{table}\n\nMean recall (MR): {100 * metrics['mean_recall']:.1f}; {_counts(metrics)}\n"
 
 
 def classification_table(metrics: dict[str, float]) -> str:
     """Top-1, top-5 and mean per class in percent; below them what was classified."""
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-    table = _markdown(list(names.values()), [[f"{100 * metrics[key]:.1f}" for key in names]])
+    table = markdown_table(list(names.values()), [[f"{100 * metrics[key]:.1f}" for key in names]])
     return f"{table}\n\n{_counts(metrics)}\n"
 
 
 def _counts(metrics: dict[str, float]) -> str:
     keys = ("texts", "images", "pairs", "classes", "bad_images")
     return ", ".join(f"{metrics[key]:,} {key.replace('_', ' ')}" for key in keys if key in metrics)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    rule = ["---:" if name else ":---" for name in header]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

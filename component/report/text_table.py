@@ -1,4 +1,4 @@
-"""Aligned tables for a terminal, where a Chinese character takes two columns."""
+"""Tables: aligned for a terminal, where a Chinese character takes two columns, and as Markdown."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -48,3 +48,9 @@ def text_table(
         "  ".join(fit(cell, widths[i], i in right, i in paths) for i, cell in enumerate(line)).rstrip()
         for line in lines
     )
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown, aligned to the right but for a column without a name."""
+    rule = ["---:" if name else ":---" for name in header]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -10,6 +10,7 @@ import transformers
 from huggingface_hub import create_repo
 from transformers import CLIPProcessor, set_seed
 
+from component.ancestors import digest_of, read_ancestors
 from component.argument import CLIPTrainingArguments
 from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
@@ -49,6 +50,7 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     if args.load_from_bert_clip:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
         model = load_bert_clip(args.clip_pretrain_path, dtype=torch.float32)
+        model.ancestors = [*(read_ancestors(args.clip_pretrain_path) or ()), digest_of(model)]
         if args.text_pooling not in (None, model.config.text_pooling):
             raise ValueError(
                 f"`text_pooling` is {args.text_pooling}, but {args.clip_pretrain_path} was trained with "
@@ -59,6 +61,7 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
         model = BertCLIPModel.from_vision_text_pretrained(
             args.clip_pretrain_path, args.bert_pretrain_path, text_pooling=args.text_pooling or "pooler"
         )
+        model.ancestors = []
     model.set_loss(args.loss_type)
     if args.trainable_vision_blocks is not None:
         model.lock_vision(args.trainable_vision_blocks)

@@ -1,0 +1,84 @@
+"""Blend a checkpoint with what fine-tuning made of it, and keep the blend that finds most (WiSE-FT).
+
+Between the two lie models that know what was tuned for, and have forgotten less than the tuned one. Each alpha from 0
+(before) to 1 (after) is measured; the one with the highest mean recall becomes a checkpoint.
+"""
+
+import argparse
+import os
+import sys
+
+from component.command import Parser, alphas, output_folder, run, whole_number
+from component.plain_text import one_line
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__, epilog="The exit status is 1 when a picture could not be read.")
+    parser.add_argument("--before", required=True, help="BertCLIP folder that fine-tuning started from")
+    parser.add_argument("--after", required=True, help="what it gave, such as output/finetune/checkpoint-final")
+    files = ".csv or .parquet (text, filename), .tar shards, Chinese-CLIP's .jsonl, COCO-caption .json; or a pattern"
+    parser.add_argument(
+        "--test_file", nargs="+", required=True, metavar="FILE", help=f"pairs of what was tuned for: {files}"
+    )
+    parser.add_argument("--image_path", help="folder of their pictures, or the .tsv; shards need none")
+    parser.add_argument(
+        "--keep_file", nargs="+", metavar="FILE", help="pairs of what is not to be forgotten, such as general ones"
+    )
+    parser.add_argument("--keep_path", help="folder of their pictures, or the .tsv; shards need none")
+    parser.add_argument(
+        "--alphas",
+        type=alphas,
+        default="0:1:0.1",
+        help="start:stop:step, or a list such as 0,0.4,1; with one alone there is no choice (%(default)s)",
+    )
+    parser.add_argument("--output", required=True, type=output_folder, help="new or empty folder for the best blend")
+    parser.add_argument("--batch_size", type=whole_number("items"), default=64, help="per forward pass (%(default)s)")
+    args = parser.parse_args()
+    if args.keep_path and not args.keep_file:
+        parser.error("--keep_path is for --keep_file")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+
+    from component.export.folder import export_folder
+
+    with export_folder(args.after, args.output) as folder:
+        status = blend(args, folder)
+    print(f"Saved to {args.output}")
+    return status
+
+
+def blend(args: argparse.Namespace, folder: str) -> int:
+    from tqdm import tqdm
+
+    from component.blend import load_ends
+    from component.evaluation.blend import num_items, sweep
+    from component.evaluation.retrieval_data import read_retrieval_data
+    from component.report.blend import blend_table, write_blend
+    from component.report.figures import load_pyplot
+
+    try:
+        load_pyplot()
+        with_curves = True
+    except ModuleNotFoundError as error:
+        print(f"The curves are not drawn: {error}", file=sys.stderr)
+        with_curves = False
+    own = read_retrieval_data(args.test_file, args.image_path)
+    kept = read_retrieval_data(args.keep_file, args.keep_path) if args.keep_file else None
+    ends = load_ends(args.before, args.after)
+    with tqdm(total=num_items(ends, own, kept, args.alphas), unit="item", leave=False, delay=1) as bar:
+        found = sweep(ends, own, kept, args.alphas, args.batch_size, on_batch=bar.update)
+    print(blend_table(found))
+    about = {
+        key: getattr(args, key) for key in ("before", "after", "test_file", "image_path", "keep_file", "keep_path")
+    }
+    write_blend(folder, ends, found, {"name": os.path.basename(os.path.abspath(args.output)), **about}, with_curves)
+    for name, reason in found.bad_images.items():
+        print(one_line(f"left out: {name}: {reason}"), file=sys.stderr)
+    return int(bool(found.bad_images))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, stopped="Stopped; nothing was written."))

@@ -1,0 +1,101 @@
+"""What a sweep of blends found → a table, and the best blend as a checkpoint, with curves and its card."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from component.ancestors import write_ancestors
+from component.blend import Ends
+from component.checkpoint import save_checkpoint
+from component.evaluation.blend import Sweep
+from component.files import write_json
+from component.model_card import card_table, last_part, license_of, recalls_of, short_name, write_card
+from component.report.figures import load_pyplot, save_figure
+from component.report.text_table import markdown_table
+
+SHOWN = {"MR": "mean_recall", "R@1": "text_to_image_recall@1"}
+CURVES = "blend.png"
+
+
+def blend_table(sweep: Sweep) -> str:
+    """A row for each alpha: mean recall and text → image R@1 of both data sets in percent; the best is marked."""
+    has_kept = sweep.best.kept is not None
+    header = ["alpha", *(f"own {name}" for name in SHOWN)]
+    header += [*(f"kept {name}" for name in SHOWN), "mean of MR"] if has_kept else []
+    rows = []
+    for blend in sweep.blends:
+        cells = [f"{blend.alpha:g}{' (best)' if blend is sweep.best else ''}"]
+        cells += [_percent(metrics[key]) for metrics in (blend.own, blend.kept) if metrics for key in SHOWN.values()]
+        rows.append([*cells, _percent(blend.score)] if has_kept else cells)
+    return markdown_table(header, rows)
+
+
+def draw_blend(path: str, sweep: Sweep) -> None:
+    """Mean recall against alpha, a curve for each data set, and a line at the best.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+    """
+    pyplot = load_pyplot()
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    alphas = [blend.alpha for blend in sweep.blends]
+    for name in ("own", "kept"):
+        if getattr(sweep.best, name):
+            recalls = [100 * getattr(blend, name)["mean_recall"] for blend in sweep.blends]
+            axes.plot(alphas, recalls, marker="o", label=f"{name} data")
+    axes.axvline(sweep.best.alpha, color="gray", linestyle=":", label=f"best: {sweep.best.alpha:g}")
+    axes.set(xlabel="alpha (0: before tuning, 1: after)", ylabel="mean recall (%)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def write_blend(folder: str, ends: Ends, sweep: Sweep, about: dict[str, Any], with_curves: bool = True) -> None:
+    """Write the best blend as a whole checkpoint; what was measured stands in its card, blend.json and blend.png.
+
+    Args:
+        about: name, before and after (paths), test_file and keep_file (None: none).
+        with_curves: draw blend.png.
+
+    Raises:
+        ModuleNotFoundError: matplotlib, which draws the curves, is missing.
+    """
+    best = sweep.best
+    save_checkpoint(ends.at(best.alpha), ends.processor, folder)
+    write_ancestors(folder, ends.ancestors)
+    about = {**about, "distance": ends.distance, "best": best.alpha}
+    write_json(os.path.join(folder, "blend.json"), {**about, "blends": [asdict(blend) for blend in sweep.blends]})
+    if with_curves:
+        draw_blend(os.path.join(folder, CURVES), sweep)
+    rule = "mean recall of own and kept data" if best.kept else "mean recall of the own data"
+    model_license = license_of(about["after"])
+    facts = {
+        "混合 · blend": " + ".join(
+            f"{weight:g} · {short_name(path)}"
+            for weight, path in ((1 - best.alpha, about["before"]), (best.alpha, about["after"]))
+        ),
+        "距离 · distance": f"{ends.distance:.2%} of the length of the weights before tuning",
+        "选取 · chosen by": f"the highest {rule}, of {len(sweep.blends)} alphas, measured on the data below",
+        "许可 · licence": model_license or "未填写 · not stated",
+    }
+    results = [blend_table(sweep)]
+    for metrics, files in ((best.own, about["test_file"]), (best.kept, about["keep_file"])):
+        if metrics:
+            counts = f"{metrics['texts']:,} texts, {metrics['images']:,} images"
+            scores = {key: f"{value:.1%}" for key, value in recalls_of(metrics).items()}
+            results.append(card_table(last_part(files), counts, scores))
+    write_card(
+        folder,
+        name=about["name"],
+        place=f"path/to/{about['name']}",
+        dimensions=ends.model.config.projection_dim,
+        facts=facts,
+        results="\n\n".join([*results, *([f"![recall by alpha]({CURVES})"] if with_curves else [])]),
+        recalls=recalls_of(best.own),
+        test_data=last_part(about["test_file"]),
+        model_license=model_license,
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

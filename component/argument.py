@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from component.recipe.checks import check_files, check_images, check_loss, check_parallel, check_text_pooling
+from component.recipe.checks import (
+    check_files,
+    check_images,
+    check_lora,
+    check_loss,
+    check_parallel,
+    check_text_pooling,
+)
 from component.recipe.json_file import as_type, read_json
 from component.recipe.old_keys import translate
 from component.recipe.paths import expand_paths
@@ -95,6 +102,25 @@ class CLIPTrainingArguments(TrainingArguments):
             "help": "Lock the vision tower (LiT); false: train it; last_n_blocks:k: train its last k blocks alone."
         },
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "LoRA: lock the text tower, and train matrices of this rank next to its own. Needs peft. null: "
+            "train all of it."
+        },
+    )
+    lora_alpha: float | None = field(
+        default=None,
+        metadata={"help": "What LoRA adds counts lora_alpha / lora_rank; null: twice the rank."},
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into LoRA's matrices."})
+    lora_targets: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Linear layers of the text tower that LoRA is next to, by the ends of their names, e.g. "
+            '["query", "value"]; null: attention and MLP.'
+        },
+    )
     min_crop_area: float | None = field(
         default=None,
         metadata={"help": "Train on random pieces with at least this share of a picture's area, e.g. 0.5; null: off."},
@@ -141,6 +167,7 @@ class CLIPTrainingArguments(TrainingArguments):
             check_text_pooling,
             check_loss,
             check_images,
+            check_lora,
             check_evaluation,
             check_workers,
             check_packages,

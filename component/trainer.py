@@ -24,6 +24,7 @@ from component.training.bad_images import BadImages
 from component.training.gather import gather_rows
 from component.training.interruption import RunFailed, ignore_signals_in_worker, naming_lost_process
 from component.training.log_window import LogWindow
+from component.training.lora import load_adapter, merged_state_dict, save_adapter
 from component.training.model_card import write_model_card
 from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel, with_scalars
 from component.training.resumable_trainer import ResumableTrainer
@@ -316,9 +317,30 @@ class CLIPTrainer(ResumableTrainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        output_dir = output_dir or self.args.output_dir
         if state_dict is not None:
             state_dict = with_scalars(state_dict)
+        elif self._has_lora:
+            state_dict = merged_state_dict(self.model)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            save_processor(self.processing_class, output_dir or self.args.output_dir)
-            write_ancestors(output_dir or self.args.output_dir, self.model.ancestors)
+            save_processor(self.processing_class, output_dir)
+            write_ancestors(output_dir, self.model.ancestors)
+            if self._has_lora:
+                save_adapter(self.model, output_dir)
+
+    # What is saved is merged; training goes on with the parts.
+
+    @property
+    def _has_lora(self) -> bool:
+        return self.args.lora_rank is not None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if not self._has_lora:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_adapter(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if not self._has_lora:
+            return super()._load_best_model()
+        load_adapter(self.model, self.state.best_model_checkpoint)

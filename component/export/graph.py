@@ -57,7 +57,7 @@ class PairGraph(_Graph):
 def require_onnx() -> None:
     """Raise ModuleNotFoundError, which names the package, where one of the three is missing."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        import_optional(package, "ONNX")
+        import_optional(package, "ONNX", "export")
 
 
 def token_inputs(dtype: torch.dtype = torch.long) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ def _quiet() -> Iterator[None]:
 
 def open_graph(path: str):
     """An onnxruntime session on the CPU."""
-    runtime = import_optional("onnxruntime", "ONNX")
+    runtime = import_optional("onnxruntime", "ONNX", "export")
     return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 

@@ -29,7 +29,7 @@ class ApproximateIndex:
 
     def search(self, query: Tensor, wanted: int, allowed: Tensor) -> Tensor:
         """(n,) int64 rows, n ≤ wanted, of those that are allowed ((N,) bool)."""
-        faiss = import_optional("faiss", "The approximate search")
+        faiss = import_optional("faiss", "The approximate search", "search")
         selector = faiss.IDSelectorBitmap(np.packbits(allowed.numpy(), bitorder="little"))
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
         _, rows = self._index.search(query[None].numpy(), wanted, params=parameters)
@@ -42,7 +42,7 @@ def open_index(gallery: Gallery) -> ApproximateIndex:
     Raises:
         ImportError: faiss is not installed.
     """
-    faiss = import_optional("faiss", "The approximate search")
+    faiss = import_optional("faiss", "The approximate search", "search")
     state = _read_state(gallery)
     if state is None or state["rows"] != len(gallery) or state["fingerprint"] != gallery.about["fingerprint"]:
         return build_index(gallery)
@@ -54,7 +54,7 @@ def build_index(gallery: Gallery) -> ApproximateIndex:
 
     (An index that is fine for images can be poor for texts, which lie elsewhere in the space.)
     """
-    faiss = import_optional("faiss", "The approximate search")
+    faiss = import_optional("faiss", "The approximate search", "search")
     vectors = gallery.vectors()
     cells = max(1, min(len(vectors) // 39, round(4 * math.sqrt(len(vectors)))))  # faiss wants 39 vectors to a cell
     index = faiss.index_factory(gallery.width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)

@@ -66,7 +66,7 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
             name of its own (DNS rebinding).
         token: what the URL of the page must carry as `?token=`; None: nothing.
     """
-    import_optional("starlette", "The web page")
+    import_optional("starlette", "The web page", "search")
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
@@ -181,7 +181,7 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
 
 def serve(app, host: str, port: int) -> None:
     """Serve until Ctrl-C."""
-    uvicorn = import_optional("uvicorn", "The web page")
+    uvicorn = import_optional("uvicorn", "The web page", "search")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
 

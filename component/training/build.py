@@ -22,6 +22,7 @@ from component.plain_text import one_line
 from component.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
+from component.training.lora import add_lora
 from component.training.shared_index import index_shards_together
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def require_hub(args: CLIPTrainingArguments) -> None:
 
 
 def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcessor]:
-    """The model with its image tower locked as the arguments say, and its processor."""
+    """The model, locked and with LoRA as the arguments say, and its processor."""
     set_seed(args.seed)  # the new text_projection is drawn here, before the Trainer sets its seed
     if args.load_from_bert_clip:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
@@ -65,6 +66,8 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     model.set_loss(args.loss_type)
     if args.trainable_vision_blocks is not None:
         model.lock_vision(args.trainable_vision_blocks)
+    if args.lora_rank is not None:
+        add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
     positions = model.config.text_config.max_position_embeddings
     if args.max_seq_length > positions:
         raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")

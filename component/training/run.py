@@ -129,6 +129,8 @@ def require_same_recipe(path: str, before: dict[str, Any], args) -> None:
     if not before:
         logger.warning("%s was written by an older version: whether the recipe is the same cannot be told.", path)
         return
+    # What an older version had no key for was as the key's default has it.
+    before = {f.name: f.default for f in fields(args) if f.name in now and f.name not in SHAPING} | before
     changed = {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
     length = {key: changed.pop(key) for key in LENGTH if key in changed}
     if changed:

@@ -1,0 +1,110 @@
+"""LoRA (arXiv:2106.09685) on the text tower: next to locked matrices, small ones that are trained.
+
+Injected in place, so that the model stays a `BertCLIPModel`: locking, projections and logit_scale go on as they are.
+What is saved is merged and plain, with the layout of every checkpoint. Beside it stands the adapter: all that was
+trained, as peft's own files have it.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from component.model import BertCLIPModel
+from component.optional import import_optional
+
+ADAPTER = "adapter"  # folder in a checkpoint
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # of peft's names
+_NAME = "default"  # peft's, of an adapter that has none
+ATTENTION_AND_MLP = ("query", "key", "value", "intermediate.dense", "output.dense")  # the last one in both
+
+
+def add_lora(
+    model: BertCLIPModel, rank: int, alpha: float | None, dropout: float, targets: Sequence[str] | None
+) -> None:
+    """Lock the text tower, and add matrices to those of its linear layers that `targets` names.
+
+    Args:
+        alpha: the added product counts alpha / rank; None: twice the rank.
+        dropout: of what goes into the added matrices.
+        targets: ends of module names, whole parts of them; None: attention and MLP of all layers.
+
+    Raises:
+        ValueError: a target that no linear layer of the tower is called.
+        ModuleNotFoundError: peft is not there.
+    """
+    peft = import_optional("peft", "`lora_rank`")
+    targets = ATTENTION_AND_MLP if targets is None else targets
+    names = [name for name, module in model.text_model.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            known = ", ".join(dict.fromkeys(re.sub(r"^encoder\.layer\.\d+\.", "", name) for name in names))
+            raise ValueError(f"`lora_targets`: the text tower has no linear layer {target}; it has {known}.")
+    model.text_model.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    pattern = rf"text_model\.(.*\.)?({'|'.join(map(re.escape, targets))})"
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, target_modules=pattern
+    )
+    peft.inject_adapter_in_model(config, model, _NAME)  # which locks all but its own
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def merged_state_dict(model: BertCLIPModel) -> dict[str, Tensor]:
+    """The state dict of a plain model that computes the same. The model is left as it is."""
+    merged = {}
+    for name, value in model.state_dict().items():
+        if name.endswith(".base_layer.weight"):
+            layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
+            value = value + layer.get_delta_weight(_NAME)
+        if ".lora_" not in name:
+            merged[name.replace(".base_layer.", ".")] = value
+    return merged
+
+
+def save_adapter(model: BertCLIPModel, folder: str) -> None:
+    """Write all that is trained, projections and logit_scale included, into the folder `adapter` of a checkpoint."""
+    folder = os.path.join(folder, ADAPTER)
+    model.peft_config[_NAME].save_pretrained(folder)  # and makes the folder
+    trained = {_name_in_file(name): value.detach().contiguous() for name, value in _trained(model).items()}
+    save_file(trained, os.path.join(folder, _WEIGHTS), metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_adapter(model: BertCLIPModel, folder: str) -> None:
+    """Take over what `save_adapter` wrote into a checkpoint, exactly.
+
+    Raises:
+        ValueError: there is none, or it is of another model, or what is locked is not what it was trained with.
+    """
+    path = os.path.join(folder, ADAPTER, _WEIGHTS)
+    if not os.path.isfile(path):
+        raise ValueError(f"{folder} has no {ADAPTER}/{_WEIGHTS}: it was trained without LoRA. Leave lora_rank out.")
+    weights, trained = load_file(path), _trained(model)
+    if {name: value.shape for name, value in weights.items()} != {
+        _name_in_file(name): value.shape for name, value in trained.items()
+    }:
+        raise ValueError(f"{path} holds other weights than this recipe trains.")
+    for name, value in trained.items():
+        value.copy_(weights[_name_in_file(name)])
+    before = load_file(os.path.join(folder, "model.safetensors"))
+    for name, value in merged_state_dict(model).items():
+        if not torch.allclose(value.cpu(), before[name], rtol=1e-3, atol=1e-4):
+            raise ValueError(
+                f"{folder} was trained from other weights than clip_pretrain_path and bert_pretrain_path hold now "
+                f"({name} differs): put back what was there."
+            )
+
+
+def _trained(model: BertCLIPModel) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _name_in_file(name: str) -> str:
+    return _PREFIX + name.replace(f".{_NAME}.", ".")

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 
 import huggingface_hub
 import requests
 import transformers
+from huggingface_hub.utils import logging as hub_logging
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -21,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_SECONDS = 10
+_WAYS_OUT = (
+    "Give the path of a local folder with config.json, weights and vocab.txt or preprocessor_config.json; or set the "
+    "environment variable HF_ENDPOINT to a mirror of the Hub."
+)
 
 
 @dataclass(frozen=True)
@@ -128,16 +134,14 @@ def find_pretrained(path: str) -> str:
         ValueError: there is no such folder, or the Hub does not answer.
     """
     if is_hub_name(path):
-        if _hub_answers():
+        refusal = _refusal(path)
+        if refusal is None:
             return path
         try:
             return huggingface_hub.snapshot_download(path, local_files_only=True)
         except Exception:  # each version has another error for what was never downloaded
-            raise ValueError(
-                f"{path} is no folder (seen from {os.getcwd()}), and the Hub ({huggingface_hub.constants.ENDPOINT}) "
-                "does not answer. Give the path of a local folder with config.json, weights and vocab.txt or "
-                "preprocessor_config.json; or set the environment variable HF_ENDPOINT to a mirror of the Hub."
-            ) from None
+            where = f"is no folder (seen from {os.getcwd()}), and the Hub ({huggingface_hub.constants.ENDPOINT})"
+            raise ValueError(f"{path} {where} {refusal}. {_WAYS_OUT}") from None
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}).")
     return path
@@ -161,15 +165,28 @@ def _require_files(path: str) -> None:
 
 
 @functools.cache
-def _hub_answers() -> bool:
-    """Asked once: what transformers does is six tries for each file, and two lines for each try."""
+def _refusal(name: str) -> str | None:
+    """Why the Hub does not give this model; None where it does, or says itself why not.
+
+    Asked once, for one small file: what huggingface_hub does is six tries for each file, and two lines for each try.
+    """
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
+        return "is not asked, because HF_HUB_OFFLINE is set"
     try:
-        requests.head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_SECONDS)
-    except requests.RequestException:
-        return False
-    return True
+        url, headers = huggingface_hub.hf_hub_url(name, "config.json"), huggingface_hub.utils.build_hf_headers()
+        answer = requests.head(url, headers=headers, timeout=_HUB_SECONDS, allow_redirects=True)
+    except huggingface_hub.errors.HFValidationError:
+        return None  # no name of the Hub, which `read_config` tells
+    except ValueError:
+        return "is no address, which begins with https://"
+    except requests.RequestException as error:
+        return f"does not answer ({type(error).__name__})"
+    signs = ("X-Repo-Commit", "X-Error-Code")
+    if any(sign in part.headers for part in (*answer.history, answer) for sign in signs):
+        return None
+    if answer.status_code in (401, 404):
+        return f"has no such model, or keeps it private (status {answer.status_code})"
+    return f"does not give it (status {answer.status_code})"
 
 
 def read_config(path: str) -> dict:
@@ -217,18 +234,29 @@ def loading(path: str) -> Iterator[None]:
             yield
     except Exception as error:  # OSError, RuntimeError, SafetensorError, UnpicklingError, … each for a damaged file
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be loaded: {reason.rstrip('.')}. Is it whole? Fetch it again.") from error
+        mend = _WAYS_OUT if is_hub_name(path) else "Is it whole? Fetch it again."
+        raise ValueError(f"{path} cannot be loaded: {reason.rstrip('.')}. {mend}") from error
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without progress bars, and without the table of missing weights: the caller says in one line what is wrong."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    """Without progress bars, without the table of missing weights, and without a line for each try of a download: the
+    caller says in one line what is wrong."""
+    with _only_errors(transformers_logging), _only_errors(hub_logging):
+        bar = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if bar:
+                transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _only_errors(library: ModuleType) -> Iterator[None]:
+    verbosity = library.get_verbosity()
+    library.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
+        library.set_verbosity(verbosity)

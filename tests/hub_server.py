@@ -1,22 +1,52 @@
-"""A stand-in for the part of the Hub's API that an upload uses; what is committed is kept in memory."""
+"""A stand-in for the part of the Hub's API that uploads and downloads use; what is committed is kept in memory."""
 
 import base64
+import hashlib
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves from port 0 on. `commits` has the files of each commit, name → content, oldest first."""
+    """Serves a model `somebody/clip` from port 0 on.
 
-    def __init__(self):
+    Args:
+        files: name → content, of the model that it gives.
+
+    Attributes:
+        commits: the files of each commit, oldest first.
+        asked: the paths of all requests for files.
+        refuse_with: a status to answer to every request for a file, as what is no Hub does.
+    """
+
+    def __init__(self, files: dict[str, bytes] | None = None):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.commits: list[dict[str, bytes]] = []
+        self.files, self.commits, self.asked, self.refuse_with = files or {}, [], [], None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self._answer({"sha": "0" * 40, "id": "somebody/clip", "siblings": []})
+        if "/resolve/" in self.path:
+            self._give_file()
+        elif "/tree/" in self.path:
+            self._answer([])
+        else:
+            self._answer({"sha": "0" * 40, "id": "somebody/clip", "siblings": []})
+
+    do_HEAD = do_GET
+
+    def _give_file(self):
+        self.server.asked.append(self.path)
+        content = self.server.files.get(self.path.rpartition("/")[2])
+        if self.server.refuse_with:
+            self._send(self.server.refuse_with, b"")
+        elif not self.path.startswith("/somebody/clip/"):
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif content is None:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        else:
+            digest = hashlib.sha1(content).hexdigest()
+            self._send(200, content, {"X-Repo-Commit": "0" * 40, "ETag": f'"{digest}"'})
 
     def do_POST(self):
         body = self._body()
@@ -43,13 +73,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _answer(self, content: dict):
-        content = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
+    def _answer(self, content):
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None):
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, *args):
         pass

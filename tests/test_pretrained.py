@@ -3,14 +3,18 @@
 import json
 import logging
 import os
+import re
 import shutil
 import socket
+import subprocess
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import CAPTIONS
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, python
+from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
@@ -374,10 +378,10 @@ def hub(monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        pretrained._hub_answers.cache_clear()
+        pretrained._refusal.cache_clear()
 
     yield at
-    pretrained._hub_answers.cache_clear()
+    pretrained._refusal.cache_clear()
 
 
 @pytest.fixture
@@ -423,21 +427,69 @@ def test_what_was_downloaded_before_is_taken_where_the_hub_is_far(
     assert "Retry" not in capfd.readouterr().err
 
 
-def test_a_name_that_the_hub_does_not_have_is_one_line_with_its_key(towers, hub):
-    class NotFound(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD
-
-    with HTTPServer(("127.0.0.1", 0), NotFound) as server:
+@pytest.fixture
+def hub_server(hub, bert_clip_path, tmp_path, monkeypatch) -> Iterator[HubServer]:
+    """A Hub with a BertCLIP, `somebody/clip`, whose downloads go to a folder of this test."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with HubServer({file.name: file.read_bytes() for file in Path(bert_clip_path).iterdir()}) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        hub(f"http://127.0.0.1:{server.server_address[1]}")
-        expected = "`bert_pretrain_path`: some/bert is no folder .*, nor a model of the Hub: some/bert is not a"
-        with pytest.raises(ValueError, match=expected) as error:
-            towers(bert_pretrain_path="some/bert")
+        hub(server.url)
+        yield server
         server.shutdown()
+
+
+def test_a_name_that_the_hub_does_not_have_is_one_line_with_its_key(towers, hub_server):
+    expected = "`bert_pretrain_path`: some/bert is no folder .*, nor a model of the Hub: some/bert is not a"
+    with pytest.raises(ValueError, match=expected) as error:
+        towers(bert_pretrain_path="some/bert")
     one_line(error)
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 429, 503])
+def test_a_server_that_gives_no_models_is_asked_once_and_said_in_one_line(towers, hub_server, status, capfd):
+    hub_server.refuse_with = status
+    expected = f"`bert_pretrain_path`: some/bert is no folder .*{hub_server.url}.*status {status}.*HF_ENDPOINT"
+    with pytest.raises(ValueError, match=expected) as error:
+        towers(bert_pretrain_path="some/bert")
+    one_line(error)
+    assert len(hub_server.asked) == 1 and capfd.readouterr().err == ""
+
+
+def test_an_endpoint_that_is_no_address_is_said(hub):
+    hub("hf-mirror.com")
+    with pytest.raises(ValueError, match=r"the Hub \(hf-mirror.com\) is no address, which begins with https://"):
+        load_checkpoint("some/clip")
+
+
+def test_weights_that_do_not_come_are_one_line_with_the_ways_out(hub_server, capfd):
+    hub_server.files["model.safetensors"] = b"cut short"
+    with pytest.raises(ValueError, match="somebody/clip cannot be loaded: .* HF_ENDPOINT") as error:
+        load_checkpoint("somebody/clip")
+    one_line(error)
+
+
+EVERY_SCRIPT = """
+train_clip --train_args_file {train_args}
+evaluate_clip --model somebody/clip --test_file {data}/train.csv --image_path {data}/images --output {out}/evaluation
+predict_similarity --model somebody/clip --texts 小狗 --images {data}/images/0.png
+search_image index --model somebody/clip --images {data}/images --gallery {out}/gallery
+search_image query --gallery {out}/gallery --text 小狗
+export_model --model somebody/clip --format vision-text-dual-encoder --output {out}/export
+save_bert_checkpoint --model somebody/clip --output {out}/bert
+filter_data --clip_model somebody/clip --train_file {data}/train.csv --image_path {data}/images --out_file {out}/1.csv
+"""
+
+
+def test_every_script_takes_a_model_from_the_hub_that_hf_endpoint_names(hub_server, data, train_args, tmp_path):
+    code = (
+        "import importlib, sys\nfrom component.command import run\n"
+        "for line in sys.argv[1:]:\n"
+        "    script, *sys.argv[1:] = line.split()\n"
+        "    print(script, run(importlib.import_module(script).main))"
+    )
+    args_file = train_args(clip_pretrain_path="somebody/clip", load_from_bert_clip=True, max_steps=1)
+    lines = EVERY_SCRIPT.format(data=data, out=tmp_path, train_args=args_file).split("\n")[1:-1]
+    environment = {**ENVIRONMENT, "HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(python("-c", code, *lines), capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE) == [(line.split()[0], "0") for line in lines], done
+    assert any(path.endswith("/model.safetensors") for path in hub_server.asked)

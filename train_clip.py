@@ -67,7 +67,7 @@ def train(args) -> int | None:
         args=args,
         train_dataset=train_dataset,
         eval_dataset=test_dataset,
-        data_collator=PairCollator(processor.tokenizer.pad_token_id, args.group_size),
+        data_collator=PairCollator(processor.tokenizer.pad_token_id, args.group_size, args.group_costs),
         processing_class=processor,
     )
     try:

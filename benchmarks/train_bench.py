@@ -6,7 +6,7 @@ a  published loop: Pillow and the HF image processor for each picture, ViT forwa
 b  ours with the feature cache
 c  ours without it
 d  the text tower alone, forward and backward on ready tensors, those of b's batches: the limit of LiT
-"one group" stands for a text_group_size of the whole batch, padded to its longest text.
+"one group" stands for a text_group_size of the whole batch, padded to its longest text; --group_size adds another.
 
 All on the same towers (random weights), JPEGs of 400 x 300 and captions of 5 to 40 characters, made here. The loops
 take turns, `--rounds` times; reported are the medians. a runs in the precision of the published recipe: fp16 on a
@@ -49,7 +49,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--batch_size", type=int, help="pairs per step; by default that of the preset")
-    parser.add_argument("--group_size", type=int, help="text_group_size of b and c; by default that of train_clip.py")
+    parser.add_argument("--group_size", type=int, help="a text_group_size to compare b and d with")
     parser.add_argument("--steps", type=int, default=8, help="of each loop and round, after the warm-up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, for a and ours")
@@ -65,11 +65,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         caching_seconds = bench.fill_cache()
-        speeds = {}
-        for _ in range(options.rounds):
-            for name, speed in bench.round().items():
-                speeds.setdefault(name, []).append(speed)
-    speeds = {name: statistics.median(values) for name, values in speeds.items()}
+        rounds = [bench.round() for _ in range(options.rounds)]
+        speeds = {name: statistics.median(speeds[name] for speeds in rounds) for name in rounds[0]}
     results = {
         **vars(options),
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores",
@@ -81,8 +78,8 @@ def main():
         "b / a": speeds["b"] / speeds["a"],
         "b / a, one group": speeds["b, one group"] / speeds["a"],
         "c / a": speeds["c"] / speeds["a"],
-        "padding": bench.padding("b"),
-        "padding, one group": bench.padding("b, one group"),
+        **{f"padding, {name}": bench.padding(name) for name in bench.batches},
+        "a group beside its tokens, tokens": bench.group_cost(),
         "images_cached_per_second": bench.num_pairs / caching_seconds,
         "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / bench.matmul_peak(),
     }
@@ -100,6 +97,7 @@ class Bench:
     def __init__(self, options, folder: Path):
         self.options, self.folder = options, folder
         self.num_pairs = options.batch_size * (options.steps + WARMUP_STEPS)
+        self.num_counted = options.batch_size * options.steps
         self.captions = make_data(folder, self.num_pairs)
         self.batches: dict[str, list] = {}
         self.processor = make_processor(folder)
@@ -143,14 +141,13 @@ class Bench:
 
     def round(self) -> dict[str, float]:
         """Loop → pairs per second."""
-        return {
-            "a": self.published(),
-            "b": self.ours("b", self.cached, self.options.group_size),
-            "d": self.text_tower("b"),
-            "b, one group": self.ours("b, one group", self.cached, self.options.batch_size),
-            "d, one group": self.text_tower("b, one group"),
-            "c": self.ours("c", self.decoded, self.options.group_size),
-        }
+        speeds, size = {"a": self.published(), "c": self.ours("c", self.decoded)}, self.options.group_size
+        groups = {"": None, ", one group": self.options.batch_size, **({f", groups of {size}": size} if size else {})}
+        for name, group_size in groups.items():
+            speeds[f"b{name}"] = self.ours(f"b{name}", self.cached, group_size)
+            self.text_tower(self.batches[f"b{name}"][:WARMUP_STEPS])
+            speeds[f"d{name}"] = self.num_counted / self.text_tower(self.batches[f"b{name}"])
+        return speeds
 
     def published(self) -> float:
         model = self.model().train()
@@ -165,25 +162,29 @@ class Bench:
         pixel_values = torch.cat([example["pixel_values"] for example in examples])
         return {**inputs, "pixel_values": pixel_values, "return_loss": True}
 
-    def ours(self, name: str, dataset: Pairs, group_size: int | None) -> float:
+    def ours(self, name: str, dataset: Pairs, group_size: int | None = None) -> float:
         arguments = self.arguments(group_size)
         trainer = RecordingTrainer(
             model=self.model(),
             args=arguments,
             train_dataset=dataset,
-            data_collator=PairCollator(self.processor.tokenizer.pad_token_id, arguments.group_size),
+            data_collator=PairCollator(
+                self.processor.tokenizer.pad_token_id, arguments.group_size, arguments.group_costs
+            ),
         )
         speed = self.timed(trainer)
-        self.batches[name] = trainer.batches[WARMUP_STEPS:]
+        if dataset is self.cached:
+            self.batches[name] = trainer.batches[WARMUP_STEPS:]
         return speed
 
     def timed(self, trainer: Trainer) -> float:
         clock = Clock(self.now)
         trainer.add_callback(clock)
         trainer.train()
-        return self.options.steps * self.options.batch_size / clock.seconds
+        return self.num_counted / clock.seconds
 
-    def text_tower(self, name: str) -> float:
+    def text_tower(self, batches: list) -> float:
+        """Seconds of forward and backward over batches of groups."""
         dtype = DTYPES[self.options.precision]
         tower = self.model().text_model.to(DEVICE).train()
 
@@ -193,12 +194,21 @@ class Bench:
             torch.cat(outputs).float().sum().backward()
             tower.zero_grad()
 
-        for batch in self.batches[name][:WARMUP_STEPS]:
-            step(batch)
         start = self.now()
-        for batch in self.batches[name]:
+        for batch in batches:
             step(batch)
-        return self.options.steps * self.options.batch_size / (self.now() - start)
+        return self.now() - start
+
+    def group_cost(self, groups: int = 8, width: int = 24) -> float:
+        """What a group costs the text tower beside its tokens, in tokens: a batch in one group and in several."""
+        pairs = self.options.batch_size
+        whole = torch.full((pairs, width), 5, device=DEVICE), torch.ones(pairs, width, dtype=torch.long, device=DEVICE)
+        parts = list(zip(*(tensor.chunk(groups) for tensor in whole), strict=True))
+        self.text_tower([[whole], parts])
+        rounds = [[self.text_tower([batch]) for batch in ([whole], parts)] for _ in range(2 * self.options.steps)]
+        one, several = map(statistics.median, zip(*rounds, strict=True))
+        group = (several - one) / (len(parts) - 1)
+        return group / (one - group) * whole[0].numel()
 
     def now(self) -> float:
         if DEVICE == "cuda":
@@ -227,7 +237,7 @@ class Bench:
         for input_ids, _ in itertools.chain(*self.batches[name]):
             pairs, tokens = input_ids.shape
             flops += 3 * pairs * tokens * layers * (2 * 12 * width**2 + 4 * tokens * width)
-        return flops / (self.options.steps * self.options.batch_size)
+        return flops / self.num_counted
 
 
 class PublishedDataset(Dataset):

@@ -1,6 +1,7 @@
 """The JSON file of one experiment → typed, checked training arguments."""
 
 import logging
+import math
 import os
 import typing
 from collections.abc import Sequence
@@ -32,10 +33,9 @@ from component.recipe.trainer_checks import (
     check_workers,
     in_one_line,
 )
+from component.text_groups import GroupCosts, costs_on
 
 logger = logging.getLogger(__name__)
-
-CPU_TEXT_GROUP = 16  # where no kernel waits to be launched, only the padding counts
 
 
 @dataclass
@@ -93,7 +93,7 @@ class CLIPTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "The texts of a batch go through the tower in groups of so many, sorted by length, which saves "
-            "padding; null: the whole batch on a GPU, 16 without one."
+            "padding; null: in the groups that cost least, padding and launching counted."
         },
     )
     freeze_vision: bool | str = field(
@@ -193,9 +193,15 @@ class CLIPTrainingArguments(TrainingArguments):
 
     @property
     def group_size(self) -> int | None:
-        """So many pairs go through the towers together; None: the whole batch."""
-        on_cpu = self.device.type == "cpu" and not self.fsdp
-        return self.contrastive_chunk_size or self.text_group_size or (CPU_TEXT_GROUP if on_cpu else None)
+        """So many pairs at most go through the towers together; None: as many as there are."""
+        return self.contrastive_chunk_size or self.text_group_size
+
+    @property
+    def group_costs(self) -> GroupCosts:
+        """Which groups of pairs go through the towers together."""
+        costs = costs_on(self.device.type)
+        # Under FSDP each group gathers the parameters: a process with fewer would leave the others waiting.
+        return costs._replace(group=math.inf) if self.text_group_size or self.fsdp else costs
 
     @property
     def trainable_vision_blocks(self) -> int | None:

@@ -3,23 +3,21 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from component.text_groups import group_by_length
-
-LENGTH_MULTIPLE = 8  # of the tokens of an ungrouped batch: tensor cores work on tiles of 8
+from component.text_groups import FEWEST_GROUPS, GroupCosts, group_by_cost, pad_texts
 
 
 @dataclass
 class PairCollator:
     """Sort the pairs by the length of their texts, the longest first, and pad the texts group by group.
 
-    A group is padded to its own longest text. The groups of a shuffled batch so need about the padding of batches of
-    like lengths, while the batch stays random; a contrastive batch has no order.
+    The groups of a shuffled batch need about the padding of batches of like lengths, while the batch stays random; a
+    contrastive batch has no order.
 
     Args:
         pad_token_id: of the BERT tokenizer.
-        group_size: texts per group; None: the whole batch is one, and padded to a multiple of 8.
+        group_size: texts of a group at most; None: as many as there are.
+        group_costs: the groups that cost least are taken; by default the fewest.
 
     Takes what `Pairs.__getitems__` gives. Returns (B good pairs, T tokens):
         model_inputs: input_ids (B, T), attention_mask (B, T); text_groups, a list of (texts, tokens), one after the
@@ -30,15 +28,15 @@ class PairCollator:
 
     pad_token_id: int
     group_size: int | None = None
+    group_costs: GroupCosts = FEWEST_GROUPS
 
     def __call__(self, examples: dict) -> dict:
-        lengths = examples["lengths"]
-        groups = group_by_length(lengths, self.group_size or len(lengths))
-        text_groups = [(len(group), int(lengths[group[0]])) for group in groups]
-        if self.group_size is None:
-            text_groups = [(texts, -(-width // LENGTH_MULTIPLE) * LENGTH_MULTIPLE) for texts, width in text_groups]
-        order = torch.cat([torch.from_numpy(group) for group in groups]) if groups else torch.arange(0)
-        input_ids, attention_mask = self._pad(examples, max((width for _, width in text_groups), default=0))
+        tokens, lengths = examples["tokens"], examples["lengths"]
+        groups = group_by_cost(lengths, self.group_costs, self.group_size)
+        text_groups = [(len(rows), width) for rows, width in groups]
+        order = torch.cat([torch.from_numpy(rows) for rows, _ in groups]) if groups else torch.arange(0)
+        widest = max((width for _, width in groups), default=0)
+        input_ids, attention_mask = pad_texts(tokens, lengths, widest, self.pad_token_id)
         tensors = {"input_ids": input_ids, "attention_mask": attention_mask, **examples["images"]}
         model_inputs = {key: tensor[order] for key, tensor in tensors.items()}
         rows, ids = (torch.from_numpy(examples[key])[order] for key in ("rows", "ids"))
@@ -48,11 +46,3 @@ class PairCollator:
             "ids": ids,
             "bad_images": examples["bad_images"],
         }
-
-    def _pad(self, examples: dict, width: int) -> tuple[Tensor, Tensor]:
-        """input_ids and attention_mask, in the order of the examples."""
-        tokens, lengths = (torch.from_numpy(examples[key]) for key in ("tokens", "lengths"))
-        is_token = torch.arange(width) < lengths[:, None]
-        input_ids = torch.full(is_token.shape, self.pad_token_id)
-        input_ids[is_token] = tokens.long()
-        return input_ids, is_token.long()

@@ -8,20 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPProcessor
 
 from component.image.load import BadImageError, check_aspect, load_image, to_rgb
 from component.model import BertCLIPModel
 from component.pairs.ragged import RaggedArray
-from component.text_groups import group_by_length
+from component.text_groups import costs_on, group_by_cost, pad_texts
 
-MOST_PADDING = 0.1  # of a batch of texts
 _TEXTS_PER_CALL = 4096  # tokens as Python lists take ten times the memory of the flat array they go to
 
 
@@ -69,7 +68,7 @@ def embed_texts(
     """
     embeds = torch.empty(len(texts), model.config.projection_dim)
     embeddings = model.config.text_config.vocab_size
-    for rows, batch in text_batches(processor, texts, batch_size):
+    for rows, batch in text_batches(processor, texts, batch_size, model.device.type):
         highest, row = batch["input_ids"].amax(dim=1).max(dim=0)
         if highest >= embeddings:
             raise ValueError(
@@ -83,25 +82,23 @@ def embed_texts(
 
 
 def text_batches(
-    processor: CLIPProcessor, texts: Sequence[str], batch_size: int
+    processor: CLIPProcessor, texts: Sequence[str], batch_size: int, device_type: str = "cpu"
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield (rows, {input_ids (B, T), attention_mask (B, T)}); less than a tenth of each batch is padding."""
+    """Yield (rows, {input_ids (B, T), attention_mask (B, T)}) of texts of like length, B up to batch_size.
+
+    Args:
+        device_type: "cpu" or another: where the tower is.
+    """
     tokenizer = processor.tokenizer
-    tokens, lengths = RaggedArray("i"), []
+    tokens = RaggedArray("i")
     options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False)
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         for input_ids in tokenizer(list(texts[start : start + _TEXTS_PER_CALL]), **options)["input_ids"]:
             tokens.append(input_ids)
-            lengths.append(len(input_ids))
-    for rows in group_by_length(lengths, batch_size, MOST_PADDING):
-        input_ids = [torch.from_numpy(tokens[row]).long() for row in rows]
-        yield (
-            rows.tolist(),
-            {
-                "input_ids": pad_sequence(input_ids, batch_first=True, padding_value=tokenizer.pad_token_id),
-                "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
-            },
-        )
+    lengths = tokens.lengths(np.arange(len(tokens)))
+    for rows, width in group_by_cost(lengths, costs_on(device_type), batch_size):
+        input_ids, attention_mask = pad_texts(*tokens.gather(rows), width, tokenizer.pad_token_id)
+        yield rows.tolist(), {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 @torch.inference_mode()

@@ -256,6 +256,7 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
             return tower(**inputs, return_dict=True).pooler_output
 
         sizes, widths = zip(*text_groups, strict=True)
+        input_ids, attention_mask = fit_to_positions(self.config.text_config, input_ids, attention_mask)
         texts = zip(input_ids.split(sizes), attention_mask.split(sizes), widths, strict=True)
         text_pooled = [
             pool(self.text_model, input_ids=ids[:, :width], attention_mask=mask[:, :width])

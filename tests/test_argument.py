@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from component.argument import CLIPTrainingArguments, load_arguments, read_arguments
 from component.recipe.old_keys import RENAMED, RETIRED, translate
+from component.text_groups import CPU_COSTS, FEWEST_GROUPS
 
 
 @pytest.fixture
@@ -214,6 +215,19 @@ def test_shards_alone_need_no_image_path(load, data):
 def test_numbers_written_as_strings(load):
     args = load(learning_rate="5e-5", max_seq_length="20", save_total_limit=None)
     assert args.learning_rate == 5e-5 and args.max_seq_length == 20 and args.save_total_limit is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "size", "costs"),
+    [
+        ({}, None, CPU_COSTS),
+        ({"contrastive_chunk_size": 3}, 3, CPU_COSTS),
+        ({"text_group_size": 3}, 3, FEWEST_GROUPS),
+    ],
+)
+def test_texts_are_grouped_by_cost_where_no_size_is_given(load, keys, size, costs):
+    args = load(**keys)
+    assert (args.group_size, args.group_costs) == (size, costs)
 
 
 def test_set_overrides_the_file(train_args):

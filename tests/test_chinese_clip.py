@@ -157,7 +157,7 @@ def trainer(train_args, chinese_clip_path):
         model, processor = load_model(args)
         dataset, _ = load_datasets(args, processor)
         (dataset,) = cache_images(args, model, dataset)
-        collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size)
+        collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size, args.group_costs)
         return CLIPTrainer(
             model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor
         )
@@ -261,7 +261,7 @@ def test_the_recipe_for_fine_tuning_runs_on_a_folder(train_args, chinese_clip_pa
     assert args.per_device_train_batch_size * args.world_size == 128 * 8
     model, processor = load_model(args)
     dataset, _ = load_datasets(args, processor)
-    collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size)
+    collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size, args.group_costs)
     before = {name: value.clone() for name, value in model.named_parameters()}
     CLIPTrainer(
         model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor

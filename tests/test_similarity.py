@@ -23,6 +23,7 @@ from component.similarity import (
     image_text_similarity,
     text_text_similarity,
 )
+from component.text_groups import costs_on, group_by_cost
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +139,15 @@ def test_sorting_by_length_leaves_texts_in_their_place(checkpoint):
     assert [found.item(row) for row in found.rows] == texts
 
 
-@pytest.mark.parametrize("count, batch_size", [(1, 8), (40, 64), (500, 32)])
-def test_less_than_a_tenth_of_a_text_batch_is_padding(checkpoint, count, batch_size):
-    texts = ["云" * length for length in np.random.default_rng(0).integers(1, 40, count)]
-    seen = []
-    for rows, batch in text_batches(checkpoint[1], texts, batch_size):
-        assert 1 <= len(rows) <= batch_size
-        assert batch["attention_mask"].float().mean() > 0.9
+@pytest.mark.parametrize("count, batch_size, device_type", [(1, 8, "cpu"), (40, 64, "cpu"), (500, 32, "cuda")])
+def test_text_batches_are_the_groups_that_cost_least(checkpoint, count, batch_size, device_type):
+    lengths = np.random.default_rng(0).integers(1, 20, count)
+    texts, seen = ["云" * length for length in lengths], []
+    groups = group_by_cost(lengths + 2, costs_on(device_type), batch_size)
+    batches = text_batches(checkpoint[1], texts, batch_size, device_type)
+    for (rows, batch), (group, width) in zip(batches, groups, strict=True):
+        assert rows == group.tolist() and batch["input_ids"].shape == (len(rows), width)
+        assert batch["attention_mask"].sum(dim=1).tolist() == (lengths[rows] + 2).tolist()
         assert torch.equal(batch["attention_mask"] == 0, batch["input_ids"] == checkpoint[1].tokenizer.pad_token_id)
         seen += rows
     assert sorted(seen) == list(range(count))

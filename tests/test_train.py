@@ -66,7 +66,7 @@ def trainer(train_args, bert_clip_path):
             args=args,
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
-            data_collator=PairCollator(0, args.group_size),
+            data_collator=PairCollator(0, args.group_size, args.group_costs),
             processing_class=processor,
         )
 

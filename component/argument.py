@@ -156,6 +156,7 @@ class CLIPTrainingArguments(TrainingArguments):
     # Other defaults than transformers': a frozen tower leaves no parameter unused, and the collator needs all columns.
     ddp_find_unused_parameters: bool | None = False
     remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False  # the trainer's own does not wait for the device
     fsdp: bool | None = None  # transformers' own hint is that of the older form, a string
 
     def __post_init__(self):

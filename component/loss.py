@@ -130,20 +130,18 @@ class _InBlocks(torch.autograd.Function):
         with torch.autocast(queries.device.type, enabled=False):
             for first in range(0, len(queries), rows):
                 block = queries[first : first + rows]
-                own = torch.arange(len(block), device=keys.device)
-                matched = own, own + start + first
                 logits = (block @ keys.T).mul_(scale)
                 if bias is not None:
                     logits += bias
                 if ids is not None:
                     text_ids, image_ids = ids[first : first + rows, :, None].unbind(dim=1)
                     repeated = (text_ids == all_ids[:, 0]) | (image_ids == all_ids[:, 1])
-                    repeated[matched] = False
+                    repeated.diagonal(start + first).fill_(False)
                     logits.masked_fill_(repeated, -torch.inf)
-                loss -= logits[matched].sum()
+                loss -= logits.diagonal(start + first).sum()
                 sum_, by_logits = normaliser(logits)
                 loss += sum_
-                by_logits[matched] -= 1
+                by_logits.diagonal(start + first).sub_(1)
                 by_bias += by_logits.sum()
                 by_block = by_queries[first : first + rows]
                 torch.mm(by_logits, keys, out=by_block)

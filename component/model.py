@@ -257,9 +257,12 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
 
         sizes, widths = zip(*text_groups, strict=True)
         input_ids, attention_mask = fit_to_positions(self.config.text_config, input_ids, attention_mask)
+        if self.text_model.config._attn_implementation == "sdpa":
+            # In the form of the kernels, or the tower waits for the device to see whether there is any padding.
+            attention_mask = attention_mask[:, None, None].bool()
         texts = zip(input_ids.split(sizes), attention_mask.split(sizes), widths, strict=True)
         text_pooled = [
-            pool(self.text_model, input_ids=ids[:, :width], attention_mask=mask[:, :width])
+            pool(self.text_model, input_ids=ids[:, :width], attention_mask=mask[..., :width])
             for ids, mask, width in texts
         ]
         if vision_pooler_output is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -21,7 +21,7 @@ from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
 from component.training.bad_images import BadImages
-from component.training.gather import gather_rows
+from component.training.gather import row_gather
 from component.training.interruption import RunFailed, ignore_signals_in_worker, naming_lost_process
 from component.training.log_window import LogWindow
 from component.training.lora import load_adapter, merged_state_dict, save_adapter
@@ -117,8 +117,9 @@ class CLIPTrainer(ResumableTrainer):
         )
 
     def _prepare_inputs(self, batch: dict) -> dict:
-        # The rest is looked at on the CPU.
-        return {**batch, "model_inputs": super()._prepare_inputs(batch["model_inputs"])}
+        # From pinned memory, so that nothing waits for it. The rest is looked at on the CPU.
+        inputs = send_to_device(batch["model_inputs"], self.args.device, non_blocking=True)
+        return {**batch, "model_inputs": super()._prepare_inputs(inputs)}
 
     def floating_point_ops(self, batch: dict) -> int:
         return super().floating_point_ops(batch["model_inputs"])
@@ -147,9 +148,11 @@ class CLIPTrainer(ResumableTrainer):
         self._logit_scale = outputs.logit_scale.detach()
 
         embeds = outputs.image_embeds[:pairs], outputs.text_embeds[:pairs]
-        ids = batch["ids"].to(embeds[0].device) if self.args.mask_duplicates else None
+        ids = batch["ids"].to(embeds[0].device, non_blocking=True) if self.args.mask_duplicates else None
         # Evaluation compares the pairs of one batch of one process, so that its loss does not depend on their number.
-        gather = gather_rows if model.training and self.args.world_size > 1 else None
+        gather = None
+        if model.training and self.args.world_size > 1:
+            gather = row_gather(pairs, embeds[0].device)
         loss = contrastive_loss(*embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
         if gather:
             # DDP averages the gradients of the processes, and their shares of the loss want to be added up.
@@ -161,9 +164,11 @@ class CLIPTrainer(ResumableTrainer):
         pairs = len(batch["rows"])
         loss = super().training_step(model, batch, num_items_in_batch)
         self._window.add(pairs, loss)
-        if not pairs and self.args.world_size == 1:
-            loss = torch.full_like(loss, torch.nan)  # the Trainer leaves NaN out of the logged mean
-        return loss
+        is_training = loss.isfinite() & (pairs > 0 or self.args.world_size > 1)
+        # What is no training is left out of the logged mean, as by the parent's logging_nan_inf_filter, which waits
+        # for the device in every step.
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+        return torch.where(is_training, loss, mean)
 
     def _placeholder_pair(self, cached: bool) -> dict[str, Tensor]:
         """What goes through the model in place of a batch without any good picture; its embeddings are not used.

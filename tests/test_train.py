@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import CAPTIONS, ROOT, run_python
 from huggingface_hub import ModelCard
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel, TrainerCallback
 
 from component.argument import load_arguments
@@ -247,6 +248,36 @@ def test_chunks_train_as_the_whole_batch_does(trainer, data, keys, freeze_vision
     chunked, weights_of_chunked = losses(contrastive_chunk_size=3)
     assert len(set(plain)) > 2 and chunked == pytest.approx(plain, abs=1e-5)
     torch.testing.assert_close(weights_of_chunked["logit_scale"], weights["logit_scale"], atol=1e-6, rtol=0)
+
+
+class Readings(TorchDispatchMode):
+    """Counts what reads a value of a tensor: on a GPU, each would wait for all that was launched before."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keys", [{}, {"contrastive_chunk_size": 3, "loss_type": "siglip"}, {"bf16": True}])
+def test_a_step_waits_for_nothing_on_the_device(trainer, keys):
+    """From fetching the loss of the first step to the end of the second one."""
+    built = trainer(max_steps=3, logging_steps=3, mask_duplicates=True, max_grad_norm=1.0, **keys)
+    readings = Readings()
+
+    class Listening(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 0:
+                readings.__enter__()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                readings.__exit__(None, None, None)
+
+    built.add_callback(Listening())
+    built.train()
+    assert readings.count == 0
 
 
 def test_repeated_pairs_are_no_negatives_where_asked(trainer, data):

@@ -14,7 +14,6 @@ from transformers import TrainingArguments
 from component.recipe.checks import (
     check_files,
     check_images,
-    check_lora,
     check_loss,
     check_parallel,
     check_text_pooling,
@@ -33,6 +32,7 @@ from component.recipe.trainer_checks import (
     check_workers,
     in_one_line,
 )
+from component.recipe.tuning_checks import check_learning_rates, check_lora
 from component.text_groups import GroupCosts, costs_on
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,20 @@ class CLIPTrainingArguments(TrainingArguments):
             '["query", "value"]; null: attention and MLP.'
         },
     )
+    learning_rates: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rates of parts, by the longest prefix of a weight's name, e.g. "
+            '{"text_projection": 1e-3}; the rest has learning_rate.'
+        },
+    )
+    layer_decay: float | dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "The learning rate of each block of a tower is that of the block behind it times this, e.g. 0.8, "
+            'or {"text_model": 0.8}; null: the same for all.'
+        },
+    )
     min_crop_area: float | None = field(
         default=None,
         metadata={"help": "Train on random pieces with at least this share of a picture's area, e.g. 0.5; null: off."},
@@ -131,6 +145,13 @@ class CLIPTrainingArguments(TrainingArguments):
         metadata={
             "help": "Compute the locked tower's output of each picture once, and keep it in this folder; auto: in "
             "`image_features` beside output_dir; off: put every picture through the tower in every epoch."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in which metric_for_best_model was no better than before; null: "
+            "never."
         },
     )
     resume_from_checkpoint: str | bool | None = field(
@@ -169,6 +190,7 @@ class CLIPTrainingArguments(TrainingArguments):
             check_loss,
             check_images,
             check_lora,
+            check_learning_rates,
             check_evaluation,
             check_workers,
             check_packages,

@@ -21,8 +21,10 @@ from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.processor import save_processor
 from component.training.bad_images import BadImages
+from component.training.early_stopping import StopEarly
 from component.training.gather import row_gather
 from component.training.interruption import RunFailed, ignore_signals_in_worker, naming_lost_process
+from component.training.learning_rates import set_rates
 from component.training.log_window import LogWindow
 from component.training.lora import load_adapter, merged_state_dict, save_adapter
 from component.training.model_card import write_model_card
@@ -72,6 +74,8 @@ class CLIPTrainer(ResumableTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(ClampLogitScale())
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(StopEarly(self.args.early_stopping_patience))
         if self.args.fsdp or self.args.deepspeed:
             prepare_parallel(self)
         self._bad_images = BadImages("train", "eval")
@@ -191,6 +195,13 @@ class CLIPTrainer(ResumableTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         # Biases, LayerNorm and the class embedding are vectors, logit_scale is a scalar.
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and (self.args.learning_rates or self.args.layer_decay):
+            set_rates(optimizer, self.model, self.args)
+        return optimizer
 
     # ---- evaluation ----
 

@@ -285,6 +285,21 @@ def test_set_overrides_the_file(train_args):
         ({"lora_dropout": 0.1}, "`lora_dropout` is given, but without `lora_rank`"),
         ({"lora_rank": 2, "fsdp": True}, "`lora_rank` does not go with `fsdp`"),
         ({"lora_rank": 2, "deepspeed": {"zero_optimization": {"stage": 2}}}, "`lora_rank` does not go with `deepsp"),
+        ({"learning_rates": {"text_model": -1}}, "`learning_rates.text_model` is -1.0; expected a number from 0"),
+        ({"learning_rates": {"text_model": "nan"}}, "`learning_rates.text_model` is 'nan'; expected a number"),
+        ({"learning_rates": {"text_model": "inf"}}, "`learning_rates.text_model` is inf"),
+        ({"learning_rates": {"text_model": None}}, "`learning_rates.text_model` is None; expected a number"),
+        ({"learning_rates": {"text_model": True}}, "`learning_rates.text_model` is True; expected a number"),
+        ({"learning_rates": 1e-3}, "`learning_rates` is 0.001; expected {"),
+        ({"learning_rates": {}}, "`learning_rates` is {}"),
+        ({"layer_decay": 0}, "`layer_decay` is 0.0; expected a number above 0, up to 1"),
+        ({"layer_decay": 1.1}, "`layer_decay` is 1.1"),
+        ({"layer_decay": "nan"}, "`layer_decay` is 'nan'"),
+        ({"layer_decay": {"text_model": 2}}, "`layer_decay.text_model` is 2.0"),
+        ({"layer_decay": {"text": 0.5}}, "`layer_decay` is .*; expected a number, or one for each of text_model, v"),
+        ({"layer_decay": 0.9, "optim_target_modules": "all"}, "`layer_decay` does not go with `optim_target_modules`"),
+        ({"early_stopping_patience": 0}, "`early_stopping_patience` is 0; expected a whole number from 1"),
+        ({"early_stopping_patience": 2}, "`early_stopping_patience` counts evaluations, and there are none"),
         ({"save_total_limit": -1}, "`save_total_limit` is -1"),
         ({"dataloader_num_workers": -1}, "`dataloader_num_workers` is -1"),
         ({"seed": -1}, "`seed` is -1; expected a whole number from 0"),
@@ -397,6 +412,11 @@ def test_paths_are_expanded_once_for_all(load, data, tmp_path, monkeypatch):
 def test_a_rank_is_better_where_it_is_lower(load, data, metric, better):
     args = load(metric_for_best_model=metric, eval_strategy="epoch", test_file=str(data / "train.csv"))
     assert args.greater_is_better is better
+
+
+def test_an_early_stop_needs_a_metric(load, data):
+    with pytest.raises(ValueError, match="`early_stopping_patience` is 2, by which metric"):
+        load(early_stopping_patience=2, eval_strategy="epoch", test_file=str(data / "train.csv"))
 
 
 def test_set_without_a_value_is_refused(train_args):

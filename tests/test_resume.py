@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -491,6 +492,16 @@ def test_an_epoch_of_no_step_is_refused_before_anything_is_written(run, tmp_path
     assert not (tmp_path / "output" / "run.json").exists()
 
 
+@pytest.mark.parametrize("keys", [{"num_train_epochs": 1e-9}, {"num_train_epochs": 0.4}])
+def test_a_training_of_no_whole_step_is_refused(run, keys):
+    assert "which is not one step: an epoch has 2. Take more of it, or set max_steps to 1" in run(**keys)
+
+
+def test_half_an_epoch_of_two_steps_is_one(run, tmp_path):
+    assert run(num_train_epochs=0.5) is None
+    assert list(losses(tmp_path / "output")) == [1]
+
+
 def test_a_model_alone_is_nothing_to_resume_from(run, tmp_path, caplog):
     assert run(max_steps=1, save_steps=1, save_only_model=True) is None
     assert "it has no trainer_state.json" in run(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-final"))
@@ -498,6 +509,36 @@ def test_a_model_alone_is_nothing_to_resume_from(run, tmp_path, caplog):
     assert "there is no whole checkpoint" in run(resume_from_checkpoint=True)
     assert run(max_steps=2, resume_from_checkpoint="auto") is None
     assert list(losses(tmp_path / "output")) == [1, 2]
+
+
+EVALUATED = dict(num_train_epochs=9, eval_strategy="epoch", metric_for_best_model="loss", early_stopping_patience=2)
+
+
+@pytest.mark.parametrize("keys", [{"save_strategy": "no"}, {"save_strategy": "epoch", "load_best_model_at_end": True}])
+def test_a_run_that_gets_no_better_stops_with_a_line(run, data, tmp_path, caplog, keys):
+    # With a learning rate of 0, no later epoch of 2 steps is better than the first.
+    assert run(**EVALUATED, **keys, learning_rate=0, test_file=str(data / "train.csv")) is None
+    assert list(losses(tmp_path / "output"))[-1] == 6 and read(tmp_path / "output", "test_results.json")
+    assert re.search(r"stops early at step 6: eval_loss was [\d.]+ at step 2, and no better in 2 eval", caplog.text)
+    said = "checkpoint-final will have the last weights, not the best" in caplog.text
+    assert said == ("load_best_model_at_end" not in keys)
+
+
+def test_a_run_that_gets_better_does_not_stop_early(run, data, tmp_path):
+    assert run(**EVALUATED, learning_rate=1e-4, test_file=str(data / "train.csv")) is None
+    assert list(losses(tmp_path / "output"))[-1] == 18
+
+
+def test_a_run_that_stopped_early_takes_no_further_step_and_one_before_it_stops_there_too(run, data, tmp_path):
+    output, keys = tmp_path / "output", dict(learning_rate=0, test_file=str(data / "train.csv"), save_steps=4)
+    assert run(**EVALUATED, **keys) is None
+    assert [os.path.basename(path) for path in checkpoints(str(output))] == ["checkpoint-4", "checkpoint-6"]
+    before = read(output, "train_results.json")
+    assert run(**EVALUATED, **keys, resume_from_checkpoint="auto") is None
+    assert list(losses(output))[-1] == 6 and read(output, "train_results.json") == before
+    shutil.rmtree(output / "checkpoint-6")
+    assert run(**EVALUATED, **keys, resume_from_checkpoint="auto") is None
+    assert list(losses(output)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_best_checkpoint_is_named_and_kept(run, data, tmp_path):

@@ -51,6 +51,8 @@ def train(train_args, data, model, tmp_path):
             max_steps=4,
             save_steps=2,
             learning_rate=0.1,
+            learning_rates={"visual_projection": 0.2},
+            layer_decay=0.9,
             optim="sgd",
             optim_args="momentum=0.9",
             weight_decay=0.1,

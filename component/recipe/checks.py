@@ -7,7 +7,6 @@ from dataclasses import fields
 
 from component.model_path import is_hub_name
 from component.modeling_bertclip import POOLINGS
-from component.optional import import_optional
 from component.pairs.sources import check_pair_files, expand, needs_folder
 
 logger = logging.getLogger(__name__)
@@ -97,25 +96,6 @@ def check_images(args) -> None:
         args.image_feature_cache = "off"
     elif args.image_feature_cache == "auto":
         args.image_feature_cache = os.path.join(os.path.dirname(args.output_dir), "image_features")
-
-
-def check_lora(args) -> None:
-    if isinstance(args.lora_targets, str):
-        args.lora_targets = [args.lora_targets]
-    if args.lora_targets is not None and not (args.lora_targets and all(args.lora_targets)):
-        raise ValueError(f"`lora_targets` is {args.lora_targets}; expected names of layers, or null.")
-    if args.lora_rank is None:
-        for key in ("lora_alpha", "lora_dropout", "lora_targets"):
-            if getattr(args, key):
-                raise ValueError(f"`{key}` is given, but without `lora_rank` there is no LoRA: set it, e.g. to 8.")
-        return
-    for key in ("fsdp", "deepspeed"):
-        if getattr(args, key):
-            raise ValueError(
-                f"`lora_rank` does not go with `{key}`, which shares out an optimizer state that LoRA hardly has: "
-                "leave one of them out."
-            )
-    import_optional("peft", "`lora_rank`")
 
 
 def check_parallel(args) -> None:

@@ -35,7 +35,7 @@ NUMBERS: list[tuple[str, str, Callable[[float], bool]]] = [
     ("min_crop_area", "a share between 0 and 1, or null", lambda n: 0 < n < 1),
     ("per_device_train_batch_size per_device_eval_batch_size", "a number of pairs from 1", lambda n: n >= 1),
     ("contrastive_chunk_size text_group_size", "a number of pairs from 1, or null", lambda n: n >= 1),
-    ("lora_rank", "a whole number from 1, or null", lambda n: n >= 1 and n == int(n)),
+    ("lora_rank early_stopping_patience", "a whole number from 1, or null", lambda n: n >= 1 and n == int(n)),
     ("lora_alpha", "a number above 0, or null", lambda n: n > 0),
     ("lora_dropout", "a number from 0 to below 1", lambda n: 0 <= n < 1),
     ("gradient_accumulation_steps ddp_timeout", "a whole number from 1", lambda n: n >= 1),
@@ -60,9 +60,14 @@ NUMBERS: list[tuple[str, str, Callable[[float], bool]]] = [
 def check_numbers(args) -> None:
     for keys, wanted, is_right in NUMBERS:
         for key in keys.split():
-            number = getattr(args, key)
-            if number is not None and not (math.isfinite(number) and is_right(number)):
-                raise ValueError(f"`{key}` is {number}; expected {wanted}.")
+            if getattr(args, key) is not None:
+                require_number(key, getattr(args, key), wanted, is_right)
+
+
+def require_number(key: str, number: float, wanted: str, is_right: Callable[[float], bool]) -> float:
+    if not (math.isfinite(number) and is_right(number)):
+        raise ValueError(f"`{key}` is {number}; expected {wanted}.")
+    return number
 
 
 def check_words(args) -> None:
@@ -82,10 +87,21 @@ def check_evaluation(args) -> None:
     if args.eval_strategy != "no" and not args.test_file:
         raise ValueError(f"`eval_strategy` is {args.eval_strategy!r} but there is no `test_file` to evaluate on.")
     metric = args.metric_for_best_model
+    stops_early = args.early_stopping_patience is not None
+    if stops_early and args.eval_strategy == "no":
+        raise ValueError("`early_stopping_patience` counts evaluations, and there are none: set eval_strategy.")
     if metric is None:
-        if args.save_strategy == "best":
-            raise ValueError("`save_strategy` is best, by which metric? Set metric_for_best_model, e.g. mean_recall.")
+        for key, asks in (("save_strategy", args.save_strategy == "best"), ("early_stopping_patience", stops_early)):
+            if asks:
+                raise ValueError(
+                    f"`{key}` is {getattr(args, key)}, by which metric? Set metric_for_best_model, e.g. mean_recall."
+                )
         return
+    if stops_early and not args.load_best_model_at_end:
+        logger.warning(
+            "`early_stopping_patience` without load_best_model_at_end: checkpoint-final will have the last weights, "
+            "not the best ones."
+        )
     one = torch.ones(1, 1)
     known = ["loss", *retrieval_metrics(one, one, np.zeros(1), np.zeros(1))]
     _require("metric_for_best_model", metric.removeprefix("eval_"), known)

@@ -1,6 +1,7 @@
 """What `train_clip.py` trains: model, data sets and image features, as the arguments say."""
 
 import logging
+import math
 import os
 import sys
 from functools import partial
@@ -22,6 +23,7 @@ from component.plain_text import one_line
 from component.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
+from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
 from component.training.shared_index import index_shards_together
 
@@ -68,6 +70,7 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
         model.lock_vision(args.trainable_vision_blocks)
     if args.lora_rank is not None:
         add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
+    rates_of(model, args)  # which raises for a part that is not there
     positions = model.config.text_config.max_position_embeddings
     if args.max_seq_length > positions:
         raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")
@@ -103,12 +106,20 @@ def load_datasets(args: CLIPTrainingArguments, processor: CLIPProcessor) -> tupl
 
 
 def require_a_step(args: CLIPTrainingArguments, num_pairs: int) -> None:
-    """Raise ValueError where an epoch would be of no step."""
+    """Raise ValueError where an epoch, or the whole training, would be of no step."""
     batch = args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and num_pairs < batch and not args.auto_find_batch_size:
+    if args.auto_find_batch_size:
+        return
+    if args.dataloader_drop_last and num_pairs < batch:
         raise ValueError(
             f"`dataloader_drop_last` leaves no step of an epoch: {num_pairs} pairs are less than a batch of {batch} "
             f"(per_device_train_batch_size × {args.world_size} processes). Set it to false, or take smaller batches."
+        )
+    steps = math.ceil(num_pairs / (batch * args.gradient_accumulation_steps))
+    if args.max_steps < 1 and args.num_train_epochs * steps < 1:
+        raise ValueError(
+            f"`num_train_epochs` is {args.num_train_epochs:g}, which is not one step: an epoch has {steps}. Take more "
+            "of it, or set max_steps to 1."
         )
 
 

@@ -28,6 +28,20 @@ class StepsOfNow(TrainerCallback):
         state.compute_steps(args, state.max_steps)
 
 
+class SaveAfterEvaluation(TrainerCallback):
+    """At the end of an epoch, a checkpoint waits for the evaluation there, which it would lack when resumed."""
+
+    def __init__(self):
+        self._is_due = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._is_due = control.should_save and args.eval_strategy == "epoch" and not state.epoch % 1
+        control.should_save &= not self._is_due
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save |= self._is_due
+
+
 class ResumableTrainer(Trainer):
     """Differences from its parent:
 
@@ -50,6 +64,7 @@ class ResumableTrainer(Trainer):
         self._interruption = SaveAndStop()
         self.add_callback(self._interruption)
         self.add_callback(StepsOfNow())
+        self.add_callback(SaveAfterEvaluation())
 
     def extra_state(self) -> dict[str, Any]:
         """What else a checkpoint keeps, as JSON; called on all processes, the first one's result is kept."""
@@ -84,8 +99,8 @@ class ResumableTrainer(Trainer):
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
-        # With max_steps in the middle of an epoch, the parent takes one step before it looks.
-        if self.state.global_step < self.state.max_steps:
+        # With max_steps in the middle of an epoch, or after an early stop, the parent takes one step before it looks.
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.took_steps = True
             super()._run_epoch(*args, **kwargs)
 

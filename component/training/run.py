@@ -46,6 +46,7 @@ HARMLESS = {
     "image_feature_cache",
     "contrastive_chunk_size",
     "text_group_size",
+    "early_stopping_patience",
     "overwrite_output_dir",
     "model_license",
 }

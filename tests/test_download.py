@@ -1,9 +1,12 @@
 """download_image.py through its own command line, against a real server that misbehaves."""
 
+import contextlib
 import csv
 import io
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import threading
 import time
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,15 +61,21 @@ def report(folder, name="download_report.csv") -> dict[str, dict]:
         return {row["filename"]: row for row in csv.DictReader(file)}
 
 
-def download(folder, part=(1, 1), limits=None, **options) -> tuple[dict, str]:
+LOCAL = FetchLimits(allow_private_hosts=True)
+
+
+def outcomes_of(folder, report, resize=None, **options) -> Iterator[Outcome]:
+    settings = DownloadSettings(num_threads=4, retries=0, resize=resize, limits=LOCAL)
+    return download_images(str(folder / "train.csv"), str(folder / "images"), report, settings, **options)
+
+
+def download(folder, **options) -> tuple[dict, str]:
     """As `run`, in this process: rows by status and reason, and the summary."""
-    settings = DownloadSettings(num_threads=4, retries=0, limits=limits or FetchLimits(allow_private_hosts=True))
     with Report(str(folder / "download_report.csv")) as report:
-        table, images = str(folder / "train.csv"), str(folder / "images")
         tally = Tally()
-        for outcome in download_images(table, images, report, settings, part, **options):
+        for outcome in outcomes_of(folder, report, **options):
             tally.add(outcome)
-        return dict(tally.by_reason), summary(tally, report, settings.limits)
+        return dict(tally.by_reason), summary(tally, report, LOCAL)
 
 
 def files(folder) -> list[str]:
@@ -196,10 +206,10 @@ def test_one_host_gets_no_more_than_its_share(tmp_path, server):
 
 def test_a_hanging_host_does_not_hold_up_the_others(tmp_path, server):
     with ImageServer() as hanging:
-        rows = [("", hanging.url(f"hang/{i}"), f"hang{i}.jpg") for i in range(6)]
+        rows = [("", hanging.url(f"hang/{i}"), f"hang{i}.jpg") for i in range(3)]
         rows += [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(50)]
         write_table(tmp_path, rows)
-        run(tmp_path, "--num_threads", "4", "--per_host", "3", "--timeout", "2")
+        run(tmp_path, "--num_threads", "4", "--per_host", "3", "--timeout", "6")
     assert set(list(report(tmp_path))[:50]) == {f"{i}.jpg" for i in range(50)}  # one thread was enough
 
 
@@ -270,6 +280,56 @@ def test_a_killed_run_leaves_only_whole_pictures_and_is_resumed_without_fetching
     assert files(tmp_path) == sorted(f"{i}.jpg" for i in range(240))  # nothing temporary either
     twice = [path for path, count in server.hits.items() if count > 1]
     assert len(twice) <= 8 and not {f"/slow/{path.stem}" for path in kept} & set(twice)
+
+
+def decoder_processes() -> list[multiprocessing.Process]:
+    return [child for child in multiprocessing.active_children() if child.name == "decoder"]
+
+
+@pytest.mark.parametrize("resize", [None, 32])
+def test_a_decoder_that_is_killed_costs_no_image_and_none_is_left_at_the_end(tmp_path, server, resize):
+    write_table(tmp_path, [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(8)])
+    with Report(str(tmp_path / "download_report.csv")) as written:
+        outcomes = outcomes_of(tmp_path, written, resize)
+        first = next(outcomes)
+        killed = decoder_processes()
+        for process in killed:
+            process.kill()
+        assert killed and [first.status, *(outcome.status for outcome in outcomes)] == ["ok"] * 8
+    assert len(files(tmp_path)) == 8 and not decoder_processes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_image_that_brings_its_decoder_down_has_its_reason_and_the_others_are_kept(tmp_path, server):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8000, 8000)).save(buffer, "PNG", compress_level=1)  # 256 MB decoded, and 200 kB for them
+    server.answers["large"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
+    kinds = ["raw/large", *(f"jpg/{i}" for i in range(5))]
+    write_table(tmp_path, [("", server.url(kind), f"{i}.jpg") for i, kind in enumerate(kinds)])
+    ended = threading.Event()
+
+    def play_out_of_memory_killer():
+        while not ended.wait(0.005):
+            for process in decoder_processes():
+                with contextlib.suppress(OSError, IndexError):  # it has ended
+                    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                    if pages * os.sysconf("SC_PAGE_SIZE") > 150 * 2**20:
+                        process.kill()
+
+    killer = threading.Thread(target=play_out_of_memory_killer)
+    killer.start()
+    by_reason, _ = download(tmp_path)
+    ended.set()
+    killer.join()
+    assert by_reason == {("ok", ""): 5, ("failed", "decoder_killed"): 1}
+
+
+def test_a_machine_on_which_no_decoder_starts_does_not_blame_the_image(tmp_path, server, monkeypatch, capfd):
+    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg")])
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(shutil.which("false")))
+    with pytest.raises(OSError, match="a process that decodes images ends as it starts"):
+        download(tmp_path)
+    assert not files(tmp_path) and not report(tmp_path)
 
 
 def test_a_report_that_is_cut_anywhere_goes_on_after_its_last_whole_row(tmp_path):

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from component.download.address import host_of
+from component.download.decoding import Decoders
 from component.download.failure import FetchError
 from component.download.fetch import BLOCK_BYTES, OUR_ERRNO, Fetcher, FetchLimits
 from component.download.host_queue import HostQueue
 from component.download.report import Outcome, Report
 from component.download.url_table import NO_ROWS, Row, read_rows
 from component.files import is_temporary, new_file, sweep
-from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError
 from component.pairs.paths import normal_name, writable_file
 
@@ -116,7 +116,7 @@ def download_images(
             in_hand -= 1
             yield run.next_outcome()
     finally:
-        run.queue.close()
+        run.close()
 
 
 class _Run:
@@ -128,8 +128,7 @@ class _Run:
         self.ended: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         self._report = report
         self._fetcher = Fetcher(settings.limits, settings.per_host)
-        # A big image takes 256 MB to decode: as many at a time as there are cores, not as there are threads.
-        self._decoding = threading.BoundedSemaphore(os.cpu_count() or 1)
+        self._decoders = Decoders()
         self._unanswered: Counter[str] = Counter()  # hosts that do not answer, by requests in a row
         self._sweep_once = functools.lru_cache(maxsize=10_000)(sweep)
         for _ in range(settings.num_threads):
@@ -166,6 +165,11 @@ class _Run:
         self._sweep_once(os.path.dirname(path))  # what a killed run left beside the files that it could not finish
         self.queue.put(host, _Job(row, path, host))
         return None
+
+    def close(self) -> None:
+        """Send the threads and the processes home; what waits is left behind."""
+        self.queue.close()
+        self._decoders.close()
 
     def next_outcome(self) -> Outcome:
         ended = self.ended.get()
@@ -228,8 +232,8 @@ class _Run:
             _TryAgain: it is broken, and now a job for its host.
         """
         try:
-            with open(job.path, "rb") as file, self._decoding:
-                check_image(file)
+            with open(job.path, "rb") as file:
+                self._decoders.check(file)
                 outcome.status, outcome.bytes = "verified", os.fstat(file.fileno()).st_size
         except BadImageError:
             if job.row.failed_before:
@@ -243,17 +247,17 @@ class _Run:
         """Put the image under its final name, and add the time spent to the job."""
         started = time.monotonic()
         try:
-            with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as body, io.BytesIO() as small:
+            with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as body:
                 self._fetcher.fetch(job.row.url, body, self.settings.limits.timeout - job.seconds)
                 self._unanswered.pop(job.host, None)
-                with self._decoding:
-                    if self.settings.resize:
-                        shrink_image(body, small, self.settings.resize)
-                    else:
-                        check_image(body)
+                if self.settings.resize:
+                    content = io.BytesIO(self._decoders.shrink(body, self.settings.resize))
+                else:
+                    content = body
+                    self._decoders.check(body)
                 outcome.status, outcome.http_code = "ok", 200
                 outcome.seconds = job.seconds + time.monotonic() - started
-                self._write(small if self.settings.resize else body, job.path, outcome)
+                self._write(content, job.path, outcome)
         finally:
             job.seconds += time.monotonic() - started
 

@@ -74,6 +74,7 @@ def main() -> None:
     from component.filter.funnel import Funnel
     from component.filter.rules import FilterRules
     from component.filter.run import FilterOutput, count_rows, judge_pairs
+    from component.lock import sole_writer
 
     names = "min_text max_text min_chinese min_side max_aspect exact_duplicates near_duplicates".split()
     rules = FilterRules(**{name: getattr(args, name) for name in names})
@@ -81,7 +82,7 @@ def main() -> None:
     out_file = None if args.dry_run else args.out_file
     delete_in = args.image_path if args.delete_bad_images and not args.dry_run else None
     funnel = Funnel()
-    with FilterOutput(out_file, args.report, delete_in) as output:
+    with sole_writer(args.histogram), FilterOutput(out_file, args.report, delete_in) as output:
         total = count_rows(args.train_file)
         if args.clip_model:
             from component.filter.clip_score import ClipScorer

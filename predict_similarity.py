@@ -42,6 +42,7 @@ def main() -> int:
     args = parse_args()
 
     from component.image.folder import image_files
+    from component.lock import sole_writers
     from component.pairs.lines import read_lines
     from component.similarity import choose_tasks
 
@@ -51,10 +52,14 @@ def main() -> int:
     if not (images or texts):
         folder = os.path.relpath(EXAMPLES)
         images, texts = image_files([folder]), list(read_lines(os.path.join(folder, "texts.txt")).values())
-    return predict(args, choose_tasks(args.task, bool(images), bool(texts)), images, texts)
+    tasks = choose_tasks(args.task, bool(images), bool(texts))
+    with sole_writers(args.json, args.csv, args.html):
+        return predict(args, tasks, images, texts)
 
 
 def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts: list[str]) -> int:
+    from functools import partial
+
     from tqdm import tqdm
 
     from component.checkpoint import load_checkpoint
@@ -66,7 +71,8 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
 
     model, processor = load_checkpoint(args.model)
     sides = {}
-    for kind, embed, items in (("image", embed_images, images), ("text", embed_texts, texts)):
+    by_name = partial(embed_images, folder=os.sep)  # a folder that is not there is a name mistyped, and no disk lost
+    for kind, embed, items in (("image", by_name, images), ("text", embed_texts, texts)):
         if any(kind in task for task in tasks):
             with tqdm(total=len(items), unit=kind, desc=f"{kind}s", leave=False, delay=1) as bar:
                 sides[kind] = embed(model, processor, items, batch_size=args.batch_size, on_batch=bar.update)

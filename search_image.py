@@ -63,6 +63,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.command == "query" and not (args.text or args.image or args.like):
         parser.error("query: give --text, --image or --like")
+    if args.command == "query":
+        parser.require_distinct(args, "image", "json", "html")
     return args
 
 
@@ -163,7 +165,11 @@ def export(args: argparse.Namespace) -> int:
 
 def main() -> int:
     args = parse_args()
-    return {"index": index, "query": query, "serve": serve, "export": export}[args.command](args)
+
+    from component.lock import sole_writers
+
+    with sole_writers(*(getattr(args, output, None) for output in ("json", "html", "output"))):
+        return {"index": index, "query": query, "serve": serve, "export": export}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ def embed_images(
     batch_size: int = 64,
     num_workers: int | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
+    folder: str | None = None,
 ) -> Embedded:
     """Embed pictures; worker processes decode while the tower computes. Bad pictures are left out and named.
 
@@ -117,9 +118,10 @@ def embed_images(
             raise BadImageError.
         num_workers: by default none for a single batch, else one per CPU core, at most 8.
         on_batch: called after each batch with the number of pictures in it.
+        folder: of paths, as for `read_bytes`.
     """
     embeds, good_rows, bad_images = [torch.empty(0, model.config.projection_dim)], [], {}
-    for rows, pixel_values, bad in image_batches(processor, images, batch_size, num_workers, model.device):
+    for rows, pixel_values, bad in image_batches(processor, images, batch_size, num_workers, model.device, folder):
         if rows:
             features = model.get_image_features(pixel_values.to(model.device, model.dtype, non_blocking=True))
             embeds.append(on_unit_sphere(features, "image"))
@@ -135,17 +137,18 @@ def image_batches(
     batch_size: int,
     num_workers: int | None,
     device: torch.device,
+    folder: str | None = None,
 ) -> DataLoader:
     """Of (rows, pixel_values (B, 3, H, W) or None where none is good, bad row → reason), on the CPU.
 
     Args:
-        images, num_workers: see `embed_images`.
+        images, num_workers, folder: see `embed_images`.
         device: where the pixels will go.
     """
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if len(images) > batch_size else 0
     return DataLoader(
-        _Images(images, processor.image_processor),
+        _Images(images, processor.image_processor, folder),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_stack_good,
@@ -167,24 +170,24 @@ def on_unit_sphere(features: Tensor, kind: str) -> Tensor:
 class _Images(Dataset):
     """row → (row, pixel_values (3, H, W) or the reason why there are none)."""
 
-    def __init__(self, images: Sequence[str | Image.Image], image_processor):
-        self.images, self.image_processor = images, image_processor
+    def __init__(self, images: Sequence[str | Image.Image], image_processor, folder: str | None):
+        self.images, self.image_processor, self.folder = images, image_processor, folder
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
         try:
-            image = open_image(self.images[row])
+            image = open_image(self.images[row], self.folder)
         except BadImageError as error:
             return row, str(error)
         return row, self.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
 
-def open_image(item: str | Image.Image) -> Image.Image:
+def open_image(item: str | Image.Image, folder: str | None = None) -> Image.Image:
     """RGB picture of a path or of a PIL image. Raises BadImageError."""
     if not isinstance(item, Image.Image):
-        return load_image(item)
+        return load_image(item, folder)
     try:
         check_aspect(item)
         return to_rgb(item)

@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from component.files import fcntl, name_beside, sweep
 
@@ -47,6 +47,15 @@ def sole_writer(path: str | None, inside: bool = False) -> Iterator[None]:
         if is_new:
             with suppress(OSError):  # something was written there, as it should
                 os.rmdir(path)
+
+
+@contextmanager
+def sole_writers(*paths: str | None) -> Iterator[None]:
+    """Hold several files, as `sole_writer` holds one."""
+    with ExitStack() as held:
+        for path in paths:
+            held.enter_context(sole_writer(path))
+        yield
 
 
 @contextmanager

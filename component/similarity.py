@@ -4,6 +4,7 @@ Shapes: Q queries, C candidates.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -137,9 +138,8 @@ def image_text_similarity(
         images: paths or PIL images; bad ones are left out and named in `.queries.bad_images`.
         options: batch_size and on_batch, as in `embed_texts`.
     """
-    return compare(
-        model, embed_images(model, processor, images, **options), embed_texts(model, processor, texts, **options)
-    )
+    embedded = embed_images(model, processor, images, folder=os.sep, **options)
+    return compare(model, embedded, embed_texts(model, processor, texts, **options))
 
 
 def text_text_similarity(
@@ -154,5 +154,5 @@ def image_image_similarity(
     model: BertCLIPModel, processor: CLIPProcessor, images: Sequence[str | Image.Image], **options
 ) -> Similarity:
     """Each image with all the others."""
-    embedded = embed_images(model, processor, images, **options)
+    embedded = embed_images(model, processor, images, folder=os.sep, **options)
     return compare(model, embedded, embedded)

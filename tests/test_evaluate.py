@@ -366,6 +366,13 @@ def test_folders_that_are_named_like_their_classes_may_be_listed_in_any_order(da
     assert read_image_folder(folder, str(tmp_path / "names.txt")).class_names == ["dog", "black cat"]
 
 
+@pytest.mark.parametrize("names", ["鹤\n鹤\n", "a\t鹤\nb\t鹤\n"])
+def test_classes_of_one_name_are_said(data, tmp_path, names, caplog):
+    (tmp_path / "names.txt").write_text(names, encoding="utf-8")
+    found = read_image_folder(make_image_folder(data, tmp_path, ["a", "b"]), str(tmp_path / "names.txt"))
+    assert found.class_names == ["鹤", "鹤"] and "names.txt: the folders a, b are all 鹤" in caplog.text
+
+
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX"])
 def test_hidden_folders_and_files_are_no_classes_and_pictures(data, tmp_path, hidden):
     folder = make_image_folder(data, tmp_path, [hidden, "a", "b"])

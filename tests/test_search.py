@@ -99,6 +99,19 @@ def test_an_image_that_comes_back_costs_nothing(index, folder, tmp_path):
     assert (report.moved, report.added) == (12, 0)
 
 
+@pytest.mark.parametrize("place", ["红", "elsewhere"])
+def test_many_images_come_back_in_few_transactions(index, folder, tmp_path, bert_clip_path, place):
+    index()
+    os.rename(folder / "红", tmp_path / "away")
+    index()
+    os.rename(tmp_path / "away", folder / place)
+    statements = []
+    with gallery_to_write(str(tmp_path / "gallery"), bert_clip_path, "cpu") as (gallery, *model):
+        gallery._rows.set_trace_callback(statements.append)
+        assert update(gallery, *model, [str(folder)]).moved == 12
+    assert statements.count("COMMIT") <= 4
+
+
 @pytest.mark.parametrize("touched", [False, True])
 def test_an_image_that_comes_back_beside_a_copy_costs_neither_its_row(index, folder, tmp_path, touched):
     index()

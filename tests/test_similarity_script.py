@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import predict_similarity
 from component import command
+from component.lock import sole_writer
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -82,13 +83,14 @@ def test_a_folder_and_a_text_file_are_read(bert_clip_path, data, tmp_path, monke
     assert {row["query"] for row in rows} == {str(data / "images" / f"{number}.png") for number in range(8)}
 
 
-def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("gone", ["gone.png", "gone/gone.png", "/gone/gone.png"])
+def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp_path, monkeypatch, capsys, gone):
     with open(images[1], "r+b") as file:
         file.truncate(200)
-    options = ["--images", *images, "gone.png", "--texts", "红", "--csv", tmp_path / "o.csv"]
+    options = ["--images", *images, gone, "--texts", "红", "--csv", tmp_path / "o.csv"]
     assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and images[1] in lines[0] and "gone.png: no such file" in lines[1]
+    assert len(lines) == 2 and images[1] in lines[0] and f"{gone}: no such file" in lines[1]
     good = {row["query"] for row in read_csv(tmp_path / "o.csv") if row["task"] == "image → text"}
     assert good == {images[0], images[2], images[3]}
 
@@ -157,6 +159,14 @@ def test_a_result_is_not_written_over_another_file(bert_clip_path, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert run_here(monkeypatch, "--model", bert_clip_path, first, "out", second, "./out") == 2
     assert f"{second} is {first}" in capsys.readouterr().err and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--html"])
+def test_a_result_that_another_run_writes_is_left_to_it(bert_clip_path, tmp_path, monkeypatch, capsys, option):
+    with sole_writer(str(tmp_path / "out")):
+        options = ["--texts", "红", "蓝", option, tmp_path / "out"]
+        assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 2
+    assert "out is being written by another run (process" in capsys.readouterr().err and not os.listdir(tmp_path)
 
 
 def copy_without(folder, tmp_path, *names) -> str:

@@ -1,9 +1,13 @@
 """The names of classes, from a text file: one class a line."""
 
+import logging
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from component.pairs.lines import read_lines
+
+logger = logging.getLogger(__name__)
 
 # What stands between a folder and its name where people do not write a tab.
 SEPARATORS = r"[\s,，;；:：|=]+"
@@ -11,7 +15,7 @@ MEND = "Write each line as folder<TAB>name, or as the name alone, in the order o
 
 
 def read_class_names(path: str, folders: Sequence[str]) -> list[str]:
-    """The name of each folder.
+    """The name of each folder. A warning says which of them have the same.
 
     Args:
         path: text file; each line is either `folder<TAB>name`, where `folder name`, `folder,name` and the like will
@@ -22,6 +26,23 @@ def read_class_names(path: str, folders: Sequence[str]) -> list[str]:
         ValueError: lines and folders do not match, or a line can be read in two ways.
         OSError: there is no such file.
     """
+    names = _read_names(path, folders)
+    folders_of = defaultdict(list)
+    for folder, name in zip(folders, names, strict=True):
+        folders_of[name].append(folder)
+    for name, several in folders_of.items():
+        if len(several) > 1:
+            logger.warning(
+                "%s: the folders %s are all %s, so that a picture of one counts as wrong wherever another is told. "
+                "Give each a name of its own.",
+                path,
+                ", ".join(several[:5]),
+                name,
+            )
+    return names
+
+
+def _read_names(path: str, folders: Sequence[str]) -> list[str]:
     lines = read_lines(path)
     if any("\t" in line for line in lines.values()):
         pairs = {number: line.split("\t", 1) for number, line in lines.items()}

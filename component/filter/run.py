@@ -19,7 +19,7 @@ from component.filter.rules import FilterRules, Finding, check_pairs
 from component.image.check import check_image
 from component.image.load import BadImageError, read_bytes
 from component.image.perceptual_hash import NearDuplicates
-from component.lock import sole_writer
+from component.lock import sole_writers
 from component.pairs.paths import image_file, writable_file
 from component.pairs.table import read_pairs, table_writer
 from component.plain_text import spreadsheet_cell
@@ -206,8 +206,7 @@ class FilterOutput:
 
     def __enter__(self):
         with contextlib.ExitStack() as opened:
-            for path in self._paths:
-                opened.enter_context(sole_writer(path))
+            opened.enter_context(sole_writers(*self._paths))
             self._out, self._report = (
                 opened.enter_context(new_file(path, newline="") if path else contextlib.nullcontext())
                 for path in self._paths

@@ -102,7 +102,6 @@ class Gallery:
             pass
         # One transaction: SQLite itself sees to it that a killed process leaves all of it or nothing.
         with closing(_connect(os.path.join(folder, ROWS))) as rows, _transaction(rows, folder):
-            rows.execute("BEGIN")
             for statement in _SCHEMA.split(";"):
                 rows.execute(statement)
             entries = {"format": FORMAT, "width": width, **about}
@@ -243,15 +242,19 @@ class Gallery:
             self._rows.executemany(f"INSERT INTO images VALUES ({', '.join('?' * 9)})", rows)
             self._forget_bad(state.path for state in states)
 
-    def move(self, row: int, state: FileState) -> None:
-        """The image of a row, deleted or not, now lies elsewhere."""
+    def together(self):
+        """A context: all that is written in it is one transaction, which costs little more than the first of many."""
+        return _transaction(self._rows, self.folder)
+
+    def move(self, states: dict[int, FileState]) -> None:
+        """The images of these rows, deleted or not, now lie there."""
         with _transaction(self._rows, self.folder):
-            self._rows.execute(
+            self._rows.executemany(
                 "UPDATE images SET path = ?, place = ?, locator = ?, size = ?, mtime_ns = ?, deleted = 0 "
                 "WHERE row = ?",
-                [*_values(state), row],
+                [(*_values(state), row) for row, state in states.items()],
             )
-            self._forget_bad([state.path])
+            self._forget_bad(state.path for state in states.values())
 
     def delete(self, rows: Iterable[int]) -> None:
         """Mark rows as gone; their vectors stay, for the day when the same image comes back."""
@@ -288,9 +291,13 @@ def _connect(path: str) -> sqlite3.Connection:
 
 @contextmanager
 def _transaction(rows: sqlite3.Connection, folder: str) -> Iterator[None]:
-    """All that the block writes, or nothing. Raises OSError where it cannot be written."""
+    """All that the block writes, or nothing; inside another one, part of that. Raises OSError where it cannot be."""
+    if rows.in_transaction:
+        yield
+        return
     try:
         with rows:
+            rows.execute("BEGIN")
             yield
     except sqlite3.OperationalError as error:
         raise OSError(f"{os.path.join(folder, ROWS)} cannot be written ({error})") from None

@@ -24,6 +24,8 @@ from component.model import BertCLIPModel
 from component.search.gallery import FileState, Gallery, GalleryImage
 from component.search.scan import is_below, open_state, roots, scan
 
+_AT_A_TIME = 1000  # changed images whose new rows are one transaction
+
 
 @dataclass
 class IndexReport:
@@ -108,32 +110,35 @@ def _settle_without_embedding(gallery: Gallery, sources, image_path, report: Ind
     gallery.forget_bad(path for path in bad if is_gone(path))
     report.gone = len(gone)
 
-    changed = []
+    changed, back = [], {}
     for state in found:
         image = rows.get(state.path)
         if image and image.state == state:
             if image.deleted:
-                gallery.move(image.row, state)
-                report.moved += 1
+                back[image.row] = state
             else:
                 report.unchanged += 1
         elif bad.get(state.path) == (state.size, state.mtime_ns):
             report.known_bad += 1
         else:
             changed.append(state)
+    gallery.move(back)
+    report.moved += len(back)
 
     # Only now: these take over deleted rows, which must not be those of images that are back as they were.
     new = []
-    for state in changed:
-        image = rows.get(state.path)
-        if image and image.deleted:
-            image = None  # its row may be another image's by now
-        if state.place is None and state.size in sizes and _take_over(gallery, state, image):
-            report.moved += 1
-        else:
-            if image:
-                gallery.delete([image.row])
-            new.append(state)
+    for start in range(0, len(changed), _AT_A_TIME):
+        with gallery.together():
+            for state in changed[start : start + _AT_A_TIME]:
+                image = rows.get(state.path)
+                if image and image.deleted:
+                    image = None  # its row may be another image's by now
+                if state.place is None and state.size in sizes and _take_over(gallery, state, image):
+                    report.moved += 1
+                else:
+                    if image:
+                        gallery.delete([image.row])
+                    new.append(state)
     return new
 
 
@@ -144,7 +149,7 @@ def _take_over(gallery: Gallery, state: FileState, before: GalleryImage | None) 
     except (OSError, BadImageError):
         return False  # met again, and told, where the others are read
     if before and before.digest == digest:  # touched, not changed
-        gallery.move(before.row, state)
+        gallery.move({before.row: state})
         return True
     known = gallery.image_with(digest)
     if known is None:
@@ -152,7 +157,7 @@ def _take_over(gallery: Gallery, state: FileState, before: GalleryImage | None) 
     if before:
         gallery.delete([before.row])
     if known.deleted:
-        gallery.move(known.row, state)
+        gallery.move({known.row: state})
     else:  # a second copy
         gallery.add([state], [digest], gallery.vectors()[[known.row]])
     return True

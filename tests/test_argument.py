@@ -356,6 +356,10 @@ def test_set_overrides_the_file(train_args):
         ({"fsdp": True, "contrastive_chunk_size": 2}, "`contrastive_chunk_size` does not go with `fsdp`"),
         ({"fsdp": True, "text_group_size": 2}, "`text_group_size` does not go with `fsdp`"),
         ({"fsdp": True, "fsdp_config": {"version": 1}}, "version 1"),
+        (
+            {"layer_decay": 0.9, "deepspeed": {"zero_optimization": {"stage": 2}, "scheduler": {"type": "WarmupLR"}}},
+            "pip install deepspeed|`deepspeed` has its own scheduler",
+        ),
         ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "pip install deepspeed|ZeRO stage 3"),
     ],
 )

@@ -43,7 +43,9 @@ def losses(output) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-@pytest.mark.parametrize("keys", [{}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}]
+)
 def test_what_is_saved_is_merged_and_plain_and_what_is_locked_is_as_it_was(run, tmp_path, bert_clip_path, keys):
     run(save_steps=2, **keys)
     before, final = weights(bert_clip_path), weights(tmp_path, "output", "checkpoint-final")
@@ -67,8 +69,7 @@ def test_merged_and_unmerged_give_the_same_embeddings(bert_clip_path):
     assert not torch.allclose(features[0], BertCLIPModel.from_pretrained(bert_clip_path).get_text_features(**tokens))
 
 
-@pytest.mark.parametrize("base", [BertCLIPModel, AutoModel])
-@pytest.mark.parametrize("freeze_vision", [True, "last_n_blocks:1"])
+@pytest.mark.parametrize(("base", "freeze_vision"), [(BertCLIPModel, True), (AutoModel, "last_n_blocks:1")])
 def test_peft_makes_the_merged_model_of_base_and_adapter(run, tmp_path, bert_clip_path, base, freeze_vision):
     run(save_steps=2, freeze_vision=freeze_vision)
     for name in ("checkpoint-2", "checkpoint-final"):
@@ -83,7 +84,6 @@ def test_peft_makes_the_merged_model_of_base_and_adapter(run, tmp_path, bert_cli
 @pytest.mark.parametrize(
     "keys",
     [
-        {},
         {"contrastive_chunk_size": 2},
         {"freeze_vision": False, "gradient_checkpointing": True},
         {"image_feature_cache": "off", "gradient_accumulation_steps": 2},
@@ -128,12 +128,14 @@ def test_two_processes_train_as_one(run, train_args, bert_clip_path, tmp_path):
         assert torch.allclose(value, one[name], atol=1e-5), name
 
 
-def test_a_start_that_changed_is_no_start_to_go_on_from(run, tmp_path, bert_clip_path):
+@pytest.mark.parametrize("change", [lambda bias: bias + 0.1, lambda bias: (bias + 1e-3).half().float()])
+def test_a_start_that_changed_is_no_start_to_go_on_from(run, tmp_path, bert_clip_path, change):
     start = tmp_path / "start" / "base"
     shutil.copytree(bert_clip_path, start)
     run(clip_pretrain_path=str(start), save_steps=2)
     changed = weights(start)
-    changed["text_model.encoder.layer.1.output.dense.bias"] += 0.1
+    name = "text_model.encoder.layer.1.output.dense.bias"
+    changed[name] = change(changed[name])
     save_file(changed, start / "model.safetensors", metadata={"format": "pt"})
     shutil.rmtree(tmp_path / "output" / "checkpoint-4")
     with pytest.raises(ValueError, match="layer.1.output.dense.bias differs.: put back what was there"):
@@ -163,8 +165,13 @@ def test_a_target_that_is_not_there_is_named_before_the_data_is_read(run, target
     assert "\n" not in str(error.value)
 
 
+def test_a_rank_that_is_no_low_one_is_refused(run):
+    with pytest.raises(ValueError, match="`lora_rank` is 33, but query has only 32 dimensions"):
+        run(lora_rank=33)
+
+
 def test_targets_choose_the_layers(run, tmp_path, bert_clip_path):
-    run(lora_targets=["layer.1.attention.self.query", "pooler.dense"], max_steps=1)
+    run(lora_targets=["text_model.encoder.layer.1.attention.self.query", "pooler.dense"], max_steps=1)
     before, final = weights(bert_clip_path), weights(tmp_path, "output", "checkpoint-final")
     moved = {name for name, value in before.items() if not torch.equal(value, final[name])}
     towers = {name for name in moved if name.startswith("text_model.")}

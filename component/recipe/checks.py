@@ -107,6 +107,13 @@ def check_parallel(args) -> None:
         )
     if args.deepspeed and args.hf_deepspeed_config.is_zero3():
         raise ValueError("`deepspeed` has ZeRO stage 3, which is not supported: set stage to 2, or use fsdp.")
+    if args.deepspeed and (args.learning_rates or args.layer_decay):
+        for part in ("optimizer", "scheduler"):
+            if args.hf_deepspeed_config.get_value(part):
+                raise ValueError(
+                    f"`deepspeed` has its own {part}, which knows nothing of `learning_rates` and "
+                    f"`layer_decay`: take {part} out of its config, or leave these out."
+                )
     if not args.fsdp:
         return
     for key in ("contrastive_chunk_size", "text_group_size"):

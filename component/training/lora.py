@@ -34,16 +34,21 @@ def add_lora(
         targets: ends of module names, whole parts of them; None: attention and MLP of all layers.
 
     Raises:
-        ValueError: a target that no linear layer of the tower is called.
+        ValueError: a target that no linear layer of the tower is called, or one that is smaller than the rank.
         ModuleNotFoundError: peft is not there.
     """
     peft = import_optional("peft", "`lora_rank`")
-    targets = ATTENTION_AND_MLP if targets is None else targets
-    names = [name for name, module in model.text_model.named_modules() if isinstance(module, nn.Linear)]
+    targets = [target.removeprefix("text_model.") for target in targets or ATTENTION_AND_MLP]
+    layers = {name: layer for name, layer in model.text_model.named_modules() if isinstance(layer, nn.Linear)}
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in names):
-            known = ", ".join(dict.fromkeys(re.sub(r"^encoder\.layer\.\d+\.", "", name) for name in names))
+        widths = [min(layer.weight.shape) for name, layer in layers.items() if f".{name}".endswith(f".{target}")]
+        if not widths:
+            known = ", ".join(dict.fromkeys(re.sub(r"^encoder\.layer\.\d+\.", "", name) for name in layers))
             raise ValueError(f"`lora_targets`: the text tower has no linear layer {target}; it has {known}.")
+        if rank > min(widths):
+            raise ValueError(
+                f"`lora_rank` is {rank}, but {target} has only {min(widths)} dimensions: 4 to 64 are what LoRA is for."
+            )
     model.text_model.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     pattern = rf"text_model\.(.*\.)?({'|'.join(map(re.escape, targets))})"
@@ -57,12 +62,15 @@ def add_lora(
 
 @torch.no_grad()
 def merged_state_dict(model: BertCLIPModel) -> dict[str, Tensor]:
-    """The state dict of a plain model that computes the same. The model is left as it is."""
+    """The state dict of a plain model that computes the same, on the CPU. The model is left as it is."""
     merged = {}
     for name, value in model.state_dict().items():
+        value = value.cpu()
         if name.endswith(".base_layer.weight"):
             layer = model.get_submodule(name.removesuffix(".base_layer.weight"))
-            value = value + layer.get_delta_weight(_NAME)
+            # In fp64: wherever it is computed, it is the same. (A GPU may round products to TF32.)
+            up, down = (part[_NAME].weight.cpu().double() for part in (layer.lora_B, layer.lora_A))
+            value = torch.addmm(value.double(), up, down, alpha=layer.scaling[_NAME]).to(value.dtype)
         if ".lora_" not in name:
             merged[name.replace(".base_layer.", ".")] = value
     return merged
@@ -95,7 +103,7 @@ def load_adapter(model: BertCLIPModel, folder: str) -> None:
         value.copy_(weights[_name_in_file(name)])
     before = load_file(os.path.join(folder, "model.safetensors"))
     for name, value in merged_state_dict(model).items():
-        if not torch.allclose(value.cpu(), before[name], rtol=1e-3, atol=1e-4):
+        if not torch.allclose(value, before[name], rtol=1e-5, atol=1e-6):
             raise ValueError(
                 f"{folder} was trained from other weights than clip_pretrain_path and bert_pretrain_path hold now "
                 f"({name} differs): put back what was there."

@@ -59,6 +59,8 @@ def _facts(args: CLIPTrainingArguments, num_pairs: int) -> Iterator[tuple[str, A
     yield "batch", f"{batch:,}"
     for key in ("loss_type", "learning_rate", "weight_decay", "max_seq_length", "freeze_vision", "seed"):
         yield f"`{key}`", getattr(args, key)
+    if args.lora_rank is not None:
+        yield "`lora_rank`", args.lora_rank
     yield "精度 · precision", "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
     yield "版本 · versions", ", ".join(f"{name} {version}" for name, version in _read(args, "versions.json").items())
     yield "许可 · licence", args.model_license or "未填写 · not stated"

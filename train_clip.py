@@ -34,6 +34,7 @@ def main() -> int | None:
 
 def train(args) -> int | None:
     from component.datacollator import PairCollator
+    from component.report.curves import draw_training
     from component.trainer import CLIPTrainer
     from component.training.build import (
         cache_images,
@@ -45,6 +46,7 @@ def train(args) -> int | None:
         require_a_step,
         require_hub,
     )
+    from component.training.curves import WriteCurves
     from component.training.interruption import Interrupted
     from component.training.results import remove_results, write_results
     from component.training.resume import begin, checkpoint_to_resume
@@ -62,6 +64,7 @@ def train(args) -> int | None:
     record(args)
     train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
 
+    curves = WriteCurves(draw_training)
     trainer = CLIPTrainer(
         model=model,
         args=args,
@@ -69,6 +72,7 @@ def train(args) -> int | None:
         eval_dataset=test_dataset,
         data_collator=PairCollator(processor.tokenizer.pad_token_id, args.group_size, args.group_costs),
         processing_class=processor,
+        callbacks=[curves],
     )
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -81,6 +85,7 @@ def train(args) -> int | None:
         )
         return 128 + interruption.signal  # as a shell reports a process that the signal ended
     finally:
+        curves.write(args, trainer.state)  # also of a run that did not come to its end
         if args.auto_find_batch_size:
             record(args)  # with the batch that was found
     if trainer.took_steps:

@@ -111,3 +111,9 @@ def classification_metrics(ranks: Tensor, labels: Tensor) -> dict[str, float]:
         "top5": (ranks <= 5).double().mean().item(),
         "mean_per_class": per_class.mean().item(),
     }
+
+
+def mean_cosine(embeds: Tensor) -> float:
+    """How alike different rows of (n, D) L2-normalised embeddings are, n n > 1: 1 where all are one point."""
+    n, total = len(embeds), embeds.float().sum(dim=0)
+    return (total.square().sum().item() - n) / (n * (n - 1))

@@ -18,7 +18,7 @@ from component.ancestors import write_ancestors
 from component.dataset import Pairs, SeededIndices
 from component.files import replace_folder
 from component.loss import contrastive_loss
-from component.metrics import retrieval_metrics
+from component.metrics import mean_cosine, retrieval_metrics
 from component.processor import save_processor
 from component.training.bad_images import BadImages
 from component.training.early_stopping import StopEarly
@@ -67,7 +67,8 @@ class CLIPTrainer(ResumableTrainer):
     - No weight decay on logit_scale, biases and LayerNorm; logit_scale is clamped at ln 100.
     - An epoch has every pair once, in batches that do not depend on the number of processes.
     - With `contrastive_chunk_size` the towers see a chunk at a time, and the loss the whole batch.
-    - Logs carry ln(batch), logit_scale and pairs per second.
+    - Logs carry ln(batch), logit_scale, pairs per second, the share of the time that went by in waiting for data, and
+      how alike the texts and the images of a batch are.
     - A run that learns nothing any more saves a checkpoint and stops.
     """
 
@@ -82,6 +83,7 @@ class CLIPTrainer(ResumableTrainer):
         self._evaluated: list[EvaluatedBatch] = []
         self._window = LogWindow()
         self._logit_scale: Tensor | None = None  # of the last forward pass
+        self._embeds: dict[str, Tensor] = {}  # of the last training batch of this process
 
     # ---- batches ----
 
@@ -128,6 +130,12 @@ class CLIPTrainer(ResumableTrainer):
     def floating_point_ops(self, batch: dict) -> int:
         return super().floating_point_ops(batch["model_inputs"])
 
+    def get_batch_samples(self, *args, **kwargs):
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._window.wait(time.perf_counter() - start)
+        return batches
+
     # ---- training ----
 
     def train(self, *args, **kwargs):
@@ -152,6 +160,8 @@ class CLIPTrainer(ResumableTrainer):
         self._logit_scale = outputs.logit_scale.detach()
 
         embeds = outputs.image_embeds[:pairs], outputs.text_embeds[:pairs]
+        if model.training:
+            self._embeds = {kind: side.detach() for kind, side in zip(("image", "text"), embeds, strict=True)}
         ids = batch["ids"].to(embeds[0].device, non_blocking=True) if self.args.mask_duplicates else None
         # Evaluation compares the pairs of one batch of one process, so that its loss does not depend on their number.
         gather = None
@@ -260,6 +270,7 @@ class CLIPTrainer(ResumableTrainer):
         if "loss" in logs:
             logs |= self._window.logs(self.args.world_size)
             logs["logit_scale"] = self._logit_scale.item()
+            logs |= {f"{kind}_cosine": mean_cosine(side) for kind, side in self._embeds.items() if len(side) > 1}
         super().log(logs, *args, **kwargs)
         if "loss" in logs or "train_loss" in logs:
             self._bad_images.share()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -105,6 +106,9 @@ def assert_same_run(one, other) -> None:
     weights, others = (load_file(path / "checkpoint-final" / "model.safetensors") for path in (one, other))
     for name, value in weights.items():
         assert (value - others[name]).abs().max() < 1e-6, name
+    curves, others = (pd.read_csv(path / "training.csv") for path in (one, other))
+    steady = ["step", "epoch", "loss", "learning_rate", *(name for name in curves if "recall" in name)]
+    pd.testing.assert_frame_equal(curves[steady], others[steady], atol=1e-6)
 
 
 def table(data, count: int, missing: int = 0) -> str:

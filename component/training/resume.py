@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from component.training.results import RESULTS, remove_results
+from component.training.results import CURVES, RESULTS, remove_results
 from component.training.run import RUN, Run, new_run, read_run, require_same_recipe, write_run
 from component.training.saved import (
     BATCH,
@@ -23,7 +23,7 @@ from component.training.saved import (
 logger = logging.getLogger(__name__)
 
 # What a run leaves in output_dir, beside its checkpoints.
-WRITTEN = (*RESULTS, "trainer_state.json", "train_args.json", "versions.json", RUN)
+WRITTEN = (*RESULTS, *CURVES, "trainer_state.json", "train_args.json", "versions.json", RUN)
 
 UNKNOWN = {None, DAMAGED}
 
@@ -77,7 +77,7 @@ def begin(args, checkpoint: str | None) -> None:
     else:
         if args.overwrite_output_dir:
             _remove_runs(args.output_dir)
-        remove_results(args)
+        remove_results(args, (*RESULTS, *CURVES))
     write_run(run, args.output_dir)
 
 

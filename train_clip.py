@@ -45,6 +45,8 @@ def train(args) -> int | None:
         record,
         require_a_step,
         require_hub,
+        require_images,
+        warn_of_texts,
     )
     from component.training.curves import WriteCurves
     from component.training.interruption import Interrupted
@@ -55,10 +57,10 @@ def train(args) -> int | None:
     require_hub(args)
     model, processor = load_model(args)
     train_dataset, test_dataset = load_datasets(args, processor)
-    for dataset in filter(None, (train_dataset, test_dataset)):
-        dataset.require_an_image()
+    require_images(train_dataset, test_dataset)
     describe(train_dataset, test_dataset)
     check_tokens(args, model, train_dataset, test_dataset)
+    warn_of_texts(args, model, train_dataset, test_dataset)
     require_a_step(args, len(train_dataset))
     begin(args, checkpoint)
     record(args)

@@ -53,6 +53,12 @@ class Pairs(Dataset):
         columns = {"rows": rows, "ids": self.table.ids(rows), "tokens": tokens, "lengths": lengths}
         return {**columns, "images": images, "bad_images": bad_images}
 
+    def some_rows(self, count: int = 100) -> np.ndarray:
+        """So many of the rows with an image, or all of fewer; from all over the table, and always the same."""
+        if count >= len(self):
+            return self.images.rows
+        return np.sort(np.random.default_rng(0).choice(self.images.rows, count, replace=False))
+
     def require_an_image(self) -> None:
         """Raise ValueError when not one image of the table can be read; stops at the first good one."""
         first = None

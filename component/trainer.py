@@ -21,6 +21,7 @@ from component.loss import contrastive_loss
 from component.metrics import mean_cosine, retrieval_metrics
 from component.processor import save_processor
 from component.training.bad_images import BadImages
+from component.training.data_wait import DataWait
 from component.training.early_stopping import StopEarly
 from component.training.gather import row_gather
 from component.training.interruption import RunFailed, ignore_signals_in_worker, naming_lost_process
@@ -32,12 +33,11 @@ from component.training.parallel import clamp_deepspeed_parameter, prepare_paral
 from component.training.resumable_trainer import ResumableTrainer
 from component.training.sampler import SharedBatches
 from component.training.saved import UNFINISHED, naming_full_disk, remove_unfinished
+from component.training.symptoms import BOUND_OF_SCALE, NameSymptoms
 
 logger = logging.getLogger(__name__)
 
-MAX_LOGIT_SCALE = math.log(100)  # CLIP, arXiv:2103.00020, section 2.5: beyond it training becomes unstable
-
-PROBED_IMAGES = 100  # of the table, when a log window had none
+MAX_LOGIT_SCALE = math.log(BOUND_OF_SCALE)  # CLIP, arXiv:2103.00020, section 2.5: beyond it training becomes unstable
 
 
 class EvaluatedBatch(NamedTuple):
@@ -69,6 +69,7 @@ class CLIPTrainer(ResumableTrainer):
     - With `contrastive_chunk_size` the towers see a chunk at a time, and the loss the whole batch.
     - Logs carry ln(batch), logit_scale, pairs per second, the share of the time that went by in waiting for data, and
       how alike the texts and the images of a batch are.
+    - What the logs say is wrong is named once, with its mend; see `component.training.symptoms`.
     - A run that learns nothing any more saves a checkpoint and stops.
     """
 
@@ -77,11 +78,13 @@ class CLIPTrainer(ResumableTrainer):
         self.add_callback(ClampLogitScale())
         if self.args.early_stopping_patience is not None:
             self.add_callback(StopEarly(self.args.early_stopping_patience))
+        self.add_callback(NameSymptoms())
         if self.args.fsdp or self.args.deepspeed:
             prepare_parallel(self)
         self._bad_images = BadImages("train", "eval")
         self._evaluated: list[EvaluatedBatch] = []
         self._window = LogWindow()
+        self._data_wait = DataWait(self.args.device)
         self._logit_scale: Tensor | None = None  # of the last forward pass
         self._embeds: dict[str, Tensor] = {}  # of the last training batch of this process
 
@@ -131,19 +134,19 @@ class CLIPTrainer(ResumableTrainer):
         return super().floating_point_ops(batch["model_inputs"])
 
     def get_batch_samples(self, *args, **kwargs):
-        start = time.perf_counter()
-        batches = super().get_batch_samples(*args, **kwargs)
-        self._window.wait(time.perf_counter() - start)
-        return batches
+        with self._data_wait.measured():
+            return super().get_batch_samples(*args, **kwargs)
 
     # ---- training ----
 
     def train(self, *args, **kwargs):
         """As the parent's. Also raises `RunFailed` where nothing can be learnt any more; see `_require_learning`."""
-        if self._train_batch_size * self.args.world_size == 1:
+        batch = self._train_batch_size * self.args.world_size
+        if min(batch, len(self.train_dataset)) == 1:
             logger.warning(
-                "per_device_train_batch_size is 1 on one process: a pair alone has no negatives to be told from. "
-                "Contrastive training needs many pairs in a batch."
+                "%s: a pair alone has no negatives to be told from, and nothing is learnt. Contrastive training needs "
+                "many pairs in a batch; gradient_accumulation_steps adds none.",
+                "per_device_train_batch_size is 1 on one process" if batch == 1 else "train_file has one pair",
             )
         self._bad_images.note("train", self.train_dataset.table.file, self.train_dataset.images.bad)
         output = super().train(*args, **kwargs)
@@ -268,7 +271,7 @@ class CLIPTrainer(ResumableTrainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            logs |= self._window.logs(self.args.world_size)
+            logs |= self._window.logs(self.args.world_size, self._data_wait.take())
             logs["logit_scale"] = self._logit_scale.item()
             logs |= {f"{kind}_cosine": mean_cosine(side) for kind, side in self._embeds.items() if len(side) > 1}
         super().log(logs, *args, **kwargs)
@@ -291,9 +294,7 @@ class CLIPTrainer(ResumableTrainer):
             )
 
     def _can_read_an_image(self) -> bool:
-        images = self.train_dataset.images
-        some = images.rows[np.linspace(0, len(images.rows) - 1, PROBED_IMAGES).astype(int)]
-        return any(not images.load([row]).bad for row in some)
+        return any(not self.train_dataset.images.load([row]).bad for row in self.train_dataset.some_rows())
 
     def may_remove_checkpoints(self) -> bool:
         return not self._window.is_dead

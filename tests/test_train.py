@@ -17,13 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel, TrainerCallback
 
 from component.argument import load_arguments
-from component.datacollator import PairCollator
-from component.dataset import PairDataset, Pairs, SeededIndices
+from component.dataset import Pairs, SeededIndices
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel, BertCLIPTextModel
 from component.pairs.image_source import DecodedImages
 from component.processor import load_processor
-from component.trainer import CLIPTrainer
 from component.training.build import load_datasets, require_hub
 from component.training.interruption import RunFailed
 from component.training.resume import require_whole
@@ -43,35 +41,6 @@ def read(*parts) -> dict:
 def table(path, *rows: str) -> str:
     path.write_text("text,filename\n" + "\n".join(rows) + "\n", encoding="utf-8")
     return str(path)
-
-
-@pytest.fixture
-def trainer(train_args, bert_clip_path):
-    """Build a CLIPTrainer in this process; keyword arguments are keys of the JSON."""
-
-    def build(train_file: str | None = None, **keys) -> CLIPTrainer:
-        keys = {"report_to": "none", "save_strategy": "no", **keys}
-        args = load_arguments(train_args(**keys, **({"train_file": train_file} if train_file else {})))
-        processor = load_processor(bert_clip_path)
-        torch.manual_seed(0)
-        model = BertCLIPModel.from_pretrained(bert_clip_path, dtype=torch.float32)
-        if args.trainable_vision_blocks is not None:
-            model.lock_vision(args.trainable_vision_blocks)
-        model.set_loss(args.loss_type)
-        datasets = [
-            PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
-            for file in (args.train_file, args.test_file)
-        ]
-        return CLIPTrainer(
-            model=model,
-            args=args,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
-            data_collator=PairCollator(0, args.group_size, args.group_costs),
-            processing_class=processor,
-        )
-
-    return build
 
 
 def test_a_run_leaves_a_folder_that_every_class_loads(train_args, data, clip_path, tmp_path):

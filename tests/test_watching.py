@@ -3,8 +3,10 @@
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import CAPTIONS
 from PIL import Image
 from transformers import TrainerState
 
@@ -93,3 +95,109 @@ def test_curves_that_someone_changed_stop_no_run_that_goes_on(run, tmp_path, cap
 def test_a_picture_is_drawn_of_what_there_is(history, tmp_path):
     draw_training(str(tmp_path / "a.png"), curves(history))
     assert (tmp_path / "a.png").stat().st_size > 0
+
+
+# ---- warnings ----
+
+
+def table(data, *rows: str) -> str:
+    (data / "t.csv").write_text("\n".join(["text,filename", *rows]) + "\n", encoding="utf-8")
+    return str(data / "t.csv")
+
+
+def rows(caption=lambda n: CAPTIONS[n % 8], image=lambda n: f"{n % 8}.png", count: int = 16) -> list[str]:
+    return [f"{caption(n)},{image(n)}" for n in range(count)]
+
+
+def warnings(caplog) -> list[str]:
+    """Those of the run itself, without the names of single images."""
+    records = [record for record in caplog.records if record.levelname == "WARNING"]
+    return [record.getMessage() for record in records if "left out of" not in record.getMessage()]
+
+
+STEADY = dict(logging_steps=5, warmup_steps=5, lr_scheduler_type="constant_with_warmup")
+
+
+def test_a_healthy_run_is_warned_of_nothing(trainer, data, caplog):
+    keys = dict(test_file=str(data / "train.csv"), eval_strategy="steps", eval_steps=20, max_steps=100)
+    trainer(**STEADY, **keys, per_device_train_batch_size=8, learning_rate=3e-3).train()
+    # How long the disk takes beside so small a model is this machine's affair.
+    assert [warning for warning in warnings(caplog) if "waiting for data" not in warning] == []
+
+
+EVERY_CAPTION_WITH_EVERY_IMAGE = rows(image=lambda n: f"{n // 8}.png", count=64)
+ONE_CAPTION = rows(caption=lambda n: CAPTIONS[0])
+
+
+@pytest.mark.parametrize(
+    ("train", "keys", "symptoms"),
+    [
+        (rows(), dict(learning_rate=1e-9), ["so far nothing is learnt"]),
+        (rows(), dict(learning_rate=1e-9, loss_type="siglip"), ["so far nothing is learnt"]),
+        (rows(), dict(learning_rate=1e-9, gradient_accumulation_steps=2), ["so far nothing is learnt"]),
+        (EVERY_CAPTION_WITH_EVERY_IMAGE, {}, ["so far nothing is learnt"]),
+        (EVERY_CAPTION_WITH_EVERY_IMAGE, dict(mask_duplicates=True), ["so far nothing is learnt"]),
+        (ONE_CAPTION, dict(learning_rate=0.02), ["so far nothing is learnt", "different texts (mean cosine"]),
+        (rows(), dict(learning_rate=0.1), ["so far nothing", "logit_scale has fallen", "different texts (mean"]),
+        (rows(image=lambda n: "0.png"), {}, ["so far nothing", "different pictures (mean cosine 1.000)"]),
+        (rows(image=lambda n: "0.png" if n == 3 else "none.png"), {}, ["there is one good pair in a batch"]),
+        (rows(count=1), {}, ["train_file has one pair"]),
+    ],
+)
+def test_a_run_with_a_fault_has_it_named_once(trainer, data, caplog, train, keys, symptoms):
+    trainer(table(data, *train), **{**STEADY, "max_steps": 60, "per_device_train_batch_size": 8, **keys}).train()
+    for symptom in symptoms:
+        assert sum(symptom in warning for warning in warnings(caplog)) == 1, symptom
+
+
+def test_a_scale_that_climbs_to_its_bound_is_named_once(trainer, caplog):
+    trained, built = (
+        trainer(**keys, per_device_train_batch_size=8)
+        for keys in (dict(**STEADY, max_steps=25, learning_rate=5e-3), dict(max_steps=5, learning_rate=1.0))
+    )
+    for module in (*trained.model.modules(), *built.model.modules()):
+        module.p = 0.0  # no dropout: pairs that are told apart once are so in each step
+    trained.train()
+    built.model.load_state_dict(trained.model.state_dict())
+    built.model.requires_grad_(False).logit_scale.requires_grad_(True)
+    built.train()
+    assert sum("logit_scale has climbed from 1" in warning for warning in warnings(caplog)) == 1
+
+
+def test_recall_that_falls_while_the_loss_does_is_named_once(trainer, data, caplog):
+    keys = dict(test_file=str(data / "train.csv"), eval_strategy="steps", eval_steps=10, eval_on_start=True)
+    built = trainer(**STEADY, **keys, max_steps=60, per_device_train_batch_size=8, learning_rate=5e-3)
+    built.train()
+    table(data, *rows(caption=lambda n: CAPTIONS[(n + 3) % 8], count=8))
+    built.train_dataset = trainer(str(data / "t.csv")).train_dataset
+    built.train()
+    (warning,) = (warning for warning in warnings(caplog) if "learnt by heart" in warning)
+    assert "from 100.0% at step 0" in warning and "blend_checkpoints.py" in warning
+
+
+def test_waiting_for_data_is_named_with_what_helps(trainer, data, caplog):
+    noise = np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), dtype=np.uint8)
+    for number in range(8):
+        Image.fromarray(noise).save(data / "images" / f"{number}.png", compress_level=1)
+    trainer(**STEADY, max_steps=30, image_feature_cache="off").train()
+    (warning,) = (warning for warning in warnings(caplog) if "waiting for data" in warning)
+    assert "dataloader_num_workers" in warning and "image_feature_cache: auto" in warning
+
+
+@pytest.mark.parametrize(
+    ("train", "keys", "symptom"),
+    [
+        (rows(image=lambda n: f"{n}.png", count=20), {}, "t.csv: 12 of the 20 pictures that were looked at"),
+        (rows(), dict(max_seq_length=5), "t.csv: 100.0% of the texts are cut to max_seq_length 5"),
+        (rows(), {}, "t.csv: 50.0% of the captions repeat"),
+    ],
+)
+def test_a_fault_of_the_data_is_named_before_the_work(run, data, caplog, train, keys, symptom):
+    run(train_file=table(data, *train), **keys, max_steps=1)
+    assert sum(symptom in warning for warning in warnings(caplog)) == 1
+
+
+def test_texts_may_repeat_where_that_is_minded_and_some_may_be_cut_or_lack_their_image(run, data, caplog):
+    some = [*rows(count=18), f"{CAPTIONS[0] * 3},1.png", "红色的云,none.png"]
+    run(train_file=table(data, *some), mask_duplicates=True, max_steps=1)
+    assert warnings(caplog) == []

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Shares of [UNK] among the tokens of a table. Chinese BERTs leave well below 1 % of web captions unknown.
 MANY_UNKNOWN, MOST_UNKNOWN = 0.1, 0.9
+MANY_CUT = 0.1  # of the texts
+MANY_REPEATED = 0.3  # of the captions
 
 
 def require_hub(args: CLIPTrainingArguments) -> None:
@@ -103,6 +105,42 @@ def load_datasets(args: CLIPTrainingArguments, processor: CLIPProcessor) -> tupl
         PairDataset(file, args.image_path, processor, args.max_seq_length, transform, index_shards) if file else None
         for file, transform in ((args.train_file, transform), (args.test_file, None))
     )
+
+
+def require_images(*datasets: Pairs | None) -> None:
+    """Raise ValueError where no picture of a table can be read, and warn where most of some pictures cannot."""
+    for dataset in filter(None, datasets):
+        rows = dataset.some_rows()
+        bad = dataset.images.load(rows).bad
+        if len(bad) == len(rows):
+            dataset.require_an_image()
+        if len(bad) > len(rows) / 2:
+            logger.warning(
+                "%s: %d of the %d pictures that were looked at cannot be used (the first: %s), and so most of its "
+                "pairs will be dropped. Check image_path (%s), and what was downloaded.",
+                *(dataset.table.file, len(bad), len(rows), bad[0][1], dataset.table.image_path),
+            )
+
+
+def warn_of_texts(args: CLIPTrainingArguments, model: BertCLIPModel, train: Pairs, test: Pairs | None) -> None:
+    """Say where much of what the texts tell is lost, or is taken for wrong."""
+    positions = model.config.text_config.max_position_embeddings
+    more = f"the text tower has {positions} positions" if args.max_seq_length < positions else "shorten the texts"
+    for table in (dataset.table for dataset in (train, test) if dataset is not None):
+        share = table.num_long_texts / len(table)
+        if share > MANY_CUT:
+            logger.warning(
+                "%s: %.1f%% of the texts are cut to max_seq_length %d, and the model does not see the rest. Raise it "
+                "(%s); check_data: true shows how long they are.",
+                *(table.file, 100 * share, args.max_seq_length, more),
+            )
+    share = train.table.share_of_repeated_captions
+    if share > MANY_REPEATED and not args.mask_duplicates:
+        logger.warning(
+            "%s: %.1f%% of the captions repeat, and where two meet in a batch, each is told apart from the other's "
+            "picture, which it fits. Set mask_duplicates to true.",
+            *(train.table.file, 100 * share),
+        )
 
 
 def require_a_step(args: CLIPTrainingArguments, num_pairs: int) -> None:

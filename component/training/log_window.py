@@ -18,7 +18,7 @@ class LogWindow:
     def __init__(self):
         self._pairs: list[int] = []
         self._losses: list[Tensor] = []
-        self._start, self._waited = time.perf_counter(), 0.0
+        self._start = time.perf_counter()
         # In a row, up to the beginning of the window: without an image here, without training anywhere.
         self._blind_batches = self._dead_batches = 0
 
@@ -27,24 +27,24 @@ class LogWindow:
         self._pairs.append(pairs)
         self._losses.append(loss.detach())
 
-    def wait(self, seconds: float) -> None:
-        """Time that was spent on waiting for data."""
-        self._waited += seconds
-
     def leave_out(self, seconds: float) -> None:
         """Time that was not spent on training."""
         self._start += seconds
 
-    def logs(self, world_size: int) -> dict[str, float]:
+    def logs(self, world_size: int, waited: float) -> dict[str, float]:
         """The mean of ln(pairs), which is the loss of a model that knows nothing, pairs per second, and which share of
         the time went by in waiting for data: of the process that waited longest, as all wait for that one. All
-        processes call it together."""
+        processes call it together.
+
+        Args:
+            waited: seconds, of this process.
+        """
         seconds = time.perf_counter() - self._start
         ln_batches = [math.log(pairs * world_size) for pairs in self._pairs if pairs]
         return {
             "ln_batch": float(np.mean(ln_batches)) if ln_batches else 0.0,
             "pairs_per_second": sum(self._pairs) * world_size / seconds,
-            "data_wait": max(gather_object([self._waited])) / seconds,
+            "data_wait": max(gather_object([waited])) / seconds,
         }
 
     @property
@@ -65,7 +65,7 @@ class LogWindow:
         # A disk may be gone for one process alone: its node's.
         blind = self._blind_batches if is_blind and not can_read_an_image() else 0
         processes = gather_object([(blind, self._pairs, [loss.item() for loss in self._losses])])
-        self._pairs, self._losses, self._start, self._waited = [], [], time.perf_counter(), 0.0
+        self._pairs, self._losses, self._start = [], [], time.perf_counter()
         blind, pairs, losses = (np.array(column) for column in zip(*processes, strict=True))
         if blind.any():
             where = "" if blind.all() else f" by process {', '.join(map(str, np.flatnonzero(blind)))}"

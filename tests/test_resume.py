@@ -276,7 +276,7 @@ OTHER_RECIPES = [
 ]
 OTHER_SURROUNDINGS = [
     {"logging_steps": 7, "save_steps": 3, "save_total_limit": 1, "dataloader_num_workers": 1},
-    {"eval_strategy": "epoch", "test_file": "train.csv", "image_feature_cache": "off"},
+    {"eval_strategy": "epoch", "test_file": "train.csv", "image_feature_cache": "off", "optim": "adamw_torch"},
     {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "contrastive_chunk_size": 1},
 ]
 

@@ -219,6 +219,16 @@ def test_chunks_train_as_the_whole_batch_does(trainer, data, keys, freeze_vision
     torch.testing.assert_close(weights_of_chunked["logit_scale"], weights["logit_scale"], atol=1e-6, rtol=0)
 
 
+def test_the_fused_optimizer_gives_the_same_numbers(trainer):
+    def losses(optim: str) -> list[float]:
+        built = trainer(optim=optim, max_steps=6, weight_decay=0.1, max_grad_norm=1.0, logging_steps=1)
+        built.train()
+        return [entry["loss"] for entry in built.state.log_history if "loss" in entry]
+
+    fused = losses("adamw_torch_fused")
+    assert len(set(fused)) == 6 and fused == pytest.approx(losses("adamw_torch"), abs=1e-5)
+
+
 class Readings(TorchDispatchMode):
     """Counts what reads a value of a tensor: on a GPU, each would wait for all that was launched before."""
 

@@ -50,6 +50,7 @@ HARMLESS = {
     "overwrite_output_dir",
     "model_license",
 }
+SAME_OPTIMIZER = ("adamw_torch", "adamw_torch_fused")  # in many kernels, and in one
 LENGTH = ("num_train_epochs", "max_steps")
 CONSTANT = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 
@@ -133,6 +134,8 @@ def require_same_recipe(path: str, before: dict[str, Any], args) -> None:
     # What an older version had no key for was as the key's default has it.
     before = {f.name: f.default for f in fields(args) if f.name in now and f.name not in SHAPING} | before
     changed = {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
+    if all(optimizer in SAME_OPTIMIZER for optimizer in changed.get("optim", ())):
+        changed.pop("optim", None)
     length = {key: changed.pop(key) for key in LENGTH if key in changed}
     if changed:
         raise ValueError(

@@ -247,6 +247,8 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
             input_ids, pixel_values, attention_mask, *args, vision_pooler_output=vision_pooler_output, **kwargs
         )
 
+    # torch_compile compiles the towers, not the loop over groups, which is another one for each number of groups.
+    @torch.compiler.disable(recursive=False)
     def _embed_groups(
         self, input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute: bool
     ) -> GroupedOutput:

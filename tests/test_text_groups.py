@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from component.configuration import BertCLIPConfig
 from component.datacollator import PairCollator
@@ -91,3 +92,19 @@ def test_groups_have_the_embeddings_and_gradients_of_the_whole_batch(bert_clip_p
         return {"images": outputs.image_embeds[order], "texts": outputs.text_embeds[order], **gradients}
 
     torch.testing.assert_close(outcome(largest, costs), outcome(None, FEWEST_GROUPS), atol=1e-5, rtol=1e-4)
+
+
+def test_more_groups_need_no_more_compiling(bert_clip_path):
+    model = BertCLIPModel.from_pretrained(bert_clip_path).eval()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+
+    def compile_for(*groups: tuple[int, int]) -> int:
+        pairs, width = sum(texts for texts, _ in groups), groups[0][1]
+        tokens, images = torch.ones(pairs, width, dtype=torch.long), torch.ones(pairs, 48)
+        compiled(input_ids=tokens, attention_mask=tokens, vision_pooler_output=images, text_groups=list(groups))
+        return counter.op_count
+
+    for groups in ([(5, 16)], [(4, 24), (7, 8)], [(3, 20), (2, 16)]):
+        compiled_so_far = compile_for(*groups)
+    assert compile_for((7, 22)) == compile_for((3, 20), (2, 16), (5, 10), (4, 6)) == compiled_so_far > 0

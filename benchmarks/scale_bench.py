@@ -5,7 +5,7 @@
 
 weak: pairs/s of train_clip.py in 1 and in 2 processes with the same batch each and one thread each, on the CPU. "2
   apart" are two trainings of one process at the same time, which share the machine but nothing else.
-chunk: pairs/s with contrastive_chunk_size, against the same batch in groups of the same size that keep everything.
+chunk: pairs/s with contrastive_chunk_size, against the same batch in groups of that size that keep everything.
 memory: peak of one training step beyond the resting process; gradients are in it, AdamW's moments are not. It is the
   larger of two: one chunk's activations, which do not grow with the batch, and the embeddings with their gradients
   and a block of the loss (64 MB), which do. With towers as small as tiny the second is larger from the start.
@@ -34,7 +34,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -60,17 +60,19 @@ CACHING_BATCH = 64
 
 
 def main() -> None:
-    parts = {
-        "weak": weak_scaling,
-        "chunk": chunk_speed,
-        "memory": chunk_memory,
-        "loss": loss_memory,
-        "shards": shard_reading,
-    }
+    options = parse()
+    print(COLUMNS)
+    results = measure(options)
+    if options.out:
+        Path(options.out).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), metavar="PART")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="size of the towers")
     parser.add_argument("--rounds", type=int, default=3, help="of weak and chunk; reported are the medians")
+    parser.add_argument("--bf16", action="store_true", help="of weak, chunk and memory; else fp32")
     parser.add_argument("--weak_batch", type=int, default=128, help="pairs per process and step")
     parser.add_argument("--weak_steps", type=int, default=8)
     parser.add_argument("--chunk", type=int, default=256, help="contrastive_chunk_size")
@@ -82,8 +84,11 @@ def main() -> None:
     parser.add_argument("--textbook_up_to", type=int, default=8192, help="more pairs in loss only in blocks")
     parser.add_argument("--shard_samples", type=int, default=1000)
     parser.add_argument("--out", help="JSON file with the table")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
 
+
+def measure(options: argparse.Namespace) -> dict:
+    """Prints the table, row by row."""
     results = {
         **vars(options),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
@@ -92,16 +97,14 @@ def main() -> None:
         "table": [],
     }
     logging.disable_progress_bar()
-    print(COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         trainings = Trainings(Path(folder), options)
         for part in options.parts:
-            for row in parts[part](options, trainings):
+            for row in PARTS[part](options, trainings):
                 results["table"].append({"part": part, **row})
                 print_row(results["table"][-1])
     results["load_at_end"] = os.getloadavg()[0]
-    if options.out:
-        Path(options.out).write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
 
 def print_row(row: dict) -> None:
@@ -114,7 +117,7 @@ class Trainings:
     """Starts train_clip.py on data and towers that it makes once."""
 
     def __init__(self, folder: Path, options):
-        self.folder, self.count = folder, 0
+        self.folder, self.count, self.bf16 = folder, 0, options.bf16
         make_model(options.preset).save_pretrained(folder / "towers")
         save_processor(make_processor(folder), str(folder / "towers"))
         num_pairs = max(2 * options.weak_batch, options.chunk_batch, *options.memory_batches)
@@ -139,6 +142,8 @@ class Trainings:
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
+            "bf16": self.bf16,
+            "use_cpu": not torch.cuda.is_available(),
             **keys,
         }
         args_file = self.folder / f"{output.name}.json"
@@ -324,6 +329,14 @@ def write_shards(folder: Path, captions: list[str]) -> list[str]:
                     tar.addfile(member, io.BytesIO(content))
     return paths
 
+
+PARTS = {
+    "weak": weak_scaling,
+    "chunk": chunk_speed,
+    "memory": chunk_memory,
+    "loss": loss_memory,
+    "shards": shard_reading,
+}
 
 if __name__ == "__main__":
     main()

@@ -34,15 +34,22 @@ def make_processor(folder: Path) -> CLIPProcessor:
     return CLIPProcessor(CLIPImageProcessorPil(), BertTokenizerFast(str(folder / "vocab.txt")))
 
 
-def make_data(folder: Path, num_pairs: int, num_images: int | None = None) -> list[str]:
-    """JPEGs of 400 x 300, by default one for each pair, and train.csv; returns captions of 5 to 40 characters."""
+def make_data(folder: Path, num_pairs: int, num_images: int | None = None, lognormal: bool = False) -> list[str]:
+    """JPEGs of 400 x 300, by default one for each pair, and train.csv; returns the captions.
+
+    Args:
+        lognormal: captions of 20 characters on average, up to 98; else of 5 to 40, all as likely.
+    """
     num_images = num_images or num_pairs
     random = np.random.default_rng(0)
     images = [example_image(seed, (400, 300)) for seed in range(32)]
     for index in range(num_images):
         (folder / f"{index}.jpg").write_bytes(images[index % len(images)])
     characters = np.array(CHARACTERS[:3000])
-    captions = ["".join(random.choice(characters, random.integers(5, 41))) for _ in range(num_pairs)]
+    lengths = random.integers(5, 41, num_pairs)
+    if lognormal:
+        lengths = random.lognormal(np.log(20) - 0.18, 0.6, num_pairs).round().clip(1, 98).astype(int)
+    captions = ["".join(random.choice(characters, length)) for length in lengths]
     rows = (f"{caption},{index % num_images}.jpg\n" for index, caption in enumerate(captions))
     (folder / "train.csv").write_text("text,filename\n" + "".join(rows), encoding="utf-8")
     return captions

@@ -8,9 +8,10 @@ c  ours without it
 d  the text tower alone, forward and backward on ready tensors, those of b's batches: the limit of LiT
 "one group" stands for a text_group_size of the whole batch, padded to its longest text; --group_size adds another.
 
-All on the same towers (random weights), JPEGs of 400 x 300 and captions of 5 to 40 characters, made here. The loops
-take turns, `--rounds` times; reported are the medians. a runs in the precision of the published recipe: fp16 on a
-GPU, fp32 without. base is ViT-B/32 with BERT-base; for it the time of the published recipe is extrapolated.
+All on the same towers (random weights), JPEGs of 400 x 300 and captions of 5 to 40 characters, or of a lognormal
+length of 20 on average, made here. The loops take turns, `--rounds` times; reported are the medians. a runs in the
+precision of the published recipe: fp16 on a GPU, fp32 without. base is ViT-B/32 with BERT-base; for it the time of
+the published recipe is extrapolated.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -40,33 +42,49 @@ from component.trainer import CLIPTrainer
 from component.training.build import cache_images
 
 RECIPE_STEPS, RECIPE_BATCH, RECIPE_IMAGES = 73_100, 768, 1_400_000
-WARMUP_STEPS = 2
+WARMUP_STEPS, COMPILING_STEPS = 2, 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def main():
+def main() -> None:
+    options = parse()
+    results = measure(options)
+    report(results)
+    if options.out:
+        Path(options.out).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--batch_size", type=int, help="pairs per step; by default that of the preset")
     parser.add_argument("--group_size", type=int, help="a text_group_size to compare b and d with")
     parser.add_argument("--steps", type=int, default=8, help="of each loop and round, after the warm-up")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lognormal", action="store_true", help="captions of a lognormal length")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, for a and ours")
     parser.add_argument("--precision", choices=DTYPES, help="of b, c and d; by default bf16 on a GPU, fp32 without")
     parser.add_argument(
         "--busy", action="store_true", help="count CPU seconds of this process: for a CPU shared with others, 1 thread"
     )
+    parser.add_argument("--compile", metavar="BACKEND", help="b compiled, too, by this backend: inductor")
     parser.add_argument("--out", help="JSON file with the results")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.batch_size = options.batch_size or PRESETS[options.preset][-1]
     options.precision = options.precision or ("bf16" if DEVICE == "cuda" else "fp32")
+    return options
 
+
+def measure(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
+        peak = bench.matmul_peak()
         caching_seconds = bench.fill_cache()
         rounds = [bench.round() for _ in range(options.rounds)]
         speeds = {name: statistics.median(speeds[name] for speeds in rounds) for name in rounds[0]}
+        if options.compile:
+            speeds["b, compiled"], compiling_seconds = bench.compiled()
     results = {
         **vars(options),
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores",
@@ -81,14 +99,16 @@ def main():
         **{f"padding, {name}": bench.padding(name) for name in bench.batches},
         "a group beside its tokens, tokens": bench.group_cost(),
         "images_cached_per_second": bench.num_pairs / caching_seconds,
-        "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / bench.matmul_peak(),
+        "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / peak,
+        "matmul peak, TFLOP/s": peak / 1e12,
     }
     if options.preset == "base":
         seconds = RECIPE_STEPS * RECIPE_BATCH / speeds["b"] + RECIPE_IMAGES / bench.num_pairs * caching_seconds
         results["published recipe extrapolated, hours"] = seconds / 3600
-    report(results)
-    if options.out:
-        Path(options.out).write_text(json.dumps(results, indent=2) + "\n")
+    if options.compile:
+        results["b, compiled / b"] = speeds["b, compiled"] / speeds["b"]
+        results["compiling, seconds"] = compiling_seconds
+    return results
 
 
 class Bench:
@@ -98,7 +118,7 @@ class Bench:
         self.options, self.folder = options, folder
         self.num_pairs = options.batch_size * (options.steps + WARMUP_STEPS)
         self.num_counted = options.batch_size * options.steps
-        self.captions = make_data(folder, self.num_pairs)
+        self.captions = make_data(folder, self.num_pairs, lognormal=options.lognormal)
         self.batches: dict[str, list] = {}
         self.processor = make_processor(folder)
         self.decoded = PairDataset(str(folder / "train.csv"), str(folder), self.processor, max_seq_length=100)
@@ -106,17 +126,16 @@ class Bench:
     def model(self) -> BertCLIPModel:
         return make_model(self.options.preset)
 
-    def arguments(self, group_size: int | None = None) -> CLIPTrainingArguments:
+    def arguments(self, **keys) -> CLIPTrainingArguments:
         return CLIPTrainingArguments(
             clip_pretrain_path="none",
             bert_pretrain_path="none",
             train_file=str(self.folder / "train.csv"),
             image_path=str(self.folder),
             image_feature_cache=str(self.folder / "cache"),
-            text_group_size=group_size,
             bf16=self.options.precision == "bf16",
             fp16=self.options.precision == "fp16",
-            **self.common_arguments(),
+            **{**self.common_arguments(), **keys},
         )
 
     def common_arguments(self) -> dict:
@@ -144,7 +163,7 @@ class Bench:
         speeds, size = {"a": self.published(), "c": self.ours("c", self.decoded)}, self.options.group_size
         groups = {"": None, ", one group": self.options.batch_size, **({f", groups of {size}": size} if size else {})}
         for name, group_size in groups.items():
-            speeds[f"b{name}"] = self.ours(f"b{name}", self.cached, group_size)
+            speeds[f"b{name}"] = self.ours(f"b{name}", self.cached, text_group_size=group_size)
             self.text_tower(self.batches[f"b{name}"][:WARMUP_STEPS])
             speeds[f"d{name}"] = self.num_counted / self.text_tower(self.batches[f"b{name}"])
         return speeds
@@ -154,7 +173,7 @@ class Bench:
         arguments = TrainingArguments(
             optim="adamw_torch", fp16=DEVICE == "cuda", remove_unused_columns=False, **self.common_arguments()
         )
-        return self.timed(Trainer(model, arguments, self.collate_texts, PublishedDataset(self)))
+        return self.timed(Trainer(model, arguments, self.collate_texts, PublishedDataset(self)))[0]
 
     def collate_texts(self, examples: list[dict]) -> dict:
         texts = [example["text"] for example in examples]
@@ -162,9 +181,29 @@ class Bench:
         pixel_values = torch.cat([example["pixel_values"] for example in examples])
         return {**inputs, "pixel_values": pixel_values, "return_loss": True}
 
-    def ours(self, name: str, dataset: Pairs, group_size: int | None = None) -> float:
-        arguments = self.arguments(group_size)
-        trainer = RecordingTrainer(
+    def ours(self, name: str, dataset: Pairs, **keys) -> float:
+        trainer = self.trainer(dataset, **keys)
+        speed, _ = self.timed(trainer)
+        if dataset is self.cached:
+            self.batches[name] = [
+                [(input_ids.to(DEVICE), mask.to(DEVICE)) for input_ids, mask in groups]
+                for groups in trainer.batches[WARMUP_STEPS:]
+            ]
+        return speed
+
+    def compiled(self) -> tuple[float, float]:
+        """b by torch.compile: pairs per second, and the seconds of the steps that compile."""
+        trainer = self.trainer(
+            self.cached,
+            torch_compile=True,
+            torch_compile_backend=self.options.compile,
+            max_steps=self.options.steps + COMPILING_STEPS,
+        )
+        return self.timed(trainer, COMPILING_STEPS)
+
+    def trainer(self, dataset: Pairs, **keys) -> "RecordingTrainer":
+        arguments = self.arguments(**keys)
+        return RecordingTrainer(
             model=self.model(),
             args=arguments,
             train_dataset=dataset,
@@ -172,16 +211,13 @@ class Bench:
                 self.processor.tokenizer.pad_token_id, arguments.group_size, arguments.group_costs
             ),
         )
-        speed = self.timed(trainer)
-        if dataset is self.cached:
-            self.batches[name] = trainer.batches[WARMUP_STEPS:]
-        return speed
 
-    def timed(self, trainer: Trainer) -> float:
-        clock = Clock(self.now)
+    def timed(self, trainer: Trainer, warmup_steps: int = WARMUP_STEPS) -> tuple[float, float]:
+        """Pairs per second after the warm-up, and the seconds of the warm-up."""
+        clock = Clock(self.now, warmup_steps)
         trainer.add_callback(clock)
         trainer.train()
-        return self.num_counted / clock.seconds
+        return self.num_counted / clock.seconds, clock.warmup_seconds
 
     def text_tower(self, batches: list) -> float:
         """Seconds of forward and backward over batches of groups."""
@@ -272,25 +308,33 @@ class RecordingTrainer(CLIPTrainer):
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of the warm-up to the end of the last step."""
+    """Seconds of the first steps, and from their end to that of the last step."""
 
-    def __init__(self, now):
-        self.now = now
+    def __init__(self, now: Callable[[], float], warmup_steps: int):
+        self.now, self.warmup_steps = now, warmup_steps
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = self.now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == WARMUP_STEPS:
-            self.start = self.now()
+        if state.global_step == self.warmup_steps:
+            self.warmup_seconds, self.start = self.now() - self.start, self.now()
         elif state.global_step == state.max_steps:
             self.seconds = self.now() - self.start
 
 
 def report(results: dict) -> None:
+    for name, value in cells(results):
+        print(f"{name:<40} {value:>12}")
+
+
+def cells(results: dict) -> Iterator[tuple[str, str]]:
+    """What each figure is, and the figure."""
     for name, value in results.items():
         if name == "pairs_per_second":
-            for loop, speed in value.items():
-                print(f"{f'{loop}, pairs/s':<40} {speed:>12.1f}")
+            yield from ((f"{loop}, pairs/s", f"{speed:.1f}") for loop, speed in value.items())
         else:
-            print(f"{name:<40} {f'{value:.3f}' if isinstance(value, float) else value!s:>12}")
+            yield name, f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+"""benchmarks/, in a tiny form: where a figure cannot be had, nobody notices that its script broke."""
+
+import json
+
+from conftest import run_python
+
+
+def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path):
+    tiny = "--preset tiny --batch_size 16 --steps 1 --rounds 1 --workers 0 --precisions fp32"
+    sizes = "--chunk 4 --memory_batches 8 --loss_pairs 64"
+    result = run_python(
+        "benchmarks/gpu_bench.py", "--out", str(tmp_path), "--compile", "", *tiny.split(), *sizes.split()
+    )
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "gpu_bench.json").read_text(encoding="utf-8"))
+    assert [row["case"] for row in results["memory"]] == ["plain, 8", "chunks of 4, 8"]
+    assert [row["case"] for row in results["loss"]] == ["textbook, 64", "in blocks, 64", "in blocks, rank 1 of 8, 64"]
+    training = results["training"]["fp32"]
+    assert {*"abcd", "b, one group"} <= training["pairs_per_second"].keys()
+    assert training["padding, b"] < training["padding, b, one group"]
+    tables = (tmp_path / "gpu_bench.md").read_text(encoding="utf-8")
+    assert (
+        "nvidia-smi" in tables and f"| b / a | {training['b / a']:.3f} |" in tables and "| chunks of 4, 8 |" in tables
+    )

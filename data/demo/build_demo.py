@@ -1,11 +1,11 @@
-"""Build the demo data set from the published packages: emoji in four drawing styles with their Chinese names.
+"""Build the demo data set from the published packages: emoji in nine drawing styles with their Chinese names.
 
     python data/demo/build_demo.py --packages /tmp/packages
 
 Every picture is 64 x 64 px, laid on white, with at most 64 colours. Writes into `--out`:
 
-    images/{noto,twemoji,openmoji,fluent}/<code point>.png
-    train.csv           three styles; the plain name of every picture, for some a caption with keywords as well
+    images/<style>/<code point>.png
+    train.csv           eight styles; a picture has the plain name, the name as users type it, or keywords
     test.csv            the style that training never sees, asked by name
     test_keywords.csv   the same pictures, asked with keywords that no training caption contains
 
@@ -27,13 +27,22 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import unicodedata
 from pathlib import Path
 
 from PIL import Image
 
 SIZE = 64  # px
 COLOURS = 64
-STYLES = ("noto", "twemoji", "openmoji", "fluent")
+WHOLE = ("noto", "twemoji", "openmoji", "fluent")  # these draw every concept
+NAMED = {  # style: Iconify package of icons that have a name and no code point
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "emojione-v1": "@iconify-json/emojione-v1@1.2.3",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+    "streamline": "@iconify-json/streamline-emojis@1.2.4",
+}
+STYLES = (*WHOLE, *NAMED)
 HELD_OUT = 0.15  # share of the keywords that only test_keywords.csv asks for
 
 # npm package and version: sha256 of its archive
@@ -43,6 +52,58 @@ PACKAGES = {
     "openmoji@17.0.0": "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
     "@iconify-json/fluent-emoji-flat@1.2.6": "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
     "cldr-annotations-full@48.2.0": "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1",
+    "@iconify-json/noto-v1@1.2.5": "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+    "@iconify-json/emojione@1.2.3": "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+    "@iconify-json/emojione-v1@1.2.3": "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3",
+    "@iconify-json/fxemoji@1.2.2": "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
+    "@iconify-json/streamline-emojis@1.2.4": "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc",
+}
+
+KINDS = ("name", "keywords", "typed", "name", "keywords", "name", "typed", "name")  # of a concept's captions, in turn
+
+# Measure word: the names that take it. Any other name is asked for as a picture of it.
+MEASURES = {
+    "只": "猫 狗 猫脸 狗脸 老鼠 耗子 老虎 豹子 兔子 公羊 山羊 母羊 猴子 公鸡 鸡 小鸡 "
+    "鸟 企鹅 考拉 蜗牛 蚂蚁 蜜蜂 瓢虫 龟 海豚 青蛙 仓鼠 熊 熊猫 松鼠 鸽 蜘蛛 "
+    "章鱼 蟹 蝎子 火鸡 鹰 鸭子 蝙蝠 猫头鹰 狐狸 蝴蝶 大猩猩 蜥蜴 虾 龙虾 刺猬 "
+    "蟋蟀 袋鼠 孔雀 鹦鹉 浣熊 蚊子 獾 天鹅 鹅 渡渡鸟 树懒 水獭 红毛猩猩 臭鼬 "
+    "火烈鸟 海狸 海豹 苍蝇 甲虫 蟑螂 水母 泰迪熊 风筝 气球 眼睛 耳朵 脚 霸王龙",
+    "头": "大象 公牛 水牛 奶牛 大野牛 狮子 犀牛 河马 鲸鱼 猪 野猪 鹿 驼鹿 驴 猛犸 长颈鹿",
+    "匹": "马 斑马 狼 骆驼 双峰骆驼 独角兽",
+    "条": "蛇 龙 鱼 热带鱼 鲨鱼 鳄鱼 毛毛虫 蠕虫 牛仔裤 短裤 三角裤 连衣裙 围巾 领带 链条 腿",
+    "辆": "摩托车 赛车 公交车 无轨电车 有轨电车 路面电车 救护车 消防车 警车 出租车 汽车 "
+    "货车 运动型多用途车 自行车 购物车 滑板车 小型摩托车 三轮摩托车 电动轮椅 手动轮椅",
+    "列": "火车 蒸汽火车 高速列车 子弹头高速列车 地铁 轻轨",
+    "架": "飞机 小型飞机 直升机 手风琴 天平",
+    "艘": "船 划艇 快艇 摩托艇 客轮 独木舟 渡轮 帆船",
+    "枚": "火箭 军功章 奖牌 金牌 银牌 铜牌 戒指 硬币 图钉 炸弹",
+    "颗": "卫星 星星 流星 彗星 草莓 樱桃 栗子 蓝莓 橄榄 糖 花生 药丸 宝石 牙齿 红心 "
+    "蓝心 绿心 黄心 紫心 白心 黑心 橙心",
+    "朵": "玫瑰 郁金香 向日葵 芙蓉 樱花 莲花 白花 枯萎的花 云 蘑菇",
+    "棵": "松树 落叶树 棕榈树 圣诞树 仙人掌 幼苗",
+    "片": "枫叶 落叶 雪花 面包 披萨",
+    "把": "伞 雨伞 阳伞 沙滩伞 椅子 剪刀 菜刀 锤子 扳手 斧头 木工锯 钥匙 吉他 小提琴 "
+    "水枪 扫帚 螺丝刀 剃须刀 折扇 匕首",
+    "本": "书 绿色书本 蓝色书本 橙色书本 笔记本 精装笔记本 线圈本 日历 账本",
+    "支": "笔 钢笔 铅笔 画笔 蜡笔 蜡烛 香烟 唇膏 注射器 长笛 温度计 手电筒",
+    "顶": "礼帽 女帽 鸭舌帽 毕业帽 皇冠 帐篷 军用头盔",
+    "件": "T恤 外套 和服 女装 白大褂 运动背心 救生衣 连体泳衣 礼物",
+    "双": "男鞋 跑鞋 高跟鞋 登山鞋 平底鞋 芭蕾舞鞋 女靴 袜子 手套 筷子",
+    "副": "眼镜 墨镜 护目镜 耳机",
+    "杯": "啤酒 葡萄酒 鸡尾酒 清酒 热茶 热饮 珍珠奶茶",
+    "碗": "米饭 面条 咖喱饭",
+    "根": "香蕉 胡萝卜 黄瓜 玉米 骨头 羽毛 棒棒糖 热狗",
+    "座": "山 火山 雪山 富士山 日本城堡 欧洲城堡 东京塔 工厂 神社 教堂 清真寺 喷泉 墓碑",
+    "栋": "房子 别墅 办公楼 酒店 小屋",
+    "台": "笔记本电脑 台式电脑 电视机 收音机 打印机 传真机 取款机 显微镜 望远镜 相机 拖拉机",
+    "部": "手机 电梯",
+    "封": "情书 电子邮件 信封",
+    "张": "床 票 入场券 信用卡 身份证 世界地图",
+    "位": "警察 公主 王子 忍者 侦探 法师 圣诞老人 圣诞奶奶 老爷爷 老奶奶 老年人 建筑工人 卫兵 超级英雄",
+    "个": "红苹果 青苹果 梨 桃 橘子 柠檬 西瓜 甜瓜 菠萝 芒果 椰子 西红柿 土豆 茄子 "
+    "汉堡 三明治 甜甜圈 面包圈 纸杯蛋糕 生日蛋糕 月饼 饺子 饭团 蛋 男孩 女孩 男人 "
+    "女人 宝宝 雪人 机器人 外星人 灯泡 书包 包裹 钱包 手提包 行李箱 篮球 足球 "
+    "排球 棒球 网球 水晶球 奖杯 闹钟 沙漏 红灯笼 铃铛 桶 降落伞 指南针",
 }
 
 
@@ -76,17 +137,23 @@ def render_svg(svg: str, size: int = SIZE) -> bytes:
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True))
 
 
-def fluent_svgs(files: dict[str, bytes]) -> dict[str, tuple[str, str]]:
-    """Code point → (icon name, SVG) of the Iconify set, for emoji of one code point."""
-    icons = json.loads(files["icons.json"])
+def read_icons(package: str, packages: Path) -> dict[str, str]:
+    """Icon name → SVG of an Iconify set, under the names of its plain aliases, too."""
+    icons = json.loads(read_package(package, packages, "icons.json")[""])
     svgs = {}
-    for code, name in json.loads(files["chars.json"]).items():
-        icon = icons["icons"].get(name)
-        if icon:
-            side = icon.get("height", icons["height"])
-            head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}">'
-            svgs[code] = name, f"{head}{icon['body']}</svg>"
+    for name, icon in icons["icons"].items():
+        width, height = (icon.get(side, icons[side]) for side in ("width", "height"))
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
+        svgs[name] = f"{head}{icon['body']}</svg>"
+    for name, alias in icons.get("aliases", {}).items():
+        if list(alias) == ["parent"] and alias["parent"] in svgs:
+            svgs[name] = svgs[alias["parent"]]
     return svgs
+
+
+def plain(name: str) -> str:
+    """The letters and digits of an English name; a first variant (baby-1) goes by the name alone."""
+    return "".join(letter for letter in name.lower().removesuffix("-1") if letter.isalnum())
 
 
 def encode(picture: bytes) -> bytes:
@@ -122,36 +189,56 @@ def split_keywords(concepts: dict[str, dict]) -> set[str]:
 
 
 def captions(code: str, concept: dict, styles: list[str]) -> list[tuple[str, str]]:
-    """(style, caption) of one concept: its name for every style, and a variant with keywords for one of the styles.
+    """(style, caption) of one concept, a row for each picture and at least four.
 
-    The name is what users ask for, so three rows of four are names; the keywords give the text tower words to join
-    them by. The variant leads with the name in about half of the concepts, and separates by the ASCII comma in some.
+    The name is what users ask for, as it is or in a phrase; the keywords give the text tower words to join names by.
+    A variant with keywords leads with the name in about half of the cases, and separates by the ASCII comma in some.
     """
     name, keywords = concept["name"], concept["keywords"]
-    rows = [(style, name) for style in styles]
-    if keywords:
-        words = sorted(keywords, key=lambda word: chance(f"{code} {word}"))[:3]
-        variant = ("," if chance(f"{code} comma") < 0.2 else "、").join(words)
-        if chance(f"{code} variant") < 0.5:
-            variant = f"{name}，{variant}"
-        rows.append((styles[int(chance(f"{code} style") * len(styles))], variant))
+
+    def with_keywords(row: int) -> str:
+        words = sorted(keywords, key=lambda word: chance(f"{code} {row} {word}"))[:3]
+        variant = ("," if chance(f"{code} {row} comma") < 0.2 else "、").join(words)
+        return f"{name}，{variant}" if chance(f"{code} {row} variant") < 0.5 else variant
+
+    def as_typed(row: int) -> str:
+        measure = next((word for word, names in MEASURES.items() if name in names.split()), None)
+        typed = chance(f"{code} {row} typed")
+        if measure and typed < 0.7:
+            return f"一{measure}{name}"
+        return f"一张{name}的图片" if typed < 0.85 else f"{name}的图片"
+
+    styles = sorted(styles, key=lambda style: chance(f"{code} {style}"))
+    rows = []
+    for row in range(max(4, len(styles))):
+        kind = KINDS[row % len(KINDS)]
+        text = as_typed(row) if kind == "typed" else with_keywords(row) if kind == "keywords" and keywords else name
+        rows.append((styles[row % len(styles)], text))
     return rows
 
 
 def build(packages: Path, out: Path, test_style: str) -> None:
     """Write pictures and tables into `out`; what stood there under the same names is replaced at the end."""
-    google, twitter, openmoji, fluent, cldr = PACKAGES
+    google, twitter, openmoji, fluent, cldr = list(PACKAGES)[:5]
     noto = read_package(google, packages, "img/google/64/")
     twemoji = read_package(twitter, packages, "img/twitter/64/")
     moji = read_package(openmoji, packages, "color/svg/")
-    svgs = fluent_svgs(read_package(fluent, packages, ""))
-    annotations = json.loads(read_package(cldr, packages, "annotations/zh/annotations.json")[""])
+    icons = {style: read_icons(package, packages) for style, package in (("fluent", fluent), *NAMED.items())}
+    fluent_names = json.loads(read_package(fluent, packages, "chars.json")[""])
+    named = {style: {plain(name): name for name in sorted(icons[style], reverse=True)} for style in NAMED}
+    annotations, english = (
+        json.loads(read_package(cldr, packages, f"annotations/{language}/annotations.json")[""])["annotations"][
+            "annotations"
+        ]
+        for language in ("zh", "en")
+    )
 
     concepts, pictures, urls = {}, {}, {}
-    for emoji, annotation in annotations["annotations"]["annotations"].items():
+    for emoji, annotation in annotations.items():
         code = f"{ord(emoji):04x}" if len(emoji) == 1 else ""
         files = next((file for file in (f"{code}.png", f"{code}-fe0f.png") if file in noto and file in twemoji), None)
-        if files is None or f"{code.upper()}.svg" not in moji or code not in svgs:
+        icon = fluent_names.get(code)
+        if files is None or f"{code.upper()}.svg" not in moji or icon not in icons["fluent"]:
             continue
         name = annotation["tts"][0].strip()
         keywords = [word.strip() for word in annotation["default"] if word.strip() != name]
@@ -160,20 +247,29 @@ def build(packages: Path, out: Path, test_style: str) -> None:
             "noto": noto[files],
             "twemoji": twemoji[files],
             "openmoji": render_svg(moji[f"{code.upper()}.svg"].decode()),
-            "fluent": render_svg(svgs[code][1]),
+            "fluent": render_svg(icons["fluent"][icon]),
         }
         urls[code] = {
             "noto": f"https://cdn.jsdelivr.net/npm/{google}/img/google/64/{files}",
             "twemoji": f"https://cdn.jsdelivr.net/npm/{twitter}/img/twitter/64/{files}",
             "openmoji": f"https://cdn.jsdelivr.net/npm/{openmoji}/color/svg/{code.upper()}.svg",
-            "fluent": f"https://icon-sets.iconify.design/fluent-emoji-flat/{svgs[code][0]}/",
+            "fluent": f"https://icon-sets.iconify.design/fluent-emoji-flat/{icon}/",
         }
+        # Fluent's name, CLDR's, or Unicode's: the sets follow now the one, now the other.
+        names = [plain(title) for title in (icon, english[emoji]["tts"][0], unicodedata.name(emoji, "")) if title]
+        for style, package in NAMED.items():
+            match = next((named[style][title] for title in names if title in named[style]), None)
+            if match:
+                pictures[code][style] = render_svg(icons[style][match])
+                urls[code][style] = f"https://icon-sets.iconify.design/{package.split('/')[1].split('@')[0]}/{match}/"
     concepts = dict(sorted(concepts.items()))
     held_out = split_keywords(concepts)
 
-    styles = [style for style in STYLES[:3] if style != test_style]
+    taught = {code: [style for style in pictures[code] if style not in ("fluent", test_style)] for code in concepts}
     rows = {
-        "train.csv": [(code, *row) for code, concept in concepts.items() for row in captions(code, concept, styles)],
+        "train.csv": [
+            (code, *row) for code, concept in concepts.items() for row in captions(code, concept, taught[code])
+        ],
         "test.csv": [(code, test_style, concept["name"]) for code, concept in concepts.items()],
         "test_keywords.csv": [
             (code, test_style, word) for code, concept in concepts.items() for word in concept["held_out"]
@@ -184,7 +280,7 @@ def build(packages: Path, out: Path, test_style: str) -> None:
         for style in STYLES:
             folder = Path(scratch, "images", style)
             folder.mkdir(parents=True)
-            for code in concepts:
+            for code in (code for code in concepts if style in pictures[code]):
                 (folder / f"{code}.png").write_bytes(encode(pictures[code][style]))
         licence = read_package(openmoji, packages, "LICENSE.txt")[""]
         Path(scratch, "images", "openmoji", "LICENSE.txt").write_bytes(licence)
@@ -205,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, help="folder of the npm archives; missing ones come")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
-    parser.add_argument("--test_style", choices=STYLES, default="fluent", help="the style that training never sees")
+    parser.add_argument("--test_style", choices=WHOLE, default="fluent", help="the style that training never sees")
     args = parser.parse_args()
     build(args.packages, args.out, args.test_style)
 

@@ -1,14 +1,15 @@
-"""Train clip-vit-emoji, the demo's pretrained image tower, on pictures of three drawing styles, without captions.
+"""Train clip-vit-emoji, the demo's pretrained image tower, on pictures of eight drawing styles, without captions.
 
-    python data/demo/pretrain_vision.py                            # trains on noto, twemoji, openmoji
-    python data/demo/pretrain_vision.py --test_style twemoji --epochs 20 --out /tmp/tower    # to choose settings
+    python data/demo/pretrain_vision.py                            # trains on all but fluent, from random weights
+    python data/demo/pretrain_vision.py --start data/demo/clip-vit-emoji --out /tmp/tower      # goes on from a tower
+    python data/demo/pretrain_vision.py --test_style twemoji --minutes 10 --out /tmp/tower     # to choose settings
 
-A ViT from scratch learns little from four thousand pictures in the minutes that a CPU allows, so it gets a teacher:
+A ViT from scratch learns little from eight thousand pictures in the minutes that a CPU allows, so it gets a teacher:
 classic descriptors (pixels, histograms of oriented gradients, colours) of the picture cut to its content, brought by
 linear discriminant analysis to the 256 directions that tell concepts apart across styles. The tower learns from
 altered pictures (a) to give the teacher's vector of the clean picture and (b) to name the concept, against
-proxies that start at the teacher's class means. At the end it prints the nearest-neighbour recall (%) from the left
-out style to the training pictures. Writes a CLIPModel folder whose text tower is a stub.
+proxies that start at the teacher's class means. After each tenth of the time it is saved and measured: the recall (%)
+from the left out style to the training pictures. Writes a CLIPModel folder whose text tower is a stub.
 """
 
 import argparse
@@ -24,15 +25,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-STYLES = ("noto", "twemoji", "openmoji")
+STYLES = ("noto", "twemoji", "openmoji", "noto-v1", "emojione", "emojione-v1", "fxemoji", "streamline")
 SIZE = 64  # px
 DIM = 256  # width of the shared space
 
 
-def load_style(folder: Path) -> Tensor:
-    """All pictures of a style in the order of their code points: (C, 3, 64, 64), uint8."""
-    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.glob("*.png"))]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+def load_style(folder: Path, concepts: list[str]) -> tuple[Tensor, Tensor]:
+    """The pictures that a style has of `concepts` (code points): (n, 3, 64, 64), uint8, and their concepts (n,)."""
+    files = [folder / f"{code}.png" for code in concepts]
+    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files if file.exists()]
+    drawn = [index for index, file in enumerate(files) if file.exists()]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(drawn)
 
 
 def to_ink(pictures: Tensor) -> Tensor:
@@ -74,18 +77,28 @@ def oriented_gradients(ink: Tensor, cell: int, bins: int = 8) -> Tensor:
 
 def describe(pictures: Tensor) -> Tensor:
     """Descriptors of one style, each part centred on the style's mean: what the style has in common drops out."""
-    ink = crop_to_content(to_ink(pictures))
-    level = (ink.flatten(2) * 2.99).long()
-    colours = F.one_hot(level[:, 0] * 9 + level[:, 1] * 3 + level[:, 2], 27).float().mean(1)[:, 1:].sqrt()
-    pixels = F.avg_pool2d(F.avg_pool2d(ink, 5, 1, 2), 4).flatten(1)
-    parts = (pixels, oriented_gradients(ink, 8), oriented_gradients(ink, 16), colours)
-    return torch.cat([F.normalize(part - part.mean(0), dim=1) for part in parts], 1)
+
+    def parts(pictures: Tensor) -> tuple[Tensor, ...]:
+        ink = crop_to_content(to_ink(pictures))
+        level = (ink.flatten(2) * 2.99).long()
+        colours = F.one_hot(level[:, 0] * 9 + level[:, 1] * 3 + level[:, 2], 27).float().mean(1)[:, 1:].sqrt()
+        pixels = F.avg_pool2d(F.avg_pool2d(ink, 5, 1, 2), 4).flatten(1)
+        return pixels, oriented_gradients(ink, 8), oriented_gradients(ink, 16), colours
+
+    whole = [torch.cat(part) for part in zip(*map(parts, pictures.split(64)), strict=True)]
+    return torch.cat([F.normalize(part - part.mean(0), dim=1) for part in whole], 1)
 
 
-def discriminant(descriptors: Tensor, shrinkage: float = 3.0) -> Tensor:
-    """(S, C, D) → (S, C, DIM): whitened by what differs between styles, then the main directions between concepts."""
-    centres = descriptors.mean(0)
-    within = (descriptors - centres).flatten(0, 1)
+def concept_means(vectors: Tensor, concept: Tensor) -> Tensor:
+    """(n, D), of the concepts (n,) → (C, D)."""
+    sums = torch.zeros(int(concept.max()) + 1, vectors.shape[1]).index_add_(0, concept, vectors)
+    return sums / concept.bincount()[:, None]
+
+
+def discriminant(descriptors: Tensor, concept: Tensor, shrinkage: float = 3.0) -> Tensor:
+    """(n, D) → (n, DIM): whitened by what differs between styles, then the main directions between concepts."""
+    centres = concept_means(descriptors, concept)
+    within = descriptors - centres[concept]
     within = within.T @ within / len(within)
     within += shrinkage * within.diagonal().mean() * torch.eye(len(within))
     values, vectors = torch.linalg.eigh(within)
@@ -169,11 +182,20 @@ def embed(model: CLIPModel, ink: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         return F.normalize(model.visual_projection(pooled).float(), dim=-1)
 
 
-def nearest_recall(queries: Tensor, gallery: Tensor) -> list[float]:
-    """Recall (%) at 1, 5, 10: queries (C, D) to concepts, by the nearest of their pictures in gallery (S, C, D)."""
-    similarity = torch.einsum("qd,scd->qsc", queries, gallery).amax(1)
-    rank = (similarity > similarity.diagonal()[:, None]).sum(1)
+def recalls(similarity: Tensor, target: Tensor) -> list[float]:
+    """Recall (%) at 1, 5, 10 of similarity (Q, N); `target` (Q,) are the columns sought."""
+    rank = (similarity > similarity.gather(1, target[:, None])).sum(1)
     return [round(100 * (rank < k).float().mean().item(), 1) for k in (1, 5, 10)]
+
+
+def measure(queries: Tensor, target: Tensor, gallery: Tensor, concept: Tensor) -> str:
+    """What is found of a style (Q, D) by its nearest neighbours (n, D), and by the means of their concepts."""
+    index = concept.expand(len(queries), -1)
+    nearest = torch.full((len(queries), int(concept.max()) + 1), -1.0)
+    nearest.scatter_reduce_(1, index, queries @ gallery.T, "amax")
+    means = F.normalize(concept_means(gallery, concept), dim=-1)[target]
+    found = recalls(means @ queries.T, torch.arange(len(target)))
+    return f"R@1/5/10 by nearest neighbour {recalls(nearest, target)}, of the pictures by concept means {found}"
 
 
 def save(model: CLIPModel, mean: Tensor, std: Tensor, out: Path) -> None:
@@ -188,8 +210,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, default=here / "images", help="one folder per style")
     parser.add_argument("--out", type=Path, default=here / "clip-vit-emoji", help="folder to write, after each tenth")
+    parser.add_argument("--start", type=Path, help="tower to go on from (default: a new one)")
     parser.add_argument("--test_style", default="fluent", help="left out of training, measured at the end")
-    parser.add_argument("--epochs", type=int, default=70)
+    parser.add_argument("--minutes", type=float, default=60, help="by the clock; the learning rate follows it")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=7e-4)
@@ -199,16 +222,24 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    pictures = torch.stack([load_style(args.images / style) for style in STYLES if style != args.test_style])
-    num_styles, num_concepts = pictures.shape[:2]
-    teacher = discriminant(torch.stack([describe(style) for style in pictures]))
-    proxies = torch.nn.Parameter(F.normalize(teacher.mean(0), dim=-1))
-    teacher = F.normalize(teacher, dim=-1).flatten(0, 1)
-    pictures = pictures.flatten(0, 1)
-    scaled = pictures.float() / 255
-    mean, std = (getattr(scaled, name)((0, 2, 3)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    concepts = sorted(file.stem for file in (args.images / STYLES[0]).glob("*.png"))
+    styles = [load_style(args.images / style, concepts) for style in STYLES if style != args.test_style]
+    pictures, concept = (torch.cat(part) for part in zip(*styles, strict=True))
+    teacher = discriminant(torch.cat([describe(style) for style, _ in styles]), concept)
+    proxies = torch.nn.Parameter(F.normalize(concept_means(teacher, concept), dim=-1))
+    teacher = F.normalize(teacher, dim=-1)
+    mean, std = (getattr(pictures.float() / 255, name)((0, 2, 3)).view(1, 3, 1, 1) for name in ("mean", "std"))
 
     model = new_model(args.layers)
+    if args.start:
+        model = CLIPModel.from_pretrained(args.start, dtype=torch.float32)
+        processor = CLIPImageProcessor.from_pretrained(args.start)
+        mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (processor.image_mean, processor.image_std))
+        # The teacher has learned from other styles: turn its space to where the tower has the pictures.
+        with torch.no_grad():
+            known = torch.cat([embed(model, to_ink(part), mean, std) for part in pictures.split(256)])
+            u, _, v = torch.linalg.svd(teacher.T @ known)
+            teacher, proxies.data = teacher @ u @ v, proxies @ u @ v
     average = copy.deepcopy(model)  # exponential moving average of the weights: this is what is saved
     trained = [*model.vision_model.parameters(), *model.visual_projection.parameters()]
     groups = [
@@ -216,40 +247,43 @@ def main() -> None:
         {"params": [weight for weight in trained if weight.ndim < 2] + [proxies], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
-    steps = args.epochs * (len(pictures) // args.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, step / (0.05 * steps)) * (0.505 + 0.495 * math.cos(math.pi * step / steps))
-    )
-    start, losses = time.time(), []
-    for step in range(steps):
-        place = step % (len(pictures) // args.batch_size)
-        if place == 0:
+    queries, target = load_style(args.images / args.test_style, concepts)
+
+    def embed_all(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([embed(average, to_ink(part), mean, std) for part in pictures.split(256)])
+
+    def save_and_measure() -> None:
+        save(average, mean, std, args.out)
+        done = f"{step / per_epoch:.1f} epochs, {(time.time() - start) / 60:.0f} min, loss {np.mean(losses):.3f}"
+        recall = measure(embed_all(queries), target, embed_all(pictures), concept)
+        print(f"{done}; {args.test_style}: {recall}", flush=True)
+
+    per_epoch = len(pictures) // args.batch_size
+    start, step, losses, tenth = time.time(), 0, [], 1
+    while (share := (time.time() - start) / 60 / args.minutes) < 1:
+        if step % per_epoch == 0:
             order = torch.randperm(len(pictures))
-        batch = order[place * args.batch_size : (place + 1) * args.batch_size]
+        batch = order[step % per_epoch * args.batch_size :][: args.batch_size]
+        for group in optimizer.param_groups:
+            group["lr"] = args.learning_rate * min(1, share / 0.05) * (0.505 + 0.495 * math.cos(math.pi * share))
         embeds = embed(model, alter(to_ink(pictures[batch])), mean, std)
         scores = 16 * embeds @ F.normalize(proxies, dim=-1).T
-        naming = F.cross_entropy(scores, batch % num_concepts, label_smoothing=0.1)
+        naming = F.cross_entropy(scores, concept[batch], label_smoothing=0.1)
         loss = naming + args.teacher_weight * (1 - (embeds * teacher[batch]).sum(-1)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        schedule.step()
+        step += 1
         with torch.no_grad():
             for kept, weight in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(weight, 1 - min(0.998, (1 + step) / (10 + step)))
+                kept.lerp_(weight, 1 - min(0.998, step / (9 + step)))
         losses.append(loss.item())
-        if (step + 1) % max(1, steps // 10) == 0:
-            print(f"step {step + 1}/{steps} loss {np.mean(losses):.3f} {time.time() - start:.0f} s", flush=True)
-            losses = []
-            save(average, mean, std, args.out)
-
-    save(average, mean, std, args.out)
-    with torch.no_grad():
-        gallery = torch.cat([embed(average, to_ink(part), mean, std) for part in pictures.split(256)])
-        queries = embed(average, to_ink(load_style(args.images / args.test_style)), mean, std)
-    recall = nearest_recall(queries, gallery.view(num_styles, num_concepts, -1))
-    print(f"nearest neighbour from {args.test_style}: R@1/5/10 = {recall}; {time.time() - start:.0f} s")
+        if share > tenth / 10:
+            save_and_measure()
+            losses, tenth = [], tenth + 1
+    save_and_measure()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from component.files import new_file
 from component.image.load import BadImageError, load_image
@@ -10,9 +10,11 @@ from component.plain_text import one_line, spreadsheet_cell
 from component.report.html import data_uri, render
 from component.report.text_table import text_table
 from component.search.gallery import Gallery
-from component.search.index import IndexReport
 from component.search.query import Hit
 from component.search.thumbnails import original
+
+if TYPE_CHECKING:  # whoever only asks a gallery does without what reads tables: pandas and pyarrow take 60 MB
+    from component.search.index import IndexReport
 
 
 def hits_table(hits: list[Hit]) -> str:
@@ -66,7 +68,7 @@ def hits_page(answers: dict[str, list[Hit]]) -> str:
     return render("hits.html", title="找图", card_width="12rem", parts=parts)
 
 
-def index_summary(report: IndexReport, gallery: Gallery) -> str:
+def index_summary(report: "IndexReport", gallery: Gallery) -> str:
     """One line for people."""
     words = {
         "unchanged": report.unchanged,

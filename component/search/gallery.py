@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from component.image.load import read_bytes
+from component.pairs.shards import Shard
+
 FORMAT = 1
 VECTORS, ROWS = "vectors.f16", "rows.sqlite"
 _SCHEMA = """
@@ -51,6 +54,17 @@ class FileState:
     mtime_ns: int
     place: str | None = None
     locator: str | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the image.
+
+        Raises:
+            BadImageError: as `read_bytes`; or its shard has changed.
+            OSError, MemoryError: as `read_bytes`.
+        """
+        if self.place is not None:
+            return Shard(self.place, self.size, self.mtime_ns).open(self.locator).getvalue()
+        return read_bytes(self.path)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from component.image.load import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.search.gallery import FileState, Gallery, GalleryImage
-from component.search.scan import is_below, open_state, roots, scan
+from component.search.scan import is_below, roots, scan
 
 _AT_A_TIME = 1000  # changed images whose new rows are one transaction
 
@@ -145,7 +145,7 @@ def _settle_without_embedding(gallery: Gallery, sources, image_path, report: Ind
 def _take_over(gallery: Gallery, state: FileState, before: GalleryImage | None) -> bool:
     """Give an image whose content the gallery knows a row without embedding it; False where it does not."""
     try:
-        digest = digest_of(open_state(state))
+        digest = digest_of(state.read())
     except (OSError, BadImageError):
         return False  # met again, and told, where the others are read
     if before and before.digest == digest:  # touched, not changed
@@ -198,7 +198,7 @@ class _Files(Dataset):
         batch, pixels = _Batch(), []
         for row in rows:
             try:
-                content = open_state(self.states[row])
+                content = self.states[row].read()
                 pixels.append(self.transform.read(io.BytesIO(content)))
             except MissingImageError:
                 batch.vanished.append(row)

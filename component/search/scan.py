@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from component.image.folder import IMAGE_ENDINGS, is_hidden
-from component.image.load import read_bytes
 from component.pairs.paths import image_file
 from component.pairs.shards import Shard
 from component.pairs.sources import expand, is_shard, read_pair_files
@@ -29,18 +28,6 @@ def scan(sources: Sequence[str], image_path: str | None = None) -> Iterator[File
             if state.path not in seen:
                 seen.add(state.path)
                 yield state
-
-
-def open_state(state: FileState) -> bytes:
-    """The bytes of an image.
-
-    Raises:
-        BadImageError: as `read_bytes`; or its shard has changed.
-        OSError, MemoryError: as `read_bytes`.
-    """
-    if state.place is not None:
-        return Shard(state.place, state.size, state.mtime_ns).open(state.locator).getvalue()
-    return read_bytes(state.path)
 
 
 def is_below(path: str, sources: Sequence[str]) -> bool:

@@ -9,7 +9,6 @@ from PIL import Image
 from component.files import new_file
 from component.image.load import BadImageError, load_image
 from component.search.gallery import GalleryImage
-from component.search.scan import open_state
 
 SIDE = 320  # pixels, of the longer side
 # What a browser shows, by the format in the file itself: never by its name.
@@ -45,7 +44,7 @@ def original(image: GalleryImage) -> bytes:
             status = os.stat(state.path)
             if (status.st_size, status.st_mtime_ns) != (state.size, state.mtime_ns):
                 raise BadImageError("the image has changed since it was indexed")
-        return open_state(state)
+        return state.read()
     except OSError as error:
         raise BadImageError("cannot be read", error.strerror) from None
 

@@ -40,6 +40,16 @@ def test_the_published_recipe_keeps_its_meaning(train_args, monkeypatch):
     assert recipe["fp16"] and not args.fp16  # there is no GPU in use
 
 
+def test_the_recipe_for_fine_tuning_is_taken_as_it_stands(train_args, data, bert_clip_path):
+    files = {"train_file": str(data / "train.csv"), "test_file": str(data / "train.csv"), "image_path": str(data)}
+    overrides = {"clip_pretrain_path": bert_clip_path, "output_dir": str(data / "output"), **files}
+    path = os.path.join(ROOT, "train_args", "finetune.json")
+    args = load_arguments(path, [f"{key}={value}" for key, value in overrides.items()])
+    assert args.load_from_bert_clip and args.freeze_vision and args.mask_duplicates
+    assert (args.learning_rate, args.num_train_epochs, args.weight_decay) == (3e-5, 10, 0.1)  # WiSE-FT's
+    assert args.get_warmup_steps(200) == 20 and args.metric_for_best_model == "mean_recall"
+
+
 def test_keys_of_older_versions_are_translated(load):
     args = load(no_cuda=True, evaluation_strategy="no", warmup_ratio=0.1, per_gpu_train_batch_size=3, adafactor=True)
     assert args.use_cpu and args.eval_strategy == "no" and args.optim == "adafactor"

@@ -83,7 +83,7 @@ def test_paths_exist(page):
     ]
 
 
-@pytest.mark.parametrize("page", ["download_and_filter", "similarity_and_evaluation", "search"])
+@pytest.mark.parametrize("page", ["download_and_filter", "similarity_and_evaluation", "search", "finetuning"])
 def test_options_exist(page):
     known = re.findall(r'"(--\w+)"', "".join(script.read_text(encoding="utf-8") for script in REPOSITORY.glob("*.py")))
     page = REPOSITORY / f"docs/{page}.md"

@@ -151,6 +151,8 @@ def _require_files(path: str) -> None:
     if not os.path.isfile(os.path.join(path, "config.json")):
         checkpoints = sorted(name for name in os.listdir(path) if name.startswith("checkpoint-"))
         hint = f" Did you mean {os.path.join(path, checkpoints[-1])}?" if checkpoints else ""
+        if os.path.isfile(os.path.join(path, "adapter_config.json")):
+            hint = " It is a LoRA adapter; of those that train_clip.py wrote, the merged model is in the folder above."
         raise ValueError(f"{path} is not a model folder: it has no config.json.{hint}")
     weights = [name for name in _WEIGHTS if os.path.isfile(os.path.join(path, name))]
     if not weights:

@@ -104,4 +104,4 @@ def test_the_optimizer_moves_each_weight_at_its_rate(train_args, bert_clip_path,
     optimizer.step()
     for name, parameter in trained.items():
         assert (before[name] - parameter).mean().item() == pytest.approx(rates_of(model, args)[name], abs=1e-4), name
-    assert "learning rates: 0.25 of 39 weights, 0.5 of 2 weights, 2 of 1 weights" in caplog.text
+    assert "have each: 0.25 (39), 0.5 (2), 2 (1)" in caplog.text

@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 import train_clip
 from component.argument import load_arguments
+from component.checkpoint import load_checkpoint
 from component.model import BertCLIPModel
 from component.training.lora import add_lora, merged_state_dict
 
@@ -29,6 +30,7 @@ def run(train_args, bert_clip_path, monkeypatch):
         start = dict(clip_pretrain_path=bert_clip_path, bert_pretrain_path=None, load_from_bert_clip=True)
         args_file = train_args(**{"report_to": "none", **start, **LORA, **keys})
         monkeypatch.setattr(sys, "argv", ["train_clip.py", "--train_args_file", args_file])
+        monkeypatch.setattr(train_clip, "log_on_first_process", lambda process_index: None)  # for the whole session
         return train_clip.main()
 
     return run_main
@@ -76,6 +78,8 @@ def test_peft_makes_the_merged_model_of_base_and_adapter(run, tmp_path, bert_cli
         folder = tmp_path / "output" / name
         start = base.from_pretrained(bert_clip_path, trust_remote_code=True)
         model = PeftModel.from_pretrained(start, folder / "adapter").merge_and_unload()
+        with pytest.raises(ValueError, match="no config.json. It is a LoRA adapter; .* is in the folder above"):
+            load_checkpoint(str(folder / "adapter"))
         merged, expected = model.state_dict(), weights(folder)
         assert merged.keys() == expected.keys()
         assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in merged.items())

@@ -65,7 +65,8 @@ def set_rates(optimizer: Optimizer, model: BertCLIPModel, args: CLIPTrainingArgu
     # What the Trainer logs is the rate of the first group: learning_rate, or the highest where no weight has that.
     optimizer.param_groups = sorted(groups, key=lambda group: (group["lr"] != args.learning_rate, -group["lr"]))
     counts = Counter(rates.values())
-    logger.info("learning rates: %s", ", ".join(f"{rate:.3g} of {counts[rate]} weights" for rate in sorted(counts)))
+    rates_and_counts = ", ".join(f"{rate:.3g} ({counts[rate]})" for rate in sorted(counts))
+    logger.info("learning rates, and how many weights have each: %s", rates_and_counts)
 
 
 def _plain(name: str) -> str:

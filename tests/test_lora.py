@@ -146,8 +146,14 @@ def test_a_start_that_changed_is_no_start_to_go_on_from(run, tmp_path, bert_clip
         run(clip_pretrain_path=str(start), save_steps=2, resume_from_checkpoint="auto")
 
 
-def test_a_run_without_lora_does_not_go_on_with_it(run, tmp_path):
+@pytest.mark.parametrize("known", [("lora_rank",), ()])
+def test_a_run_without_lora_does_not_go_on_with_it_not_even_one_of_a_version_without_the_key(run, tmp_path, known):
     run(lora_rank=None, lora_dropout=0, save_steps=2)
+    record = tmp_path / "output" / "checkpoint-4" / "resume.json"
+    content = json.loads(record.read_text())
+    recipe = content["run"]["recipe"]
+    content["run"]["recipe"] = {key: recipe[key] for key in recipe if "lora" not in key or key in known}
+    record.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="another recipe: lora_rank was null, is 2"):
         run(lora_dropout=0, resume_from_checkpoint="auto")
 

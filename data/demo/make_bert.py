@@ -3,8 +3,9 @@
     python data/demo/make_bert.py
 
 The vocabulary is one entry per character: the 3,755 common characters of GB 2312 level 1, ASCII, punctuation, and
-whatever the captions of train.csv hold besides. Weights start at standard deviation 0.05: with BERT's own 0.02 so
-small and shallow a tower hardly learned in the minutes that the demo has.
+whatever the captions of train.csv hold besides. Weights start at standard deviation 0.05, and nothing is dropped out:
+with BERT's own 0.02 so small and shallow a tower hardly learned in the minutes that the demo has, and with BERT's
+dropout of 0.1 its loss after 100 of 1,206 steps was 4.1 instead of 3.3 (seed 1).
 """
 
 import argparse
@@ -50,6 +51,8 @@ def main() -> None:
         intermediate_size=768,
         max_position_embeddings=64,
         initializer_range=0.05,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     model = BertModel(config)
     model.half().save_pretrained(args.out)

@@ -44,6 +44,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--img2dataset_python", help="python of an environment with requirements-bench.txt installed")
     parser.add_argument("--parts", nargs="+", default=["download", "filter", "pixels", "memory"])
+    parser.add_argument("--servers", nargs="+", choices=["clean", "faulty"], default=["clean", "faulty"])
     parser.add_argument("--rows", type=int, default=4000, help="pictures for each download")
     parser.add_argument("--plain_rows", type=int, default=400, help="the same for the plain loop; it is slow")
     parser.add_argument("--filter_rows", type=int, default=20_000)
@@ -81,6 +82,8 @@ def bench_download(args, folder: Path) -> list[dict]:
         ("200 ms faulty", 0.2, True, None),
         ("200 ms faulty", 0.2, True, 256),
     ]:
+        if name.split()[-1] not in args.servers:
+            continue
         with Servers(latency, faulty) as servers:
             rates = {}
             for candidate, run in candidates.items():

@@ -29,7 +29,17 @@ def main() -> int | None:
     args = load_arguments(options.train_args_file, options.set)
     log_on_first_process(args.process_index)
     with sole_writer(args.output_dir if args.process_index == 0 else None, inside=True):
-        return train(args)
+        return check(args) if args.check_data else train(args)
+
+
+def check(args) -> None:
+    from component.report.data_check import write_data_check
+    from component.training.build import load_model
+    from component.training.check_data import check_data
+
+    found = check_data(args, *load_model(args))
+    if args.process_index == 0:
+        logger.info("what was found is shown in %s", write_data_check(args.output_dir, found))
 
 
 def train(args) -> int | None:

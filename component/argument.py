@@ -168,6 +168,12 @@ class CLIPTrainingArguments(TrainingArguments):
             "nothing else."
         },
     )
+    check_data: bool = field(
+        default=False,
+        metadata={
+            "help": "Train nothing: read all data, write what is found to check_data.html in output_dir, and stop."
+        },
+    )
     model_license: str | None = field(
         default=None,
         metadata={

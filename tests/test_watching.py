@@ -1,5 +1,8 @@
 """How a training shows how it goes: its curves, its warnings, and the look at the data before it."""
 
+import html
+import os
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +14,13 @@ from PIL import Image
 from transformers import TrainerState
 
 import train_clip
+from component.argument import load_arguments
+from component.dataset import PairDataset
+from component.model import BertCLIPModel
+from component.pairs.survey import survey_texts
+from component.processor import load_processor
 from component.report.curves import draw_training
+from component.training.check_data import check_data
 from component.training.curves import WriteCurves, curves
 
 
@@ -201,3 +210,65 @@ def test_texts_may_repeat_where_that_is_minded_and_some_may_be_cut_or_lack_their
     some = [*rows(count=18), f"{CAPTIONS[0] * 3},1.png", "红色的云,none.png"]
     run(train_file=table(data, *some), mask_duplicates=True, max_steps=1)
     assert warnings(caplog) == []
+
+
+# ---- a look at the data ----
+
+
+def test_a_look_at_the_data_names_what_is_bad_and_trains_nothing(run, data, tmp_path, caplog):
+    (data / "images" / "2.png").write_bytes(b"<html>")
+    shutil.copy(data / "images" / "3.png", data / "images" / "copy.png")
+    some = [
+        *rows(count=9),
+        f"{CAPTIONS[0] * 3}猫,none.png",
+        f"{CAPTIONS[1]},2.png",
+        f"{CAPTIONS[2]},copy.png",
+        ",1.png",
+    ]
+    file = table(data, *some)
+    run(train_file=file, test_file=str(data / "train.csv"), check_data=True, max_seq_length=12)
+    line = next(record.getMessage() for record in caplog.records if "t.csv: 12 pairs" in record.getMessage())
+    assert (
+        "an empty text: 1; cut to max_seq_length 12: 1 (8.3%); repeated captions: 3, with the same picture too: 1"
+        in line
+    )
+    assert "pictures: 10, of which bad: 2 (of 3 pairs), copies of others: 1" in line
+    assert "none.png: no such file" in caplog.text and "7 of its pictures are in train_file too" in caplog.text
+    assert set(os.listdir(tmp_path / "output")) == {"check_data.html", "check_data_bad_images.csv"}
+    bad = pd.read_csv(tmp_path / "output" / "check_data_bad_images.csv")
+    assert bad["filename"].tolist() == ["2.png", "none.png", "2.png"]
+    page = (tmp_path / "output" / "check_data.html").read_text(encoding="utf-8")
+    assert page.count('<article class="card">') == 12 and page.count("data:image/jpeg") == 9
+    assert page.count('<span class="token cut">') > 10 + 1 and "分钟" in page
+
+
+@pytest.mark.parametrize(
+    ("train", "keys", "problem"),
+    [
+        (rows(image=lambda n: "none.png"), {}, "none of its 1 pictures can be read"),
+        (["ＸＹＺ,0.png", "ＸＹ,1.png"], {}, "100.0% of the tokens are [UNK]"),
+        (rows(count=3), dict(dataloader_drop_last=True), "`dataloader_drop_last` leaves no step"),
+    ],
+)
+def test_what_would_stop_a_training_stands_on_the_page(run, data, tmp_path, train, keys, problem):
+    run(train_file=table(data, *train), check_data=True, **keys)
+    assert problem in html.unescape((tmp_path / "output" / "check_data.html").read_text(encoding="utf-8"))
+
+
+def test_pairs_are_shown_as_the_model_sees_them(run, data, train_args, tmp_path, bert_clip_path):
+    keys = dict(train_file=table(data, f"{CAPTIONS[0]}猫,0.png"), check_data=True, max_seq_length=8)
+    args = load_arguments(train_args(**keys, min_crop_area=0.5, random_flip=True))
+    found = check_data(args, BertCLIPModel.from_pretrained(bert_clip_path), load_processor(bert_clip_path))
+    (sample,) = found.samples
+    assert sample.image.size == (32, 32) and sample.tokens == ["[CLS]", *CAPTIONS[0], "[UNK]", "[SEP]"]
+    assert found.num_cut(found.tables[0]) == 1 and found.cache_minutes is None  # random pieces cannot be kept
+
+
+def test_the_whole_text_is_counted_and_the_batch_decides_how_often_copies_meet(data, bert_clip_path):
+    processor = load_processor(bert_clip_path)
+    dataset = PairDataset(
+        table(data, *rows(caption=lambda n: CAPTIONS[n // 2])), str(data / "images"), processor, 2**31
+    )
+    texts = survey_texts(dataset.table, batch=16)
+    assert texts.repeated == 8 and texts.meetings == pytest.approx(1) and texts.most_repeated[0][1] == 2
+    assert texts.lengths.tolist() == [len(CAPTIONS[n // 2]) + 2 for n in range(16)]

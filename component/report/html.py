@@ -26,10 +26,10 @@ def render(template: str, **values) -> str:
     return _templates().get_template(template).render(values)
 
 
-def data_uri(image: Image.Image) -> str:
-    """A small JPEG of an RGB image, for `src` or `url()`."""
+def data_uri(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
+    """A JPEG of an RGB image, made small, for `src` or `url()`."""
     image = image.copy()
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -4,11 +4,13 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import transformers
 from huggingface_hub import create_repo
+from torch import Tensor
 from transformers import CLIPProcessor, set_seed
 
 from component.ancestors import digest_of, read_ancestors
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Shares of [UNK] among the tokens of a table. Chinese BERTs leave well below 1 % of web captions unknown.
 MANY_UNKNOWN, MOST_UNKNOWN = 0.1, 0.9
+WHOLE = 2**31  # tokens: longer than any text
 MANY_CUT = 0.1  # of the texts
 MANY_REPEATED = 0.3  # of the captions
 
@@ -91,18 +94,24 @@ def _check_pretrained(args: CLIPTrainingArguments, **uses: Use) -> None:
             raise ValueError(f"`{key}`: {error}") from error
 
 
-def load_datasets(args: CLIPTrainingArguments, processor: CLIPProcessor) -> tuple[PairDataset, PairDataset | None]:
+def load_datasets(
+    args: CLIPTrainingArguments, processor: CLIPProcessor, whole_texts: bool = False
+) -> tuple[PairDataset, PairDataset | None]:
     """The pairs for training, their pictures augmented as the arguments say, and those for testing, if any.
 
     All processes of a training call it together, because they share the indexing of shards.
+
+    Args:
+        whole_texts: do not cut them to max_seq_length.
     """
+    max_seq_length = WHOLE if whole_texts else args.max_seq_length
     # Pictures that are decoded once, or tested on, are worth the exact decoder.
     transform = ImageTransform(
         processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
     )
     index_shards = partial(index_shards_together, num_workers=args.dataloader_num_workers)
     return tuple(
-        PairDataset(file, args.image_path, processor, args.max_seq_length, transform, index_shards) if file else None
+        PairDataset(file, args.image_path, processor, max_seq_length, transform, index_shards) if file else None
         for file, transform in ((args.train_file, transform), (args.test_file, None))
     )
 
@@ -198,23 +207,34 @@ def describe(*datasets: Pairs | None) -> None:
         )
 
 
+def _precision(args: CLIPTrainingArguments) -> torch.dtype:
+    return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
+
+
+def feature_encoder(args: CLIPTrainingArguments, model: BertCLIPModel) -> Callable[[Tensor], Tensor]:
+    """The vision tower on its device: (B, 3, H, W) pixel_values → (B, width) pooled output.
+
+    In the precision of training, so that training on the cache is training without it.
+    """
+    tower, precision = model.vision_model.to(args.device), _precision(args)
+
+    @torch.no_grad()
+    def encode(pixel_values: Tensor) -> Tensor:
+        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
+            return tower(pixel_values.to(args.device)).pooler_output
+
+    return encode
+
+
 def cache_images(
     args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: PairDataset | None
 ) -> tuple[Pairs | None, ...]:
     """The datasets with every picture put through the locked tower once, if the arguments allow it."""
     if args.image_feature_cache == "off":
         return datasets
-    # In the precision of training, so that training on the cache is training without it.
-    precision = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
-    tower = model.vision_model.to(args.device)
-
-    @torch.no_grad()
-    def encode(pixel_values):
-        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
-            return tower(pixel_values.to(args.device)).pooler_output
-
+    tower, encode = model.vision_model, feature_encoder(args, model)
     image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
-    key = fingerprint(tower, image_processor.to_dict(), str(precision))
+    key = fingerprint(tower, image_processor.to_dict(), str(_precision(args)))
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size)
 
     def cached(dataset: PairDataset) -> Pairs:

@@ -48,6 +48,7 @@ HARMLESS = {
     "text_group_size",
     "early_stopping_patience",
     "overwrite_output_dir",
+    "check_data",
     "model_license",
 }
 SAME_OPTIMIZER = ("adamw_torch", "adamw_torch_fused")  # in many kernels, and in one

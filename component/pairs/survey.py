@@ -1,0 +1,101 @@
+"""What the pairs of a table are like: every text and every image looked at once.
+
+N pairs, I images (pairs with the same file name have one image).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from component.pairs.image_source import DecodedImages
+from component.pairs.pair_table import PairTable
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a table that does not cut them.
+
+    Attributes:
+        lengths: (N,) tokens, [CLS] and [SEP] included.
+        repeated: texts that occurred before.
+        repeated_pairs: of these, those with the same image too.
+        meetings: how many others of the same text a pair meets in a batch, in the mean.
+        most_repeated: (a row, how often its text occurs), the most frequent first.
+    """
+
+    lengths: np.ndarray
+    repeated: int
+    repeated_pairs: int
+    meetings: float
+    most_repeated: list[tuple[int, int]]
+
+
+def survey_texts(table: PairTable, batch: int, most: int = 10) -> Texts:
+    """Args: batch, pairs of all processes; most, repeated texts that are named."""
+    rows = np.arange(len(table))
+    _, first, counts = np.unique(table.text_ids, return_index=True, return_counts=True)
+    frequent = [index for index in np.argsort(-counts, kind="stable")[:most] if counts[index] > 1]
+    return Texts(
+        lengths=table.tokens(rows)[1],
+        repeated=len(rows) - len(counts),
+        repeated_pairs=len(rows) - len(np.unique(table.ids(rows), axis=0)),
+        meetings=(min(batch, len(rows)) - 1)
+        * float((counts * (counts - 1.0)).sum())
+        / max(len(rows) * (len(rows) - 1), 1),
+        most_repeated=[(int(first[index]), int(counts[index])) for index in frequent],
+    )
+
+
+class Images(NamedTuple):
+    """What was read of some images.
+
+    rows: (n,) a row of each image that is good.
+    digests: (n,) uint64 of its pixels as the model gets them.
+    bad: (row, reason) of the others.
+    """
+
+    rows: np.ndarray
+    digests: np.ndarray
+    bad: list[tuple[int, str]]
+
+
+def image_rows(table: PairTable) -> np.ndarray:
+    """(I,) the first row of each image."""
+    return np.sort(np.unique(table.image_ids, return_index=True)[1])
+
+
+def read_images(
+    images: DecodedImages,
+    rows: np.ndarray,
+    batch_size: int,
+    num_workers: int = 0,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Images:
+    """Read and decode the images of some rows. Calls `progress` with how many more are done."""
+    read = partial(_read, images)
+    loader: Iterable[Images] = DataLoader(rows.tolist(), batch_size, num_workers=num_workers, collate_fn=read)
+    parts = [Images(np.empty(0, np.int64), np.empty(0, np.uint64), [])]
+    for part in loader:
+        parts.append(part)
+        progress(len(part.rows) + len(part.bad))
+    return join(parts)
+
+
+def join(parts: Iterable[Images]) -> Images:
+    rows, digests, bad = zip(*parts, strict=True)
+    return Images(np.concatenate(rows), np.concatenate(digests), [entry for part in bad for entry in part])
+
+
+def _read(images: DecodedImages, rows: list[int]) -> Images:
+    """In the worker, which sends a digest instead of pixels."""
+    loaded = images.load(rows)
+    digests = [
+        int.from_bytes(hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).digest(), "little")
+        for pixels in loaded.inputs.get("pixel_values", ())
+    ]
+    return Images(np.array(loaded.rows, np.int64), np.array(digests, np.uint64), loaded.bad)

@@ -1,0 +1,231 @@
+"""Look at all data before a training, as the training will see it, and train nothing."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm import tqdm
+from transformers import CLIPProcessor
+
+from component.argument import CLIPTrainingArguments
+from component.dataset import PairDataset, Pairs
+from component.image.transform import ImageTransform
+from component.model import BertCLIPModel
+from component.pairs.image_source import DecodedImages
+from component.pairs.survey import Images, Texts, image_rows, join, read_images, survey_texts
+from component.training.build import check_tokens, feature_encoder, load_datasets, require_a_step
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = 32
+NAMED = 10  # bad images in the log
+TIMED_BATCHES = 3
+
+
+class Sample(NamedTuple):
+    """A pair as the model gets it: `image`, or `reason` where it is bad; `tokens` of the whole text."""
+
+    filename: str
+    image: Image.Image | None
+    reason: str | None
+    tokens: list[str]
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """One table.
+
+    Attributes:
+        bad: (filename, reason) of the images that cannot be used, each once; bad_pairs: the pairs that have them.
+        num_images: good and bad.
+        copies: good images with the pixels of another one; copied: (filename, filename) of some.
+        in_other: images of a test table whose pixels are in the training table too.
+    """
+
+    file: str
+    num_pairs: int
+    num_empty_texts: int
+    share_of_unknown: float
+    texts: Texts
+    most_repeated: list[tuple[list[str], int]]
+    num_images: int
+    bad: list[tuple[str, str]]
+    bad_pairs: int
+    copies: int
+    copied: list[tuple[str, str]]
+    in_other: int | None = None
+
+
+@dataclass
+class DataCheck:
+    """What was found.
+
+    Attributes:
+        problems: sentences; training would stop for each of these.
+        cache_minutes, cache_bytes: of a feature cache for all images; None where there is to be none.
+    """
+
+    max_seq_length: int
+    unk_token: str
+    batch: int
+    tables: list[TableCheck] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    cache_minutes: float | None = None
+    cache_bytes: int | None = None
+
+    def num_cut(self, table: TableCheck) -> int:
+        return int((table.texts.lengths > self.max_seq_length).sum())
+
+
+def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLIPProcessor) -> DataCheck:
+    """Read everything that training would read. All processes call it together, and each reads a share.
+
+    Raises:
+        ValueError: a table cannot be read as it is written.
+    """
+    tokenizer = processor.tokenizer
+    datasets = [dataset for dataset in load_datasets(args, processor, whole_texts=True) if dataset is not None]
+    found = DataCheck(args.max_seq_length, tokenizer.unk_token, args.per_device_train_batch_size * args.world_size)
+    train, seconds, num_images, digests = datasets[0], 0.0, 0, np.empty(0, np.uint64)
+    for dataset in datasets:
+        start = time.perf_counter()
+        images = _read_all(args, dataset, processor)
+        seconds += time.perf_counter() - start
+        num_images += len(images.rows)
+        check = _check_table(dataset, images, found.batch, tokenizer, None if dataset is train else digests)
+        digests = images.digests
+        found.tables.append(check)
+    for problem in (
+        lambda: check_tokens(args, model, *datasets),
+        lambda: require_a_step(args, len(train)),
+        *(lambda check=check: _require_an_image(check) for check in found.tables),
+    ):
+        _note(found.problems, problem)
+    found.samples = _samples(train, args.seed, tokenizer, processor.image_processor)
+    if args.image_feature_cache != "off" and num_images:
+        tower_seconds = _tower_seconds(args, model, train)
+        decoding, towers = seconds, tower_seconds * num_images / args.world_size
+        found.cache_minutes = (max(decoding, towers) if args.dataloader_num_workers else decoding + towers) / 60
+        found.cache_bytes = num_images * (2 * model.config.vision_config.hidden_size + 8)
+    _log(found)
+    return found
+
+
+def _read_all(args: CLIPTrainingArguments, dataset: PairDataset, processor: CLIPProcessor) -> Images:
+    plain = ImageTransform(processor.image_processor, draft=args.images_change)
+    state = PartialState()
+    rows = image_rows(dataset.table)[state.process_index :: state.num_processes]
+    with tqdm(total=len(rows), unit=" images", desc=dataset.table.file, disable=args.disable_tqdm) as bar:
+        images = read_images(
+            DecodedImages(dataset.table, plain),
+            rows,
+            args.per_device_eval_batch_size,
+            args.dataloader_num_workers,
+            bar.update,
+        )
+    return join(gather_object([images]))
+
+
+def _check_table(
+    dataset: Pairs, images: Images, batch: int, tokenizer, other_digests: np.ndarray | None
+) -> TableCheck:
+    table, bad = dataset.table, sorted(images.bad)
+    texts = survey_texts(table, batch)
+    order = np.argsort(images.digests, kind="stable")
+    same = np.flatnonzero(images.digests[order][1:] == images.digests[order][:-1])
+    twins = [(images.rows[order[place]], images.rows[order[place + 1]]) for place in same[:NAMED]]
+    return TableCheck(
+        file=table.file,
+        num_pairs=len(table),
+        num_empty_texts=table.num_empty_texts,
+        share_of_unknown=table.share_of_unknown,
+        texts=texts,
+        most_repeated=[(_tokens(table, row, tokenizer), count) for row, count in texts.most_repeated],
+        num_images=len(images.rows) + len(bad),
+        bad=[(table.filename(row), reason) for row, reason in bad],
+        bad_pairs=int(np.isin(table.image_ids, table.image_ids[[row for row, _ in bad]]).sum()) if bad else 0,
+        copies=len(same),
+        copied=[(table.filename(one), table.filename(other)) for one, other in twins],
+        in_other=None if other_digests is None else int(np.isin(images.digests, other_digests).sum()),
+    )
+
+
+def _require_an_image(check: TableCheck) -> None:
+    if len(check.bad) == check.num_images:
+        raise ValueError(f"{check.file}: none of its {check.num_images} pictures can be read.")
+
+
+def _note(problems: list[str], check: Callable[[], None]) -> None:
+    try:
+        check()
+    except ValueError as error:
+        problems.append(str(error))
+
+
+def _samples(dataset: Pairs, seed: int, tokenizer, image_processor) -> list[Sample]:
+    rows = np.random.default_rng(seed).permutation(len(dataset))[:SAMPLES]
+    generator, samples = torch.Generator().manual_seed(seed), []
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (
+            (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else ([0.0], [1.0])
+        )
+    )
+    for row in rows.tolist():
+        loaded = dataset.images.load([row], generator)
+        image = None
+        if loaded.rows:
+            pixels = loaded.inputs["pixel_values"][0] * std + mean
+            image = Image.fromarray((255 * pixels.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy())
+        reason = None if loaded.rows else loaded.bad[0][1]
+        samples.append(Sample(dataset.table.filename(row), image, reason, _tokens(dataset.table, row, tokenizer)))
+    return samples
+
+
+def _tokens(table, row: int, tokenizer) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(table.tokens(np.array([row]))[0].tolist())
+
+
+def _tower_seconds(args: CLIPTrainingArguments, model: BertCLIPModel, dataset: Pairs) -> float:
+    """Seconds an image that the locked tower takes in batches of evaluation, measured behind one to warm up."""
+    encode = feature_encoder(args, model)
+    size = model.config.vision_config.image_size
+    batch = torch.zeros(min(args.per_device_eval_batch_size, len(dataset)), 3, size, size)
+    encode(batch).cpu()
+    start = time.perf_counter()
+    for _ in range(TIMED_BATCHES):
+        encode(batch).cpu()
+    return (time.perf_counter() - start) / (TIMED_BATCHES * len(batch))
+
+
+def _log(found: DataCheck) -> None:
+    for table in found.tables:
+        cut = found.num_cut(table)
+        logger.info(
+            "%s: %d pairs; left out for an empty text: %d; cut to max_seq_length %d: %d (%.1f%%); repeated captions: "
+            "%d, with the same picture too: %d; unknown characters ([UNK]): %.1f%%; pictures: %d, of which bad: %d "
+            "(of %d pairs), copies of others: %d",
+            *(table.file, table.num_pairs, table.num_empty_texts, found.max_seq_length),
+            *(cut, 100 * cut / table.num_pairs, table.texts.repeated, table.texts.repeated_pairs),
+            *(100 * table.share_of_unknown, table.num_images, len(table.bad), table.bad_pairs, table.copies),
+        )
+        for _, reason in table.bad[:NAMED]:
+            logger.warning("%s: %s", table.file, reason)
+        if len(table.bad) > NAMED:
+            logger.warning("%s: and %d more bad pictures", table.file, len(table.bad) - NAMED)
+        if table.in_other:
+            logger.warning("%s: %d of its pictures are in train_file too", table.file, table.in_other)
+    for problem in found.problems:
+        logger.warning("training would stop: %s", problem)
+    if found.cache_minutes is not None:
+        logger.info(
+            "a feature cache would take %.1f minutes and %.1f MB", found.cache_minutes, found.cache_bytes / 1e6
+        )

@@ -1,7 +1,9 @@
 """A web server that misbehaves on request, for the tests of the download: the first part of the path says how."""
 
+import contextlib
 import gzip
 import io
+import socket
 import socketserver
 import ssl
 import struct
@@ -42,7 +44,7 @@ class ImageServer(ThreadingHTTPServer):
     """Runs in a thread of its own as a context manager. `hits` counts requests by path, `peak` the most at once.
 
     `answers`: what raw/NAME sends, byte for byte, block by block, perhaps without an end. `tls`: with a certificate
-    that nobody signed.
+    that nobody signed. `tunnels_to`: where whoever sends CONNECT ends, whatever the name.
     """
 
     daemon_threads = True
@@ -56,6 +58,7 @@ class ImageServer(ThreadingHTTPServer):
             context.load_cert_chain(Path(__file__).with_name("self_signed.pem"))
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.answers: dict[str, Iterable[bytes]] = {}
+        self.tunnels_to: tuple[str, int] | None = None
         self.hits: Counter[str] = Counter()
         self.headers: dict[str, dict[str, str]] = {}
         self.lock = threading.Lock()
@@ -105,6 +108,23 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with server.lock:
                 server.running -= 1
+
+    def do_CONNECT(self):
+        self.server.hits[f"CONNECT {self.path}"] += 1
+        self.close_connection = True
+        with socket.create_connection(self.server.tunnels_to) as far:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=self.pass_on, args=(far, self.connection))
+            back.start()
+            self.pass_on(self.connection, far)
+            back.join()
+
+    @staticmethod
+    def pass_on(source: socket.socket, target: socket.socket):
+        with contextlib.suppress(OSError):
+            while block := source.recv(65536):
+                target.sendall(block)
+            target.shutdown(socket.SHUT_WR)
 
     def answer(self, body: bytes = b"", code: int = 200, content_type: str = "image/jpeg", **headers):
         self.send_response(code)

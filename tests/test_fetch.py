@@ -362,6 +362,19 @@ def test_certificates_are_looked_at_except_for_the_hosts_that_are_named():
         assert reason_for(elsewhere, no_verify_tls=("127.0.0.1",)).startswith("tls: ")
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_https_goes_through_a_tunnel_of_the_proxy_and_its_certificate_is_looked_at(server):
+    limits = dict(proxy=f"http://{server.address}", allow_private_hosts=False)
+    url = "https://images.example/jpg/x"
+    server.hits.clear()
+    with ImageServer(tls=True) as secure:
+        server.tunnels_to = secure.server_address
+        assert reason_for(url, **limits).startswith("tls: ") and not secure.hits
+        assert fetch(url, **limits, no_verify_tls=("images.example",)) == picture(zlib.crc32(b"x"))
+        assert secure.hits == {"/jpg/x": 1}
+    assert server.hits == {"CONNECT images.example:443": 2}
+
+
 @pytest.mark.parametrize(
     "limits",
     [{"referer": "{host}/"}, {"referer": "a\r\nX: y"}, {"user_agent": "测试"}, {"no_verify_tls": ("http://x/",)}]

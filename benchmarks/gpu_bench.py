@@ -10,6 +10,7 @@ FOLDER gets gpu_bench.json, and gpu_bench.md with the tables for the page:
   hours of the published recipe; in bf16 torch.compile, too
 - peak memory of a step with the gradient cache, by scale_bench
 - speed and memory of the loss, by scale_bench
+- pairs per second beside other trainers, by peer_bench; open_clip's where --open_clip_python says where it is
 
 Without a GPU the same runs on the CPU, which is good for trying it with small numbers.
 """
@@ -23,6 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import peer_bench
 import scale_bench
 import torch
 import train_bench
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256, help="contrastive_chunk_size")
     parser.add_argument("--memory_batches", type=int, nargs="+", default=[1024, 4096, 16_384, 32_768])
     parser.add_argument("--loss_pairs", type=int, nargs="+", default=[8192, 65_536])
+    parser.add_argument("--open_clip_python", help="see peer_bench")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -90,8 +93,16 @@ def loss(options: argparse.Namespace) -> list[dict]:
     return scale_bench.measure(scale_bench.parse(arguments))["table"]
 
 
-# Last the one that computes in this process, which keeps its memory on the GPU.
-PARTS = {"memory": memory, "loss": loss, "training": training}
+def peers(options: argparse.Namespace) -> dict:
+    arguments = ["--lognormal", "--preset", options.preset, "--precision", options.precisions[0]]
+    arguments += numbers(options, "batch_size", "steps", "rounds", "workers")
+    if options.open_clip_python:
+        arguments += ["--open_clip_python", options.open_clip_python]
+    return peer_bench.measure(peer_bench.parse(arguments))
+
+
+# Last those that compute in this process, which keeps its memory on the GPU.
+PARTS = {"memory": memory, "loss": loss, "peers": peers, "training": training}
 
 
 def numbers(options: argparse.Namespace, *names: str) -> list[str]:
@@ -105,11 +116,13 @@ def numbers(options: argparse.Namespace, *names: str) -> list[str]:
 
 def page(results: dict) -> Iterator[str]:
     """Lines of Markdown."""
-    yield f"`{results['command']}`, {', '.join(f'{key} {value}' for key, value in results['machine'].items())}"
+    yield f"`{results['command']}`, {', '.join(f'{key} {value}' for key, value in results['machine'].items())}\n"
     training = results.get("training", {})
     columns = {precision: dict(train_bench.cells(figures)) for precision, figures in training.items()}
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     yield from table(["", *columns], [[name, *(cells.get(name, "") for cells in columns.values())] for name in names])
+    if "peers" in results:
+        yield from table(["peers", results["peers"]["precision"]], list(peer_bench.cells(results["peers"])))
     for part in ("memory", "loss"):
         rows = [
             [row["case"], *(f"{row[key]:,.0f}" if key in row else "" for key in ("pairs_per_second", "megabytes"))]
@@ -119,9 +132,9 @@ def page(results: dict) -> Iterator[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield ""
-    for cells in (head, ["---"] * len(head), *rows):
+    for cells in (head, ["---"] * len(head), *rows) if rows else ():
         yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class TrainingMemory(TrainerCallback):
         self.memory = PeakMemory(args.device.type == "cuda")
 
     def on_train_end(self, args, state, control, **kwargs):
-        state.log_history.append({"peak_megabytes": self.memory.megabytes()})
+        state.log_history.append({"step": state.global_step, "peak_megabytes": self.memory.megabytes()})
 
 
 if __name__ == "__main__":

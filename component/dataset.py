@@ -1,7 +1,6 @@
 """Rows of the pair table → examples."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +13,11 @@ from component.pairs.pair_table import PairTable
 from component.pairs.shards import IndexShards, index_shards
 
 
-class SeededIndices(NamedTuple):
+class SeededIndices:
     """What a sampler asks a `Pairs` for: indices (n,), and the seed of all that is random in these n examples."""
 
-    indices: Sequence[int]
-    seed: int
+    def __init__(self, indices: Sequence[int], seed: int):
+        self.indices, self.seed = indices, seed
 
 
 class Pairs(Dataset):
@@ -45,8 +44,7 @@ class Pairs(Dataset):
         generator = None
         if isinstance(indices, SeededIndices):
             # A random number of the worker process would be another one in a run that was resumed.
-            generator = torch.Generator().manual_seed(indices.seed)
-            indices = indices.indices
+            generator, indices = torch.Generator().manual_seed(indices.seed), indices.indices
         rows, images, bad_images = self.images.load(self.images.rows[indices], generator)
         rows = np.asarray(rows, np.int64)
         tokens, lengths = self.table.tokens(rows)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from component.ancestors import write_ancestors
-from component.dataset import Pairs, SeededIndices
+from component.dataset import Pairs
 from component.files import replace_folder
 from component.loss import contrastive_loss
 from component.metrics import mean_cosine, retrieval_metrics
@@ -31,7 +31,7 @@ from component.training.lora import load_adapter, merged_state_dict, save_adapte
 from component.training.model_card import write_model_card
 from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel, with_scalars
 from component.training.resumable_trainer import ResumableTrainer
-from component.training.sampler import SharedBatches
+from component.training.sampler import Part, SharedBatches
 from component.training.saved import UNFINISHED, naming_full_disk, remove_unfinished
 from component.training.symptoms import BOUND_OF_SCALE, NameSymptoms
 
@@ -107,12 +107,12 @@ class CLIPTrainer(ResumableTrainer):
     def get_eval_dataloader(self, eval_dataset: Pairs | None = None) -> DataLoader:
         """Every pair once, whatever dataloader_drop_last says: processes take turns at the batches of one alone."""
         args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
-        batches = list(SharedBatches(len(dataset), args.eval_batch_size, shuffle=False))
-        nothing = SeededIndices(batches[0].indices[:0], 0)
-        batches += [nothing] * (-len(batches) % args.world_size)
-        return self._dataloader(dataset, batches[args.process_index :: args.world_size])
+        batches = SharedBatches(len(dataset), args.eval_batch_size, shuffle=False)
+        rounds = -(-len(batches) // args.world_size)
+        mine = range(args.process_index, rounds * args.world_size, args.world_size)
+        return self._dataloader(dataset, [batches.part(number) for number in mine])
 
-    def _dataloader(self, dataset: Pairs, batches: Iterable[SeededIndices], persistent: bool = False) -> DataLoader:
+    def _dataloader(self, dataset: Pairs, batches: Iterable[Part], persistent: bool = False) -> DataLoader:
         args = self.args
         return DataLoader(
             dataset,

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import train_clip
 from component.argument import load_arguments
+from component.files import write_json
 from component.lock import sole_writer
 from component.trainer import CLIPTrainer
 from component.training.resume import checkpoint_to_resume
@@ -327,6 +328,21 @@ def test_a_checkpoint_of_an_older_version_goes_on_with_a_line(train_args, tmp_pa
     args = load_arguments(train_args(learning_rate=0.5, resume_from_checkpoint="auto"))
     assert checkpoint_to_resume(args) == checkpoint_1
     assert "whether the recipe is the same cannot be told" in caplog.text
+    assert "shuffled the pairs otherwise" in caplog.text
+
+
+def test_a_checkpoint_of_the_stored_order_goes_on_with_a_line(train_args, checkpoint_1, caplog):
+    """Of a version that knew recipes, and shuffled otherwise."""
+    args = load_arguments(train_args(resume_from_checkpoint="auto"))
+    checkpoint_to_resume(args)
+    assert "shuffled" not in caplog.text
+    path = os.path.join(checkpoint_1, "resume.json")
+    with open(path, encoding="utf-8") as file:
+        record = json.load(file)
+    del record["run"]["recipe"]["order"]
+    write_json(path, record)
+    assert checkpoint_to_resume(args) == checkpoint_1
+    assert "shuffled the pairs otherwise: the epoch goes on in the new order" in caplog.text
 
 
 @pytest.fixture

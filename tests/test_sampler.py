@@ -1,8 +1,12 @@
 """Processes share the batches of an epoch."""
 
+import pickle
+
 import numpy as np
 import pytest
+from accelerate.data_loader import SkipBatchSampler
 
+from component.training.permutation import Permutation
 from component.training.sampler import SharedBatches
 
 
@@ -58,3 +62,19 @@ def test_each_part_of_each_batch_of_each_epoch_has_a_seed_of_its_own():
     ]
     assert len(set(seeds)) == len(seeds) == 3 * 2 * 5
     assert [part.seed for part in SharedBatches(100, 24, rank=1, world_size=2)] == seeds[5:10]
+
+
+def test_a_run_that_resumes_jumps_over_the_batches_it_had(monkeypatch):
+    """None of those that accelerate passes over is worked out."""
+    asked = []
+    monkeypatch.setattr(Permutation, "__getitem__", lambda order, places: asked.append(places) or places)
+    part = next(iter(SkipBatchSampler(SharedBatches(10**12, 1000), skip_batches=100_000)))
+    assert not asked
+    assert part.indices.tolist() == list(range(100_000_000, 100_001_000)) and len(asked) == 1
+
+
+def test_a_part_travels_to_a_worker_in_few_bytes():
+    part = next(iter(SharedBatches(10**9, 65_536, epoch=lambda: 3, rank=1, world_size=2)))
+    content = pickle.dumps(part)
+    assert len(content) < 1000
+    assert pickle.loads(content).seed == part.seed and np.array_equal(pickle.loads(content).indices, part.indices)

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from component.files import write_json
 from component.pairs.sources import expand, is_shard
+from component.training.sampler import ORDER
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def recipe_of(args) -> dict[str, Any]:
     recipe = {key: getattr(args, key) for key in (*ours, *SHAPING, *LENGTH)}
     recipe = {key: value.value if isinstance(value, Enum) else value for key, value in recipe.items()}
     recipe["train_file"] = _identity(args.train_file)
+    recipe["order"] = ORDER
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
         if recipe[key]:  # the whole project may move
             recipe[key] = "/".join(recipe[key].replace(os.sep, "/").split("/")[-2:])
@@ -129,6 +131,12 @@ def require_same_recipe(path: str, before: dict[str, Any], args) -> None:
         ValueError: something else changed that shapes the optimisation.
     """
     now = recipe_of(args)
+    if "order" not in before and args.train_sampling_strategy == "random":
+        logger.warning(
+            "%s was written by an older version, which shuffled the pairs otherwise: the epoch goes on in the new "
+            "order, in which some of its pairs come again and as many are left out. The next epochs are whole.",
+            path,
+        )
     if not before:
         logger.warning("%s was written by an older version: whether the recipe is the same cannot be told.", path)
         return

@@ -1,14 +1,45 @@
 """The order in which an epoch goes through the pairs, and which process takes which."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from component.dataset import SeededIndices
+from component.training.permutation import Permutation
+
+ORDER = "feistel"  # the name of the order of `Permutation`, in checkpoints; older ones, which stored it, have none
 
 
-class SharedBatches(Sampler[SeededIndices]):
+@dataclass(frozen=True)
+class Part(SeededIndices):
+    """What one process has of one batch, worked out where it is asked for: a batch that is skipped costs nothing.
+
+    Args:
+        order: of the epoch; None: that of the table.
+        places: of the whole batch in this order.
+        seed_of: numbers that this part alone has.
+        rank, world_size: of the process.
+    """
+
+    order: Permutation | None
+    places: range
+    seed_of: tuple[int, ...]
+    rank: int
+    world_size: int
+
+    @property
+    def indices(self) -> np.ndarray:
+        mine = np.array_split(np.array(self.places, np.int64), self.world_size)[self.rank]
+        return mine if self.order is None else self.order[mine]
+
+    @property
+    def seed(self) -> int:
+        return int(np.random.SeedSequence(self.seed_of).generate_state(1, np.uint64)[0])
+
+
+class SharedBatches(Sampler[Part]):
     """The parts that one process has of global batches: each pair is in one part of one batch of an epoch.
 
     The batches do not depend on the number of processes. (accelerate's sharding does not give that: it fills up the
@@ -46,11 +77,12 @@ class SharedBatches(Sampler[SeededIndices]):
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[SeededIndices]:
-        order, epoch = np.arange(self.size), self.epoch()
-        if self.shuffle:
-            np.random.default_rng([self.seed, epoch]).shuffle(order)
-        for number in range(len(self)):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            seed = np.random.SeedSequence([self.seed, epoch, number, self.rank]).generate_state(1, np.uint64)
-            yield SeededIndices(np.array_split(batch, self.world_size)[self.rank], int(seed[0]))
+    def __iter__(self) -> Iterator[Part]:
+        epoch = self.epoch()
+        return (self.part(number, epoch) for number in range(len(self)))
+
+    def part(self, number: int, epoch: int = 0) -> Part:
+        """What this process has of a batch; of one behind the last, nothing."""
+        order = Permutation(self.size, (self.seed, epoch)) if self.shuffle else None
+        first, last = (min(edge * self.batch_size, self.size) for edge in (number, number + 1))
+        return Part(order, range(first, last), (self.seed, epoch, number, self.rank), self.rank, self.world_size)

@@ -1,0 +1,61 @@
+"""A random order that is computed and not stored: any element of it, at once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
+
+import numpy as np
+
+ROUNDS = 8
+_FACTORS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # of splitmix64
+_SHIFTS = np.array([30, 27, 31], np.uint64)
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """A pseudo-random permutation of 0 … size - 1, the same for the same seed on every machine.
+
+    Numbers are pairs of digits, (x // b, x % b), to each of which in turn a hash of the other is added: a Feistel
+    network over Z_a × Z_b (FE1 of Bellare, Ristenpart, Rogaway and Stegers, Format-Preserving Encryption, SAC 2009).
+    That permutes the a·b numbers; those that land at or beyond `size`, fewer than a of them, go through again until
+    they do not (cycle-walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002). The hash is
+    splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014). Good for shuffling, not for secrets.
+
+    Args:
+        size: up to 2^62.
+        seed: any numbers from 0.
+    """
+
+    size: int
+    seed: tuple[int, ...]
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return np.random.SeedSequence(self.seed).generate_state(ROUNDS, np.uint64)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """(n,) places in the order, each below size → (n,) int64, the numbers at these."""
+        numbers = np.asarray(places).astype(np.uint64)
+        outside = np.arange(len(numbers))
+        while len(outside):
+            numbers[outside] = self._encrypt(numbers[outside])
+            outside = outside[numbers[outside] >= self.size]
+        return numbers.astype(np.int64)
+
+    def _encrypt(self, numbers: np.ndarray) -> np.ndarray:
+        a = np.uint64(isqrt(self.size - 1) + 1)
+        b = np.uint64(-(-self.size // int(a)))
+        left, right = numbers // b, numbers % b
+        for turn, key in enumerate(self._keys):
+            if turn % 2:
+                right = (right + _hash(left, key) % b) % b
+            else:
+                left = (left + _hash(right, key) % a) % a
+        return left * b + right
+
+
+def _hash(numbers: np.ndarray, key: np.uint64) -> np.ndarray:
+    numbers = numbers ^ key
+    for shift, factor in zip(_SHIFTS[:2], _FACTORS, strict=True):
+        numbers = (numbers ^ (numbers >> shift)) * factor
+    return numbers ^ (numbers >> _SHIFTS[2])

@@ -15,6 +15,7 @@ from component.recipe.checks import (
     check_files,
     check_images,
     check_loss,
+    check_pair_table,
     check_parallel,
     check_text_pooling,
 )
@@ -154,6 +155,13 @@ class CLIPTrainingArguments(TrainingArguments):
             "never."
         },
     )
+    pair_table: str = field(
+        default="auto",
+        metadata={
+            "help": "Read and tokenize the tables once, and keep the result in this folder, which later starts and "
+            "all processes map; auto: in `pair_tables` beside output_dir; off: in the memory of each process."
+        },
+    )
     resume_from_checkpoint: str | bool | None = field(
         default=None,
         metadata={
@@ -190,6 +198,7 @@ class CLIPTrainingArguments(TrainingArguments):
         expand_paths(self)
         for check in (
             check_files,
+            check_pair_table,
             check_numbers,
             check_words,
             check_text_pooling,

@@ -10,7 +10,8 @@ from transformers import CLIPProcessor
 from component.image.transform import ImageTransform
 from component.pairs.image_source import DecodedImages, ImageSource
 from component.pairs.pair_table import PairTable
-from component.pairs.shards import IndexShards, index_shards
+from component.pairs.prepared import load_pair_table
+from component.pairs.work import ALONE, Work
 
 
 class SeededIndices:
@@ -54,14 +55,14 @@ class Pairs(Dataset):
     def some_rows(self, count: int = 100) -> np.ndarray:
         """So many of the rows with an image, or all of fewer; from all over the table, and always the same."""
         if count >= len(self):
-            return self.images.rows
-        return np.sort(np.random.default_rng(0).choice(self.images.rows, count, replace=False))
+            return self.images.rows[range(len(self))]
+        return self.images.rows[np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))]
 
     def require_an_image(self) -> None:
         """Raise ValueError when not one image of the table can be read; stops at the first good one."""
         first = None
-        for row in self.images.rows.tolist():
-            loaded = self.images.load([row])
+        for index in range(len(self)):
+            loaded = self.images.load(self.images.rows[[index]])
             if not loaded.bad:
                 return
             first = first or loaded.bad[0][1]
@@ -76,7 +77,7 @@ class PairDataset(Pairs):
     """The pairs of some files, whose images are decoded when asked for.
 
     Args:
-        file, image_path, max_seq_length, index_shards: see `PairTable`, which also says what is raised.
+        file, image_path, max_seq_length, folder, work: see `load_pair_table`, which also says what is raised.
         processor: its tokenizer cuts the texts to tokens, its image processor says what pixel_values are.
         transform: makes the pixel_values; None: as the image processor does.
     """
@@ -88,7 +89,8 @@ class PairDataset(Pairs):
         processor: CLIPProcessor,
         max_seq_length: int,
         transform: ImageTransform | None = None,
-        index_shards: IndexShards = index_shards,
+        folder: str | None = None,
+        work: Work = ALONE,
     ):
-        table = PairTable(file, image_path, processor.tokenizer, max_seq_length, index_shards)
+        table = load_pair_table(file, image_path, processor.tokenizer, max_seq_length, folder, work)
         super().__init__(table, DecodedImages(table, transform or ImageTransform(processor.image_processor)))

@@ -90,11 +90,9 @@ def text_batches(
         device_type: "cpu" or another: where the tower is.
     """
     tokenizer = processor.tokenizer
-    tokens = RaggedArray("i")
     options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False)
-    for start in range(0, len(texts), _TEXTS_PER_CALL):
-        for input_ids in tokenizer(list(texts[start : start + _TEXTS_PER_CALL]), **options)["input_ids"]:
-            tokens.append(input_ids)
+    calls = (list(texts[start : start + _TEXTS_PER_CALL]) for start in range(0, len(texts), _TEXTS_PER_CALL))
+    tokens = RaggedArray.of((ids for call in calls for ids in tokenizer(call, **options)["input_ids"]), "i")
     lengths = tokens.lengths(np.arange(len(tokens)))
     for rows, width in group_by_cost(lengths, costs_on(device_type), batch_size):
         input_ids, attention_mask = pad_texts(*tokens.gather(rows), width, tokenizer.pad_token_id)

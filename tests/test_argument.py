@@ -199,6 +199,16 @@ def test_images_are_cached_where_they_do_not_change(load, tmp_path, keys, monkey
 
 
 @pytest.mark.parametrize(
+    ("keys", "place"),
+    [({}, "pair_tables"), ({"pair_table": "there"}, "there"), ({"pair_table": "Auto"}, "pair_tables")],
+)
+def test_the_table_is_prepared_beside_the_run_or_where_it_is_said(load, tmp_path, keys, place, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(**keys).pair_table == str(tmp_path / place)
+    assert load(pair_table="OFF").pair_table == "off"
+
+
+@pytest.mark.parametrize(
     "keys",
     [{"freeze_vision": False}, {"freeze_vision": "last_n_blocks:1"}, {"min_crop_area": 0.5}, {"random_flip": 1}],
 )

@@ -1,6 +1,5 @@
 """WebDataset shards: the pairs that webdataset reads, each once an epoch, and what is said of damaged ones."""
 
-import functools
 import gzip
 import io
 import json
@@ -20,15 +19,15 @@ from PIL import Image
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
-from component.pairs.shards import index_shards
 from component.pairs.sources import read_pair_files
+from component.pairs.work import Work
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training.build import cache_images, load_datasets, load_model
 from component.training.feature_cache import CachedImages, FeatureCache, cache_features
 
 PAIRS = 11  # in shards of 5, 4 and 2
-TWO_WORKERS = {"index_shards": functools.partial(index_shards, num_workers=2)}
+TWO_WORKERS = {"work": Work(num_workers=2)}
 
 
 def write(path, *samples: dict) -> str:
@@ -510,12 +509,12 @@ from component.dataset import PairDataset
 from component.pairs.sources import expand
 from component.processor import load_processor
 from component.training.interruption import leave_group
-from component.training.shared_index import index_shards_together
+from component.training.shared_work import SharedWork
 
 PartialState(cpu=True, backend="gloo")
 rank = int(os.environ["RANK"])
 try:
-    list(index_shards_together(expand({shards!r})[rank:]))
+    PairDataset(expand({shards!r})[rank:], None, load_processor({bert_clip_path!r}), 20, work=SharedWork())
 except ValueError as error:
     print(error)
 if rank == 0:
@@ -525,4 +524,4 @@ leave_group()
         encoding="utf-8",
     )
     printed = two_ranks(script)
-    assert printed.count("The processes see different shards") == 2 and f"{PAIRS} pairs" in printed
+    assert printed.count("The processes see different files") == 2 and f"{PAIRS} pairs" in printed

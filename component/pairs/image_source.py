@@ -25,14 +25,33 @@ class LoadedImages(NamedTuple):
     bad: list[tuple[int, str]]
 
 
+class GoodRows:
+    """The rows 0 … total - 1 but for some, as an array of them would be that takes no memory.
+
+    Args:
+        without: (bad,) rising, the rows that are not among them.
+    """
+
+    def __init__(self, total: int, without: np.ndarray):
+        self._total, self._shifted = total, without - np.arange(len(without))
+
+    def __len__(self) -> int:
+        return self._total - len(self._shifted)
+
+    def __getitem__(self, places: Sequence[int]) -> np.ndarray:
+        """(n,) places among them → (n,) rows."""
+        places = np.asarray(places, np.int64)
+        return places + np.searchsorted(self._shifted, places, side="right")
+
+
 class ImageSource(Protocol):
     """What a `Pairs` asks for its images.
 
-    rows: (n,) of the table, those that may have a good image.
+    rows: of the table, those that may have a good image.
     bad: (row, reason) of the others.
     """
 
-    rows: np.ndarray
+    rows: GoodRows
     bad: list[tuple[int, str]]
 
     def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> LoadedImages:
@@ -48,7 +67,7 @@ class DecodedImages:
 
     def __init__(self, table: PairTable, transform: ImageTransform):
         self.table, self.transform = table, transform
-        self.rows, self.bad = np.arange(len(table)), []
+        self.rows, self.bad = GoodRows(len(table), np.empty(0, np.int64)), []
 
     def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> LoadedImages:
         """As `ImageSource.load`. Raises OSError or MemoryError where that keeps an image from being judged."""

@@ -1,107 +1,78 @@
 """The pairs of one data set: texts as tokens, and where each image lies."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
+from dataclasses import astuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tokenizers import Tokenizer
 
 from component.pairs.caption import is_caption
+from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.ragged import RaggedArray
-from component.pairs.shards import IndexShards, Shard, index_shards
-from component.pairs.sources import ImageFolder, read_pair_files
+from component.pairs.shards import Shard
+from component.pairs.sources import ImageFolder, Place
+from component.pairs.tsv_images import ImageTsv
+
+PLACES = {kind.__name__: kind for kind in (ImageFolder, Shard, ImageTsv)}
 
 
 class PairTable:
     """The image-text pairs of one or more files, each text tokenized once.
 
-    Holds about 110 bytes a row in flat arrays (1.4 million rows: 0.15 GB), which worker processes share.
+    About 120 bytes a row in flat arrays, in memory or mapped from files; see `load_pair_table`.
 
     Args:
-        file: one name or several, of CSV or Parquet tables with the columns `text` and `filename`, or of shards; see
-            `read_pair_files`.
-        image_path: folder that the file names are relative to; may be None for shards.
-        tokenizer: of the BERT.
-        max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are cut and counted.
-        index_shards: how shards are indexed, see `read_shards`.
+        arrays: what `write_pairs` made.
 
     Attributes:
         file: what messages call the whole.
+        image_path: folder that the file names are relative to; may be None for shards.
         num_empty_texts: rows left out because their text is empty.
         num_long_texts: rows whose text was cut.
         highest_token_id: of all texts.
         share_of_unknown: of the texts' tokens, those that the vocabulary does not have ([UNK]).
+        share_of_repeated_captions: of the rows; in one batch, each repeat is a false negative.
         text_ids, image_ids: (rows,) uint64; equal ids mean equal captions, equal file names.
-
-    Raises:
-        FileNotFoundError, ValueError: a file cannot be read, or there is no row with a text.
-        ImportError: what reads Parquet is not installed.
+        first_rows: (images,) int64, rising: the first row of each image.
+        image_numbers: (rows,) the place in `first_rows` of each row's image.
     """
 
-    def __init__(
-        self,
-        file: str | Sequence[str],
-        image_path: str | None,
-        tokenizer,
-        max_seq_length: int,
-        index_shards: IndexShards = index_shards,
-    ):
-        files = [file] if isinstance(file, str) else file
-        self.file = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-        self.image_path = image_path
-        self.num_empty_texts = self.num_long_texts = self.highest_token_id = 0
-        num_tokens = num_unknown = 0
-        # A Chinese BERT has some 21,000 tokens: two bytes hold any of them.
-        self._input_ids = RaggedArray("H" if len(tokenizer) <= 2**16 else "i")
-        self._locators = RaggedArray("B")
-        # Where the images lie from which row on.
-        self._places: list[ImageFolder | Shard] = []
-        self._first_rows: list[int] = []
-        text_ids, image_ids = [], []
-        for place, chunk in read_pair_files(file, image_path, index_shards):
-            texts = chunk["text"].str.strip()
-            filled = np.fromiter(map(is_caption, texts.tolist()), bool, len(texts))
-            self.num_empty_texts += int((~filled).sum())
-            if not filled.any():
-                continue
-            texts, locators = texts[filled], chunk["filename"][filled].tolist()
-            self._places.append(place)
-            self._first_rows.append(len(self._locators))
-            for input_ids in self._tokenize(texts.tolist(), tokenizer, max_seq_length):
-                self._input_ids.append(input_ids)
-                self.highest_token_id = max(self.highest_token_id, *input_ids)
-                num_tokens += len(input_ids) - 2
-                num_unknown += input_ids.count(tokenizer.unk_token_id)
-            for locator in locators:
-                self._locators.append(locator.encode())
-            text_ids.append(pd.util.hash_array(texts.to_numpy(object)))
-            image_ids.append(pd.util.hash_array(np.array([place.filename(locator) for locator in locators], object)))
-        if not text_ids:
-            raise ValueError(f"{self.file} has no row with a text ({self.num_empty_texts} rows with an empty one).")
-        self.share_of_unknown = num_unknown / max(num_tokens, 1)
-        self.text_ids, self.image_ids = np.concatenate(text_ids), np.concatenate(image_ids)
+    def __init__(self, arrays: FlatArrays):
+        self._arrays = arrays
+        facts = dict(arrays.facts)
+        self._places = [PLACES[kind](*state) for kind, *state in facts["places"]]
+        self._starts = facts["starts"]  # from which row on the images lie in each place
+        self.file, self.image_path = facts["file"], facts["image_path"]
+        self.num_empty_texts, self.num_long_texts = facts["num_empty_texts"], facts["num_long_texts"]
+        self.highest_token_id, self.share_of_unknown = facts["highest_token_id"], facts["share_of_unknown"]
+        self.share_of_repeated_captions = facts["share_of_repeated_captions"]
+        self._tokens = RaggedArray(arrays["tokens"], arrays["token_offsets"])
+        self._locators = RaggedArray(arrays["locators"], arrays["locator_offsets"])
+        self.text_ids, self.image_ids = arrays["text_ids"], arrays["image_ids"]
+        self.first_rows, self.image_numbers = arrays["first_rows"], arrays["image_numbers"]
 
-    def _tokenize(self, texts: list[str], tokenizer, max_seq_length: int) -> Iterator[list[int]]:
-        # Cut here: what the tokenizer is asked to cut, it writes into every tokenizer.json that training saves.
-        options = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
-        for tokens in tokenizer(texts, **options, verbose=False)["input_ids"]:
-            self.num_long_texts += len(tokens) > max_seq_length - 2
-            yield [tokenizer.cls_token_id, *tokens[: max_seq_length - 2], tokenizer.sep_token_id]
+    def __reduce__(self):
+        return PairTable, (self._arrays,)
 
     def __len__(self) -> int:
         return len(self.text_ids)
 
     def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) rows → the tokens of their texts one after the other, and the lengths of these, (n,)."""
-        return self._input_ids.gather(rows)
+        self._arrays.require_whole()
+        return self._tokens.gather(rows)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n, 2) int64, their text_ids and image_ids."""
         return np.stack([self.text_ids[rows], self.image_ids[rows]], axis=1).view(np.int64)
 
-    def image(self, row: int) -> tuple[ImageFolder | Shard, str]:
+    def image(self, row: int) -> tuple[Place, str]:
         """The place where the row's image lies, and its locator there."""
-        return self._places[bisect_right(self._first_rows, row) - 1], self._locators[row].tobytes().decode()
+        return self._places[bisect_right(self._starts, row) - 1], self._locators[row].tobytes().decode()
 
     def filename(self, row: int) -> str:
         place, locator = self.image(row)
@@ -112,7 +83,129 @@ class PairTable:
         place, locator = self.image(row)
         return place.identity(locator)
 
-    @property
-    def share_of_repeated_captions(self) -> float:
-        """Share of rows whose caption already occurred: in one batch, each repeat is a false negative."""
-        return 1 - len(np.unique(self.text_ids)) / len(self)
+
+class EncodedChunk(NamedTuple):
+    """The pairs of a chunk that have a text: n rows, all in one place."""
+
+    place: Place
+    tokens: np.ndarray
+    token_lengths: np.ndarray  # (n,)
+    locators: np.ndarray  # uint8
+    locator_lengths: np.ndarray  # (n,)
+    text_ids: np.ndarray  # (n,)
+    image_ids: np.ndarray  # (n,)
+    num_empty_texts: int
+    num_long_texts: int
+    num_unknown: int
+
+
+class ChunkEncoder:
+    """Texts and file names → the arrays of a table.
+
+    Args:
+        tokenizer: of the BERT.
+        max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are cut and counted.
+    """
+
+    def __init__(self, tokenizer, max_seq_length: int):
+        # A copy: what a tokenizer is asked to cut, it writes into every tokenizer.json that training saves.
+        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
+        # A Chinese BERT has some 21,000 tokens: two bytes hold any of them.
+        self._dtype = np.dtype("uint16" if len(tokenizer) <= 2**16 else "int32")
+        self._cls, self._sep, self._unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
+        self._room = max_seq_length - 2
+
+    def __call__(self, chunk: tuple[Place, pd.DataFrame]) -> EncodedChunk:
+        place, rows = chunk
+        texts = rows["text"].str.strip()
+        filled = np.fromiter(map(is_caption, texts.tolist()), bool, len(texts))
+        texts, locators = texts[filled], rows["filename"][filled].tolist()
+        tokens, token_lengths, num_long, num_unknown = self._tokenize(texts.tolist())
+        contents = [locator.encode() for locator in locators]
+        names = np.array([place.filename(locator) for locator in locators], object)
+        return EncodedChunk(
+            place,
+            tokens,
+            token_lengths,
+            np.frombuffer(b"".join(contents), np.uint8),
+            np.fromiter(map(len, contents), np.int64, len(contents)),
+            pd.util.hash_array(texts.to_numpy(object)),
+            pd.util.hash_array(names),
+            int((~filled).sum()),
+            num_long,
+            num_unknown,
+        )
+
+    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """[CLS] tokens [SEP] of all texts, their lengths, how many texts were cut, and how many tokens are [UNK]."""
+        whole = [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, whole), np.int64, len(whole))
+        num_long = int((lengths > self._room).sum())
+        lengths = lengths.clip(max=self._room) + 2
+        ends = lengths.cumsum()
+        tokens = np.empty(lengths.sum(), self._dtype)
+        inside = np.ones(len(tokens), bool)
+        for special, places in ((self._cls, ends - lengths), (self._sep, ends - 1)):
+            tokens[places], inside[places] = special, False
+        kept = chain.from_iterable(ids[: self._room] for ids in whole)
+        tokens[inside] = np.fromiter(kept, self._dtype, len(tokens) - 2 * len(whole))
+        return tokens, lengths, num_long, int((tokens[inside] == self._unknown).sum())
+
+
+def write_pairs(
+    writer: ArrayWriter, chunks: Iterable[EncodedChunk], file: str, image_path: str | None, **facts: Any
+) -> FlatArrays | None:
+    """The arrays of a table, from its chunks in order. Raises OSError where the writer cannot write."""
+    counts = dict.fromkeys(("num_empty_texts", "num_long_texts", "num_unknown"), 0)
+    places, starts, ends, highest = [], [], {"token": 0, "locator": 0}, 0
+    text_ids, image_ids = [], []
+    for name in ends:
+        writer.append(f"{name}_offsets", np.zeros(1, np.int64))
+    for chunk in chunks:
+        for name in counts:
+            counts[name] += getattr(chunk, name)
+        if not len(chunk.text_ids):
+            continue
+        if not places or chunk.place != places[-1]:
+            places.append(chunk.place)
+            starts.append(sum(map(len, text_ids)))
+        highest = max(highest, int(chunk.tokens.max()))
+        for name in ends:
+            offsets = ends[name] + getattr(chunk, f"{name}_lengths").cumsum()
+            writer.append(f"{name}_offsets", offsets)
+            writer.append(f"{name}s", getattr(chunk, f"{name}s"))
+            ends[name] = int(offsets[-1])
+        text_ids.append(chunk.text_ids)
+        image_ids.append(chunk.image_ids)
+    text_ids, image_ids = np.concatenate(text_ids), np.concatenate(image_ids)
+    first_rows, image_numbers = _first_and_number(image_ids)
+    writer.append("text_ids", text_ids)
+    writer.append("image_ids", image_ids)
+    writer.append("first_rows", first_rows)
+    writer.append("image_numbers", image_numbers)
+    return writer.finish(
+        {
+            **facts,
+            "file": file,
+            "image_path": image_path,
+            "places": [(type(place).__name__, *astuple(place)) for place in places],
+            "starts": starts,
+            "num_empty_texts": counts["num_empty_texts"],
+            "num_long_texts": counts["num_long_texts"],
+            "highest_token_id": highest,
+            "share_of_unknown": counts["num_unknown"] / max(ends["token"] - 2 * len(text_ids), 1),
+            "share_of_repeated_captions": 1 - len(np.unique(text_ids)) / len(text_ids),
+        }
+    )
+
+
+def _first_and_number(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each different id, rising, and for each row which of these is its own."""
+    _, first, number = np.unique(ids, return_index=True, return_inverse=True)
+    order = first.argsort()
+    renumbered = np.empty(len(order), np.int32 if len(order) < 2**31 else np.int64)
+    renumbered[order] = np.arange(len(order))
+    return first[order], renumbered[number]

@@ -1,45 +1,53 @@
 """Rows of unequal length in one flat buffer."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 
 class RaggedArray:
-    """A list of integer rows of unequal length that can only grow at its end.
+    """A list of integer rows of unequal length.
 
     A Python list of 1.4 million strings or token lists takes ten times the memory, and every forked worker ends up
-    with a copy, because touching a reference count copies the page. This buffer is shared.
+    with a copy, because touching a reference count copies the page. These two arrays are shared, or mapped.
 
     Args:
-        typecode: of the `array` module, e.g. "H" for token ids, "B" for UTF-8 bytes.
+        flat: the values of all rows, one after the other.
+        offsets: (rows + 1,) int64, where in `flat` each row begins, and the end.
+
+    Raises:
+        ValueError: the two do not belong together.
     """
 
-    def __init__(self, typecode: str):
-        self._flat = array(typecode)
-        self._offsets = array("q", [0])
+    def __init__(self, flat: np.ndarray, offsets: np.ndarray):
+        if not len(offsets) or offsets[-1] != len(flat):
+            raise ValueError(f"the rows have another length than their {len(flat)} values")
+        self._flat, self._offsets = flat, offsets
 
-    def append(self, row: Iterable[int]) -> None:
-        self._flat.extend(row)
-        self._offsets.append(len(self._flat))
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[int]], typecode: str) -> "RaggedArray":
+        """Rows that come one by one; typecode as of the `array` module."""
+        flat, offsets = array(typecode), array("q", [0])
+        for row in rows:
+            flat.extend(row)
+            offsets.append(len(flat))
+        return cls(np.frombuffer(flat, typecode) if flat else np.empty(0, typecode), np.frombuffer(offsets, np.int64))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return np.asarray(self._flat[self._offsets[row] : self._offsets[row + 1]])
+        return self._flat[self._offsets[row] : self._offsets[row + 1]]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n,) int64 numbers of their values."""
-        offsets = np.frombuffer(self._offsets, np.int64)
-        return offsets[rows + 1] - offsets[rows]
+        return self._offsets[rows + 1] - self._offsets[rows]
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) rows → their values one after the other, (sum of lengths,), and their lengths, (n,)."""
-        offsets = np.frombuffer(self._offsets, np.int64)
-        starts = offsets[rows]
-        lengths = offsets[rows + 1] - starts
+        starts = self._offsets[rows]
+        lengths = self._offsets[rows + 1] - starts
         shifts = starts - (lengths.cumsum() - lengths)  # from a value's place in the result to its place in the buffer
         places = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
-        return np.frombuffer(self._flat, self._flat.typecode)[places], lengths
+        return self._flat[places], lengths

@@ -62,6 +62,13 @@ def _check_pair_files(args, key: str) -> None:
         raise ValueError(f"`image_path` is missing: {help_of(args, 'image_path')}")
 
 
+def check_pair_table(args) -> None:
+    if args.pair_table.lower() == "off":
+        args.pair_table = "off"
+    elif args.pair_table.lower() == "auto":
+        args.pair_table = os.path.join(os.path.dirname(args.output_dir), "pair_tables")
+
+
 def check_loss(args) -> None:
     if args.loss_type not in ("clip", "siglip"):
         raise ValueError(f"`loss_type` is {args.loss_type!r}; expected clip or siglip.")

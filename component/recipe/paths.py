@@ -8,6 +8,7 @@ from component.model_path import is_hub_name
 PATHS = ("output_dir", "train_file", "test_file", "image_path")
 PATHS_OR_WORDS = {
     "image_feature_cache": ("auto", "off"),
+    "pair_table": ("auto", "off"),
     "resume_from_checkpoint": ("auto", "true", "false"),
 }
 MODELS = ("clip_pretrain_path", "bert_pretrain_path")  # or names on the hub

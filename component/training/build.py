@@ -5,7 +5,6 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import transformers
@@ -27,7 +26,7 @@ from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
 from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
-from component.training.shared_index import index_shards_together
+from component.training.shared_work import SharedWork
 
 logger = logging.getLogger(__name__)
 
@@ -99,19 +98,20 @@ def load_datasets(
 ) -> tuple[PairDataset, PairDataset | None]:
     """The pairs for training, their pictures augmented as the arguments say, and those for testing, if any.
 
-    All processes of a training call it together, because they share the indexing of shards.
+    All processes of a training call it together, because they share the reading.
 
     Args:
-        whole_texts: do not cut them to max_seq_length.
+        whole_texts: do not cut them to max_seq_length; such a table is not kept.
     """
     max_seq_length = WHOLE if whole_texts else args.max_seq_length
     # Pictures that are decoded once, or tested on, are worth the exact decoder.
     transform = ImageTransform(
         processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
     )
-    index_shards = partial(index_shards_together, num_workers=args.dataloader_num_workers)
+    folder = None if whole_texts or args.pair_table == "off" else args.pair_table
+    work = SharedWork(args.dataloader_num_workers)
     return tuple(
-        PairDataset(file, args.image_path, processor, max_seq_length, transform, index_shards) if file else None
+        PairDataset(file, args.image_path, processor, max_seq_length, transform, folder, work) if file else None
         for file, transform in ((args.train_file, transform), (args.test_file, None))
     )
 

@@ -45,6 +45,7 @@ HARMLESS = {
     "test_file",
     "image_path",
     "image_feature_cache",
+    "pair_table",
     "contrastive_chunk_size",
     "text_group_size",
     "early_stopping_patience",

@@ -1,0 +1,132 @@
+"""Arrays that were worked out once: files of a folder, which every process maps, or the same in memory."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from component.pairs.json_text import parse_json
+
+RECORD = "arrays.json"  # in the folder: what the arrays are, and the facts
+
+
+class FlatArrays:
+    """Named arrays of one dimension, and facts beside them, which JSON can hold.
+
+    Mapped from a folder they are read-only and take no memory of the process. Such a one is pickled as its path:
+    workers that are spawned map the files too.
+
+    Args:
+        path: of the folder that they are mapped from.
+        version: a digest of the folder's record.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        facts: dict[str, Any],
+        path: str | None = None,
+        version: str | None = None,
+    ):
+        self._arrays, self.facts, self.path, self._version = arrays, facts, path, version
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __reduce__(self):
+        if self.path is None:
+            return FlatArrays, (self._arrays, self.facts)
+        return FlatArrays.open, (self.path, self._version)
+
+    @classmethod
+    def open(cls, path: str, version: str | None = None) -> "FlatArrays":
+        """Map the arrays of a folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it is damaged, or is no longer the version that is asked for.
+        """
+        with open(os.path.join(path, RECORD), "rb") as file:
+            content = file.read()
+        found = hashlib.blake2b(content, digest_size=16).hexdigest()
+        if version not in (None, found):
+            raise ValueError(f"{path} was written anew while it was in use. Start again.")
+        try:
+            record = parse_json(content)
+            facts, arrays = record["facts"], {}
+            for name, (dtype, length) in record["arrays"].items():
+                arrays[name] = _map(_file(path, name), np.dtype(dtype), length)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        return cls(arrays, facts, path, found)
+
+    def require_whole(self) -> None:
+        """Raise OSError where a file was cut since it was mapped: reading what is gone ends the process (SIGBUS)."""
+        for name, array in self._arrays.items() if self.path else ():
+            file = _file(self.path, name)
+            if os.path.exists(file) and os.path.getsize(file) < array.nbytes:  # removed, it stays readable
+                raise OSError(f"{file} was cut while it was in use. Start again: it is written anew.")
+
+
+class ArrayWriter:
+    """Arrays that come piece by piece, to the files of a new folder, or with None to memory.
+
+    Attributes:
+        fault: the OSError by which writing failed.
+    """
+
+    def __init__(self, folder: str | None = None):
+        self._folder, self._files, self._dtypes = folder, {}, {}
+        self.fault: OSError | None = None
+
+    def append(self, name: str, piece: np.ndarray) -> None:
+        """Add to the end of an array, which may be new. Raises OSError where a file cannot be written."""
+        with self._noting_fault():
+            if name not in self._files:
+                self._files[name] = open(_file(self._folder, name), "wb") if self._folder else io.BytesIO()
+                self._dtypes[name] = piece.dtype
+            self._files[name].write(np.ascontiguousarray(piece, self._dtypes[name]).data)
+
+    def finish(self, facts: dict[str, Any]) -> FlatArrays | None:
+        """The whole, where it is in memory; no piece may follow. Raises OSError as `append`."""
+        lengths = {name: file.tell() // self._dtypes[name].itemsize for name, file in self._files.items()}
+        if self._folder is None:
+            return FlatArrays(
+                {
+                    name: np.frombuffer(file.getbuffer(), self._dtypes[name], lengths[name])
+                    if lengths[name]
+                    else np.empty(0, self._dtypes[name])
+                    for name, file in self._files.items()
+                },
+                facts,
+            )
+        described = {name: (dtype.str, lengths[name]) for name, dtype in self._dtypes.items()}
+        with self._noting_fault():
+            for file in self._files.values():
+                file.close()
+            with open(os.path.join(self._folder, RECORD), "w", encoding="ascii") as file:
+                json.dump({"arrays": described, "facts": facts}, file)
+
+    @contextmanager
+    def _noting_fault(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.fault = error
+            raise
+
+
+def _file(folder: str, name: str) -> str:
+    return os.path.join(folder, f"{name}.bin")
+
+
+def _map(path: str, dtype: np.dtype, length: int) -> np.ndarray:
+    size, wanted = os.path.getsize(path), length * dtype.itemsize
+    if size != wanted:
+        raise ValueError(f"{os.path.basename(path)} has {size} bytes instead of {wanted}")
+    return np.asarray(np.memmap(path, dtype, "r")) if length else np.empty(0, dtype)

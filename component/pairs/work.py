@@ -1,0 +1,47 @@
+"""Who reads a table: one process alone, or several that share the work."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from component.pairs.shards import ShardIndex, index_shards
+
+
+class Work:
+    """The work of one process alone; `component.training.shared_work` has that of several.
+
+    Args:
+        num_workers: processes that index shards beside this one.
+
+    Attributes:
+        is_writer: whether this process writes what all will read.
+    """
+
+    is_writer = True
+
+    def __init__(self, num_workers: int = 0):
+        self.num_workers = num_workers
+
+    def index_shards(self, paths: Sequence[str]) -> Iterator[ShardIndex]:
+        """The index of each shard, in order."""
+        return index_shards(paths, self.num_workers)
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """As `map`, while the next item is read already: a tokenizer leaves Python to others."""
+        items, end = iter(items), object()
+        with ThreadPoolExecutor(1) as pool:
+            item = next(items, end)
+            while item is not end:
+                result = pool.submit(function, item)
+                item = next(items, end)
+                yield result.result()
+
+    def everywhere(self, fact: bool) -> bool:
+        """Whether a fact holds in all processes, which wait for each other here."""
+        return fact
+
+    def require_same(self, what: Any, message: str) -> None:
+        """Raise ValueError with the message where the processes have different things."""
+
+
+ALONE = Work()

@@ -155,6 +155,13 @@ class CLIPTrainingArguments(TrainingArguments):
             "never."
         },
     )
+    verify_image_features: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the whole image feature cache at the start and compare its digests; otherwise each file's "
+            "size and header are."
+        },
+    )
     pair_table: str = field(
         default="auto",
         metadata={

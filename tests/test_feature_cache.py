@@ -1,6 +1,7 @@
 """The locked tower's output on disk: same training, and never a wrong feature."""
 
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -30,10 +31,11 @@ def model(bert_clip_path) -> BertCLIPModel:
     return model
 
 
-@pytest.fixture
-def dataset(data, bert_clip_path):
+@pytest.fixture(params=["in memory", "prepared"])
+def dataset(data, bert_clip_path, tmp_path_factory, request):
+    folder = str(tmp_path_factory.mktemp("tables")) if request.param == "prepared" else None
     return lambda file="train.csv": PairDataset(
-        str(data / file), str(data / "images"), load_processor(bert_clip_path), max_seq_length=16
+        str(data / file), str(data / "images"), load_processor(bert_clip_path), max_seq_length=16, folder=folder
     )
 
 
@@ -49,17 +51,18 @@ class Tower:
         return self.model.vision_model(pixel_values).pooler_output
 
 
-def cached(dataset, model, folder, dtype=torch.float16) -> tuple[Pairs, int]:
+def cached(dataset, model, folder, dtype=torch.float16, verify=False) -> tuple[Pairs, int]:
     """The dataset with a cache in `folder`, and how many pictures went through the tower for it."""
     tower = Tower(model)
     key = fingerprint(model.vision_model, dataset.images.transform.image_processor.to_dict(), "fp32")
-    cache = FeatureCache(str(folder), key, width=48, dtype=dtype)
+    cache = FeatureCache(str(folder), key, 48, dtype, verify)
     images = cache_features(dataset.images, cache, tower, batch_size=3, show_progress=False)
     return Pairs(dataset.table, images), tower.pictures
 
 
 def blocks(folder) -> list[str]:
-    return sorted(os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)
+    found = (os.path.join(path, name) for path, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.endswith(".safetensors"))
 
 
 def assert_features_are_right(dataset, decoded, model):
@@ -201,7 +204,7 @@ def test_a_damaged_block_is_noticed_and_built_anew(dataset, model, tmp_path, cap
     with open(block, "wb") as file:
         file.write({"flipped": content, "cut": content[:-50], "empty": b""}[damage])
     pairs = dataset()
-    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache", verify=damage == "flipped")
     assert encoded == 8
     assert "is damaged" in caplog.text
     assert_features_are_right(with_cache, pairs, model)
@@ -297,15 +300,60 @@ def test_what_a_killed_run_was_writing_is_swept(tmp_path):
 
 
 def test_a_block_that_cannot_be_written_whole_is_not_left_behind(dataset, model, tmp_path):
+    pairs = dataset()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # as a full disk: the write stops half way
     try:
         with pytest.raises(OSError, match="cannot be written"):
-            cached(dataset(), model, tmp_path / "cache")
+            cached(pairs, model, tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert blocks(tmp_path / "cache") == []
     assert cached(dataset(), model, tmp_path / "cache")[1] == 8
+
+
+@pytest.fixture
+def prepared(data, bert_clip_path, tmp_path):
+    files, processor = [str(data / "train.csv")], load_processor(bert_clip_path)
+    return lambda: PairDataset(files, str(data / "images"), processor, 16, folder=str(tmp_path / "tables"))
+
+
+def test_a_second_start_looks_no_feature_up(prepared, model, tmp_path, monkeypatch):
+    cached(prepared(), model, tmp_path / "cache")
+    monkeypatch.setattr(feature_cache, "image_key", None)
+    pairs = prepared()
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert encoded == 0 and len(with_cache) == 8
+    assert_features_are_right(with_cache, pairs, model)
+
+
+def test_a_worker_is_given_paths(prepared, model, tmp_path):
+    with_cache, _ = cached(prepared(), model, tmp_path / "cache")
+    content = pickle.dumps(with_cache)
+    assert len(content) < 3000
+    one, other = (pairs.__getitems__([7, 0]) for pairs in (with_cache, pickle.loads(content)))
+    assert torch.equal(*(example["images"]["vision_pooler_output"] for example in (one, other)))
+    assert np.array_equal(one["tokens"], other["tokens"])
+
+
+def test_what_was_found_for_another_list_of_pictures_is_not_taken(prepared, data, model, tmp_path):
+    cached(prepared(), model, tmp_path / "cache")
+    rows = (data / "train.csv").read_text(encoding="utf-8").splitlines()
+    (data / "train.csv").write_text("\n".join([rows[0], *rows[:0:-1]]) + "\n", encoding="utf-8")
+    pairs = prepared()
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert encoded == 0
+    assert_features_are_right(with_cache, pairs, model)
+
+
+def test_what_was_found_is_looked_up_again_where_its_record_is_cut(prepared, model, tmp_path):
+    cached(prepared(), model, tmp_path / "cache")
+    (positions,) = (tmp_path / "cache").glob("*/table-*/positions.bin")
+    os.truncate(positions, 8)
+    pairs = prepared()
+    with_cache, encoded = cached(pairs, model, tmp_path / "cache")
+    assert encoded == 0
+    assert_features_are_right(with_cache, pairs, model)
 
 
 def test_the_key_of_a_picture_tells_its_state(data):

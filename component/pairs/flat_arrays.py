@@ -33,7 +33,7 @@ class FlatArrays:
         path: str | None = None,
         version: str | None = None,
     ):
-        self._arrays, self.facts, self.path, self._version = arrays, facts, path, version
+        self._arrays, self.facts, self.path, self.version = arrays, facts, path, version
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
@@ -41,7 +41,7 @@ class FlatArrays:
     def __reduce__(self):
         if self.path is None:
             return FlatArrays, (self._arrays, self.facts)
-        return FlatArrays.open, (self.path, self._version)
+        return FlatArrays.open, (self.path, self.version)
 
     @classmethod
     def open(cls, path: str, version: str | None = None) -> "FlatArrays":

@@ -29,6 +29,7 @@ class PairTable:
         arrays: what `write_pairs` made.
 
     Attributes:
+        path, version: of the folder that it is mapped from, see `FlatArrays`; None in memory.
         file: what messages call the whole.
         image_path: folder that the file names are relative to; may be None for shards.
         num_empty_texts: rows left out because their text is empty.
@@ -42,7 +43,7 @@ class PairTable:
     """
 
     def __init__(self, arrays: FlatArrays):
-        self._arrays = arrays
+        self._arrays, self.path, self.version = arrays, arrays.path, arrays.version
         facts = dict(arrays.facts)
         self._places = [PLACES[kind](*state) for kind, *state in facts["places"]]
         self._starts = facts["starts"]  # from which row on the images lie in each place
@@ -82,6 +83,16 @@ class PairTable:
         """A text that changes when the row's image does; None where there is no such file."""
         place, locator = self.image(row)
         return place.identity(locator)
+
+    def image_states(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) rows → (n, 2) int64, size and time of their images' files; -1 where there is none, or it is in a tar,
+        whose own state is the table's."""
+        states = np.full((len(rows), 2), -1)
+        in_folders = np.flatnonzero([isinstance(place, ImageFolder) for place in self._places])
+        places = np.searchsorted(self._starts, rows, side="right") - 1
+        for index in np.flatnonzero(np.isin(places, in_folders)).tolist():
+            states[index] = self._places[places[index]].state(self._locators[rows[index]].tobytes().decode())
+        return states
 
 
 class EncodedChunk(NamedTuple):

@@ -41,16 +41,21 @@ class ImageFolder:
 
     def identity(self, locator: str) -> str | None:
         """A text that changes when the picture does; None where there is no such file. Raises OSError."""
+        size, time = self.state(locator)
+        path = os.path.abspath(image_file(self.path, locator)) if size >= 0 else None
+        return path and f"{path}\0{size}\0{time}"
+
+    def state(self, locator: str) -> tuple[int, int]:
+        """Size and time of change of the picture's file; -1 where there is no such file. Raises OSError."""
         try:
-            path = image_file(self.path, locator)
-            status = os.stat(path)
+            status = os.stat(image_file(self.path, locator))
+            return status.st_size, status.st_mtime_ns
         except ValueError:
-            return None
+            return -1, -1
         except OSError as error:
             if error.errno not in NO_SUCH_FILE:
                 raise
-            return None
-        return f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
+            return -1, -1
 
 
 Place = ImageFolder | Shard  # an ImageTsv is a Shard in this

@@ -235,7 +235,7 @@ def cache_images(
     tower, encode = model.vision_model, feature_encoder(args, model)
     image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
     key = fingerprint(tower, image_processor.to_dict(), str(_precision(args)))
-    cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size)
+    cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features)
 
     def cached(dataset: PairDataset) -> Pairs:
         images = cache_features(

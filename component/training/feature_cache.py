@@ -1,7 +1,9 @@
 """Frozen vision outputs on disk: each picture goes through the locked tower once, not once per epoch.
 
 A cache is a folder `<cache>/<fingerprint of tower and image processor>/` of blocks. A block is a safetensors file
-with `keys` (n,) and `features` (n, width); its name is the digest of its content, so a damaged one gives itself away.
+with `keys` (n,) and `features` (n, width); its name is the digest of its content, by which one whose bits have turned
+is found where that is asked for; a start looks at sizes and headers. Where the features of a table lie is found once
+and kept beside the blocks, see `component.training.found_features`.
 Blocks are only ever added, whole: an interrupted run loses the block it was at, and several processes can fill one
 cache at the same time. The key of a picture says path, size and time of change: a changed picture is a new key.
 
@@ -15,7 +17,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -27,8 +28,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from component.files import new_file, sweep
-from component.pairs.image_source import DecodedImages, LoadedImages
+from component.pairs.image_source import DecodedImages, GoodRows, LoadedImages
 from component.pairs.pair_table import PairTable
+from component.training.feature_blocks import Block, Blocks
+from component.training.found_features import Found, keep_found, merge_found, open_found
 from component.training.interruption import naming_lost_process
 
 logger = logging.getLogger(__name__)
@@ -45,22 +48,6 @@ def image_key(identity: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-class _Block(NamedTuple):
-    path: str
-    size: int  # of the file
-    features: Tensor  # memory-mapped
-
-    def require_whole(self) -> None:
-        """Raise OSError where the file was cut since it was opened: reading what is gone ends the process (SIGBUS)."""
-        with suppress(FileNotFoundError):  # one that was removed stays readable until it is closed
-            size = os.path.getsize(self.path)
-            if size < self.size:
-                raise OSError(
-                    f"{self.path} was cut to {size} of {self.size} bytes while it was in use. Start again: what is "
-                    "lost is computed anew."
-                )
-
-
 class FeatureCache:
     """The blocks of one tower.
 
@@ -69,12 +56,15 @@ class FeatureCache:
         fingerprint: of all that decides the features of a picture: weights, image processor, precision.
         width: of a feature, the tower's hidden size.
         dtype: fp16 halves the disk; its rounding is far below that of training in half precision.
+        verify: read every block and compare its digest; else its size and header are checked.
 
     Raises:
         ValueError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: str, fingerprint: str, width: int, dtype: torch.dtype = torch.float16):
+    def __init__(
+        self, folder: str, fingerprint: str, width: int, dtype: torch.dtype = torch.float16, verify: bool = False
+    ):
         self.folder, self.width, self.dtype = os.path.join(folder, fingerprint), width, dtype
         try:
             os.makedirs(self.folder, exist_ok=True)
@@ -84,58 +74,31 @@ class FeatureCache:
                 f"The image feature cache {folder} cannot be made ({error.strerror}). Set `image_feature_cache` to a "
                 'folder that can be written, or to "off".'
             ) from None
-        self._names: set[str] = set()
-        self._blocks: list[_Block] = []
-        self._keys = self._positions = np.empty(0, np.int64)  # sorted by key
-        self._starts = np.zeros(1, np.int64)  # the position at which each block begins, and the end
+        self._verify, self._blocks = verify, {}  # name → block
         self.refresh()
 
     def refresh(self) -> None:
-        """Open the blocks that are new in the folder, those of other processes too; damaged ones are removed.
-
-        Positions that `find` gave earlier stay valid: new blocks go behind the others.
-        """
-        keys, positions, end = [self._keys], [self._positions], int(self._starts[-1])
-        starts = [self._starts]
-        for name in sorted(set(os.listdir(self.folder)) - self._names):
+        """Open the blocks that are new in the folder, those of other processes too; damaged ones are removed."""
+        for name in sorted(set(os.listdir(self.folder)) - self._blocks.keys()):
             path = os.path.join(self.folder, name)
             if not name.endswith(".safetensors"):
                 continue
             with suppress(FileNotFoundError):  # damaged, and another process was the first to remove it
-                with open(path, "rb") as file:
-                    content = file.read()
-                if _block_name(content) != name:
+                try:
+                    if self._verify and _digest_of(path) != name:
+                        raise ValueError
+                    self._blocks[name] = Block.open(path)
+                except (ValueError, KeyError, safetensors.SafetensorError):
                     logger.warning("%s is damaged: its pictures are computed anew.", path)
                     os.remove(path)
-                    continue
-                tensors = safetensors.torch.load_file(path)  # memory-mapped, nothing is read yet
-                self._names.add(name)
-                self._blocks.append(_Block(path, len(content), tensors["features"]))
-                good = np.flatnonzero(~tensors["features"][:, 0].isnan().numpy())
-                keys.append(tensors["keys"].numpy()[good])
-                positions.append(end + good)
-                end += len(tensors["features"])
-                starts.append(np.array([end]))
-        keys, positions = np.concatenate(keys), np.concatenate(positions)
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._positions, self._starts = keys[order], positions[order], np.concatenate(starts)
+
+    def blocks(self, names: Iterable[str] | None = None) -> Blocks:
+        """Those of these names, all by default. Raises KeyError for one that is not there."""
+        return Blocks([self._blocks[name] for name in (self._blocks if names is None else names)])
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """(n,) keys → (n,) positions for `__getitem__`, -1 where there is no feature."""
-        if not len(self._keys):
-            return np.full(len(keys), -1)
-        at = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
-        return np.where(self._keys[at] == keys, self._positions[at], -1)
-
-    def __getitem__(self, positions: np.ndarray) -> Tensor:
-        """(n,) positions that `find` gave, none of them -1 → (n, width) features. Raises OSError."""
-        features = torch.empty(len(positions), self.width, dtype=self.dtype)
-        numbers = np.searchsorted(self._starts, positions, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            block, inside = self._blocks[number], torch.from_numpy(numbers == number)
-            block.require_whole()
-            features[inside] = block.features[torch.from_numpy(positions)[inside] - self._starts[number]]
-        return features
+        """As `Blocks.find`, in all blocks."""
+        return self.blocks().find(keys)
 
     def add(self, batches: Iterable[tuple[np.ndarray, Tensor]]) -> None:
         """Write (keys (n,), features (n, width)) batches as blocks. Call `refresh` to see them."""
@@ -175,16 +138,19 @@ class CachedImages:
     """The images of a table as their features in a cache: vision_pooler_output (n, width).
 
     Args:
-        positions: of each row's feature; -1 where there is none.
-        bad: (row, reason) for each of these.
+        found: where the features of the table's images lie.
+        reasons: first row of an image → why it has no feature.
     """
 
-    def __init__(self, cache: FeatureCache, positions: np.ndarray, bad: list[tuple[int, str]]):
-        self._cache, self._positions, self.bad = cache, positions, bad
-        self.rows = np.flatnonzero(positions >= 0)
+    def __init__(self, table: PairTable, found: Found, reasons: dict[int, str]):
+        self._found, self._numbers = found, table.image_numbers
+        bad_rows = found.arrays["bad_rows"]
+        self.rows = GoodRows(len(table), bad_rows)
+        self.bad = [(row, reasons[table.first_rows[table.image_numbers[row]]]) for row in bad_rows.tolist()]
 
     def load(self, rows: np.ndarray, generator: torch.Generator | None = None) -> LoadedImages:
-        return LoadedImages(rows, {"vision_pooler_output": self._cache[self._positions[rows]]}, [])
+        positions = self._found.arrays["positions"][self._numbers[rows]]
+        return LoadedImages(rows, {"vision_pooler_output": self._found.blocks[positions]}, [])
 
 
 def cache_features(
@@ -207,38 +173,45 @@ def cache_features(
             of other processes did not appear.
         OSError, MemoryError: an image cannot be judged, or a block not written.
     """
-    state, table = PartialState(), images.table
-    # One row stands for all rows with the same file name. The processes' shares do not depend on what they see.
-    _, rows, image_of_row = np.unique(table.image_ids, return_index=True, return_inverse=True)
-    keys, share = np.empty(len(rows), np.int64), slice(state.process_index, None, state.num_processes)
-    parts = gather_object([np.array([image_key(table.image_identity(row)) for row in rows[share]], np.int64)])
-    for process, part in enumerate(parts):
-        keys[process :: state.num_processes] = part
-    missing = cache.find(keys[share]) < 0
-    rows_to_do, keys_to_do, bad = rows[share][missing], keys[share][missing], []
-    if len(rows_to_do):
-        cache.require_space(len(rows_to_do) * state.num_processes)
-        in_order = np.argsort(rows_to_do)  # as they lie in a shard
-        rows_to_do, keys_to_do = rows_to_do[in_order], keys_to_do[in_order]
-        loader = DataLoader(rows_to_do.tolist(), batch_size, num_workers=num_workers, collate_fn=images.load)
-        with tqdm(total=len(rows_to_do), unit=" images", desc="image features", disable=not show_progress) as bar:
+    process, table = PartialState(), images.table
+    before = open_found(cache.folder, cache.blocks, table)
+    if len(set(gather_object([before and before.arrays.version]))) > 1:
+        before = None
+    # The processes' shares do not depend on what they see.
+    numbers = np.arange(process.process_index, len(table.first_rows), process.num_processes)
+    states = table.image_states(table.first_rows[numbers])
+    if before:  # what has not changed since, and has a feature, needs no look
+        is_new = (before.states(numbers) != states).any(axis=1) | (before.arrays["positions"][numbers] < 0)
+        numbers, states = numbers[is_new], states[is_new]
+    rows = table.first_rows[numbers]
+    keys = np.array([image_key(table.image_identity(row)) for row in rows.tolist()], np.int64)
+    missing = cache.find(keys) < 0
+    bad: list[tuple[int, str]] = []
+    if missing.any():
+        cache.require_space(int(missing.sum()) * process.num_processes)
+        # A mapped array would be one's own in a worker that is spawned.
+        loader = DataLoader(rows[missing].tolist(), batch_size, num_workers=num_workers, collate_fn=images.load)
+        with tqdm(total=int(missing.sum()), unit=" images", desc="image features", disable=not show_progress) as bar:
             with naming_lost_process():
-                cache.add(_encoded(loader, table, rows_to_do, keys_to_do, encode, cache.dtype, bad, bar))
+                cache.add(_encoded(loader, table, rows[missing], keys[missing], encode, cache.dtype, bad, bar))
     reasons = dict(gather_object(bad))
+    looked_at = zip(*gather_object([(numbers, keys, states)]), strict=True)
+    numbers, keys, states = map(np.concatenate, looked_at)
     cache.refresh()
     positions = cache.find(keys)
-    without = rows[positions < 0].tolist()
+    without = table.first_rows[numbers[positions < 0]].tolist()
     absent = len(without) - len(reasons.keys() & without)
     if absent:
         raise ValueError(
-            f"{absent} of {len(keys)} image features are not in {cache.folder}, though the other processes are done. "
-            "Set `image_feature_cache` to a folder on a disk that all machines share."
+            f"{absent} of {len(table.first_rows)} image features are not in {cache.folder}, though the other "
+            "processes are done. Set `image_feature_cache` to a folder on a disk that all machines share."
         )
-    if len(without) == len(rows):
+    if len(without) == len(table.first_rows):
         raise ValueError(f"{table.file}: none of its pictures can be used (the first: {reasons[min(without)]}).")
-    positions = positions[image_of_row]
-    lacking = np.flatnonzero(positions < 0).tolist()
-    return CachedImages(cache, positions, [(row, reasons[rows[image_of_row[row]]]) for row in lacking])
+    if before and (positions < 0).all() and not (before.states(numbers) != states).any():
+        return CachedImages(table, before, reasons)
+    found = merge_found(before, cache.blocks(), len(table.first_rows), numbers, positions, states)
+    return CachedImages(table, keep_found(found, cache.folder, table), reasons)
 
 
 def _encoded(
@@ -273,3 +246,8 @@ def _encoded(
 
 def _block_name(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest() + ".safetensors"
+
+
+def _digest_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return _block_name(file.read())

@@ -46,6 +46,7 @@ HARMLESS = {
     "image_path",
     "image_feature_cache",
     "pair_table",
+    "verify_image_features",
     "contrastive_chunk_size",
     "text_group_size",
     "early_stopping_patience",

@@ -538,6 +538,7 @@ def test_best_model_by_mean_recall_and_the_same_numbers_after_training(train_arg
         load_best_model_at_end=True,
         metric_for_best_model="mean_recall",
         per_device_eval_batch_size=3,
+        image_feature_cache="off",  # whose features are rounded to fp16, which turns near ties
     )
     done = run_python("train_clip.py", "--train_args_file", train_args(**keys))
     assert done.returncode == 0, done.stderr

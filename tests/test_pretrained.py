@@ -352,7 +352,7 @@ def test_a_text_with_a_token_without_an_embedding_is_named(copy, bert_clip_path)
 def test_the_share_of_unknown_characters_stands_in_the_start_line(checked, texts, share, caplog):
     caplog.set_level(logging.INFO, "component")
     checked(texts)
-    assert [line.split("; ")[-1] for line in said(caplog)] == [f"unknown characters ([UNK]): {share}"]
+    assert said(caplog)[-1].endswith(f"; unknown characters ([UNK]): {share}")
 
 
 def test_many_unknown_characters_are_a_warning_and_nearly_all_an_error(checked, bert_path, caplog):

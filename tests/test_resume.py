@@ -245,7 +245,8 @@ def test_a_finished_run_started_again_takes_no_step_and_ends_well(run, data, tmp
     assert run(**keys) is None  # 3 steps: in the middle of the second epoch
     shutil.move(tmp_path / "output" / "checkpoint-final", tmp_path / "before" / "checkpoint-final")
     os.remove(tmp_path / "output" / "test_results.json")
-    shutil.copy(tmp_path / "output" / "trainer_state.json", tmp_path / "before")
+    for name in ("trainer_state.json", "training.csv"):
+        shutil.copy(tmp_path / "output" / name, tmp_path / "before")
     assert run(**keys) is None
     assert read(tmp_path, "output", "trainer_state.json")["global_step"] == 3
     assert_same_run(tmp_path / "output", tmp_path / "before")

@@ -421,7 +421,7 @@ def test_images_that_are_gone_stop_the_run_and_it_goes_on_when_they_are_back(tra
 
 
 ONE_DISK_FAILS = """
-import pathlib, sys
+import os, pathlib, sys
 import transformers
 sys.path[:0] = [{root!r}]
 import train_clip
@@ -429,7 +429,8 @@ from component.argument import load_arguments
 from component.training.interruption import RunFailed, leave_group
 
 args = load_arguments({args_file!r})
-args.image_path += str(args.process_index)  # each node's own disk
+os.chdir(args.image_path + str(args.process_index))
+args.image_path = "/proc/self/cwd"  # one name, and each node's own disk
 
 class DiskFails(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):

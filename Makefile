@@ -5,7 +5,7 @@
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-demo:  ## train on the emoji that come along, then compare the test images with texts (3 minutes)
+demo:  ## train on the emoji that come along, then compare the test images with texts (2 minutes)
 	python train_clip.py --train_args_file train_args/train_demo.json
 	python predict_similarity.py --model output/demo/checkpoint-final --top_k 3
 

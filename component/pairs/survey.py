@@ -64,11 +64,6 @@ class Images(NamedTuple):
     bad: list[tuple[int, str]]
 
 
-def image_rows(table: PairTable) -> np.ndarray:
-    """(I,) the first row of each image."""
-    return np.sort(np.unique(table.image_ids, return_index=True)[1])
-
-
 def read_images(
     images: DecodedImages,
     rows: np.ndarray,

@@ -19,7 +19,7 @@ from component.dataset import PairDataset, Pairs
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
-from component.pairs.survey import Images, Texts, image_rows, join, read_images, survey_texts
+from component.pairs.survey import Images, Texts, join, read_images, survey_texts
 from component.training.build import check_tokens, feature_encoder, load_datasets, require_a_step
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
 def _read_all(args: CLIPTrainingArguments, dataset: PairDataset, processor: CLIPProcessor) -> Images:
     plain = ImageTransform(processor.image_processor, draft=args.images_change)
     state = PartialState()
-    rows = image_rows(dataset.table)[state.process_index :: state.num_processes]
+    rows = dataset.table.first_rows[state.process_index :: state.num_processes]
     with tqdm(total=len(rows), unit=" images", desc=dataset.table.file, disable=args.disable_tqdm) as bar:
         images = read_images(
             DecodedImages(dataset.table, plain),

@@ -1,16 +1,22 @@
 """What a training waits for before its first batch, at several sizes of the table.
 
     python benchmarks/start_bench.py --out start_bench.json
-    python benchmarks/start_bench.py --rows 20000000 --images 0
+    python benchmarks/start_bench.py --rows 20000000 --cases first second cached together --out start_bench_20m.json
 
 Every start is a process of its own, measured from the end of its imports to its first batch of 1,024 pairs.
 in memory: the table is read and tokenized at each start, `pair_table: off`.
 first: the same, and written for all later starts.
 second: mapped.
-cached: as second, with image features, each of which is there. The state of every image file is compared; the files
-  are empty, and the features are made up. Up to --images rows, because files take time to make.
-private: memory that the process has for itself after 20 batches, beyond what it had after the imports (Linux only).
-  What is mapped belongs to the page cache, which all processes share.
+cached: as second, with image features, each of which is there; once where their places are looked up for the first
+  time, and once where they are known.
+together: two processes of that last kind at the same time; the private memory of the one that has more (Linux only).
+
+A table of up to --images rows is a CSV with image files, whose states are compared; the files are empty, and the
+features made up. A larger one is shards of 10,000 pairs: their indexes are made up too, since scanning tars is what
+scale_bench.py measures, and files of that number take hours to make.
+private: memory that a process has for itself after 20 batches, beyond what it had after the imports. What is mapped
+  belongs to the page cache: the system counts what only one process has touched as its own, so it is high where one
+  runs alone.
 
 Captions have 5 to 40 characters, one token each.
 """
@@ -22,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,84 +36,129 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from synthetic import CHARACTERS, make_processor
+from synthetic import CHARACTERS as ALL_CHARACTERS
+from synthetic import make_processor
 
 from component.datacollator import PairCollator
 from component.dataset import PairDataset, Pairs
+from component.pairs.shards import Shard, ShardIndex
+from component.pairs.work import Work
 from component.processor import load_processor, save_processor
-from component.training.feature_cache import FeatureCache, cache_features, image_key
+from component.training.feature_cache import FeatureCache, cache_features
 from component.training.sampler import SharedBatches
 
 WIDTH, BATCH, BATCHES = 8, 1024, 20
-CHUNK = 100_000
-STARTS = ("in memory", "first", "second")
+IN_A_SHARD = 10_000
+CHARACTERS = np.array(ALL_CHARACTERS[:3000])
+CASES = {"in memory": 1, "first": 1, "second": 1, "cached": 2, "together": 1}  # and how often each is run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 1_400_000])
-    parser.add_argument("--images", type=int, default=200_000, help="larger tables without the feature cache")
+    parser.add_argument("--images", type=int, default=200_000, help="of larger tables, which are shards, no files")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", help="JSON file with the table")
     parser.add_argument("--start", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.start:
-        print(json.dumps(start(*options.start)))
+        start(*options.start)
         return
     results = {**vars(options), "device": f"{os.cpu_count()} CPU cores", "table": []}
     print(f"{'rows':>12} {'case':<10} {'seconds':>8} {'private MB':>11}")
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
-            make_table(Path(folder), rows)
-            starts = STARTS
-            if rows <= options.images:
-                make_features(Path(folder), rows)
-                starts += ("cached", "cached")  # the first of them looks up where the features lie
-            for case in starts:
-                command = [sys.executable, __file__, "--start", case, folder]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                row = {"rows": rows, "case": case, **json.loads(output)}
+            make_table(Path(folder), rows, as_files=rows <= options.images)
+            for case in (case for case, times in CASES.items() for _ in range(times) if case in options.cases):
+                if case == "cached" and not os.path.exists(f"{folder}/features"):
+                    make_features(Path(folder))
+                row = {"rows": rows, "case": case, **measure(case, folder)}
                 results["table"].append(row)
                 print(f"{rows:>12,} {case:<10} {row['seconds']:>8.2f} {row['private_megabytes']:>11.0f}", flush=True)
     if options.out:
         Path(options.out).write_text(json.dumps(results, indent=2) + "\n")
 
 
-def make_table(folder: Path, rows: int) -> None:
+def measure(case: str, folder: str) -> dict[str, float]:
+    """Of the slowest of the processes, and of the one with the most memory."""
+    command = [sys.executable, __file__, "--start", "cached" if case == "together" else case, folder]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2 if case == "together" else 1)
+    ]
+    seconds = [float(process.stdout.readline()) for process in processes]  # all stand at the same place now
+    memory = [float(process.communicate("\n")[0]) for process in processes]
+    return {"seconds": max(seconds), "private_megabytes": max(memory)}
+
+
+def make_table(folder: Path, rows: int, as_files: bool) -> None:
     save_processor(make_processor(folder), str(folder / "processor"))
-    random, characters = np.random.default_rng(0), np.array(CHARACTERS[:3000])
-    with open(folder / "train.csv", "w", encoding="utf-8") as file:
-        file.write("text,filename\n")
-        for first in range(0, rows, CHUNK):
-            numbers = range(first, min(first + CHUNK, rows))
-            lengths = random.integers(5, 41, len(numbers))
-            text = "".join(random.choice(characters, lengths.sum()))
-            ends = lengths.cumsum()
-            for number, end, length in zip(numbers, ends.tolist(), lengths.tolist(), strict=True):
-                file.write(f"{text[end - length : end]},{image_of(number)}\n")
+    shards = -(-rows // IN_A_SHARD)
+    (folder / "rows").write_text(str(rows))
+    for shard in range(shards):
+        if not as_files:
+            (folder / f"{shard:06d}.tar").touch()
+            continue
+        (folder / f"{shard:06d}").mkdir()
+        for name in names_of(shard, rows):
+            (folder / name).touch()
+    if as_files:
+        with open(folder / "train.csv", "w", encoding="utf-8") as file:
+            file.write("text,filename\n")
+            for shard in range(shards):
+                pairs = zip(texts_of(shard, rows), names_of(shard, rows), strict=True)
+                file.writelines(f"{text},{name}\n" for text, name in pairs)
 
 
-def image_of(number: int) -> str:
-    return f"{number // 10_000:05d}/{number:09d}.jpg"
+def names_of(shard: int, rows: int) -> list[str]:
+    numbers = range(shard * IN_A_SHARD, min((shard + 1) * IN_A_SHARD, rows))
+    return [f"{shard:06d}/{number:09d}.jpg" for number in numbers]
 
 
-def make_features(folder: Path, rows: int) -> None:
-    for number in range(rows):
-        path = folder / image_of(number)
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    table = load(folder, "in memory").table
-    keys = np.array([image_key(table.image_identity(row)) for row in range(rows)], np.int64)
-    FeatureCache(str(folder / "features"), "tower", WIDTH).add([(keys, torch.ones(rows, WIDTH).half())])
+def texts_of(shard: int, rows: int) -> list[str]:
+    random = np.random.default_rng(shard)
+    lengths = random.integers(5, 41, len(names_of(shard, rows)))
+    text, ends = "".join(random.choice(CHARACTERS, lengths.sum())), lengths.cumsum()
+    return [text[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+
+
+class MadeUpShards(Work):
+    """Empty tars whose indexes are what a scan of whole ones would give."""
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self._rows = rows
+
+    def index_shards(self, paths: Sequence[str]) -> Iterator[ShardIndex]:
+        for path in paths:
+            shard = int(Path(path).stem)
+            names = names_of(shard, self._rows)
+            locators = [f"{20_480 * place + 512} 19000 {name}" for place, name in enumerate(names)]
+            yield ShardIndex(Shard(path, 0, os.stat(path).st_mtime_ns), locators, texts_of(shard, self._rows))
+
+
+def make_features(folder: Path) -> None:
+    table = load(folder, "second").table
+
+    def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        for first in range(0, len(table), BATCH):
+            rows = np.arange(first, min(first + BATCH, len(table)))
+            yield table.image_keys(rows, table.image_states(rows)), torch.ones(len(rows), WIDTH).half()
+
+    FeatureCache(str(folder / "features"), "tower", WIDTH).add(batches())
 
 
 def load(folder: Path, case: str) -> PairDataset:
     processor = load_processor(str(folder / "processor"))
+    csv = folder / "train.csv"
+    file = str(csv if csv.exists() else folder / "*.tar")
+    work = MadeUpShards(int((folder / "rows").read_text()))
     tables = None if case == "in memory" else str(folder / "tables")
-    return PairDataset(str(folder / "train.csv"), str(folder), processor, 100, folder=tables)
+    return PairDataset(file, str(folder), processor, 100, folder=tables, work=work)
 
 
-def start(case: str, folder: str) -> dict[str, float]:
-    """Seconds to the first batch, and private MB after some."""
+def start(case: str, folder: str) -> None:
+    """Print the seconds to the first batch, and private MB after some, when there is a line to read."""
     memory, begin = private_megabytes(), time.perf_counter()
     pairs = load(Path(folder), case)
     if case == "cached":
@@ -121,8 +173,9 @@ def start(case: str, folder: str) -> dict[str, float]:
         if part.places.start == 0:
             if case == "cached":
                 collate(examples)
-            seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "private_megabytes": private_megabytes() - memory}
+            print(time.perf_counter() - begin, flush=True)
+    sys.stdin.readline()
+    print(private_megabytes() - memory)
 
 
 def private_megabytes() -> float:

@@ -23,3 +23,12 @@ def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path):
     assert (
         "nvidia-smi" in tables and f"| b / a | {training['b / a']:.3f} |" in tables and "| chunks of 4, 8 |" in tables
     )
+
+
+def test_the_benchmark_of_starts_runs_over_files_and_over_shards(tmp_path):
+    out = tmp_path / "start_bench.json"
+    result = run_python("benchmarks/start_bench.py", "--rows", "2000", "12000", "--images", "2000", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    table = json.loads(out.read_text(encoding="utf-8"))["table"]
+    cases = ["in memory", "first", "second", "cached", "cached", "together"]
+    assert [(row["rows"], row["case"]) for row in table] == [(rows, case) for rows in (2000, 12_000) for case in cases]

@@ -17,11 +17,11 @@ from component.datacollator import PairCollator
 from component.dataset import PairDataset, Pairs
 from component.fingerprint import fingerprint
 from component.model import BertCLIPModel
-from component.pairs.sources import ImageFolder
+from component.pairs.pair_table import NO_FILE
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training import feature_cache
-from component.training.feature_cache import FeatureCache, cache_features, image_key
+from component.training.feature_cache import FeatureCache, cache_features
 
 
 @pytest.fixture
@@ -237,17 +237,6 @@ def test_a_picture_that_reads_well_again_is_encoded_though_its_key_is_the_same(d
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_the_nan_that_older_versions_wrote_for_a_picture_is_no_verdict(dataset, data, model, tmp_path):
-    pairs = dataset()
-    key = fingerprint(model.vision_model, pairs.images.transform.image_processor.to_dict(), "fp32")
-    FeatureCache(str(tmp_path), key, 48).add(
-        [(keys_of(data, "2.png", "3.png"), torch.full((2, 48), torch.nan).half())]
-    )
-    with_cache, encoded = cached(pairs, model, tmp_path)
-    assert encoded == 8 and not with_cache.images.bad
-    assert_features_are_right(with_cache, pairs, model)
-
-
 def test_a_disk_that_fails_stops_and_leaves_no_verdict(dataset, data, model, tmp_path):
     path = data / "images" / "2.png"
     whole = path.read_bytes()
@@ -320,7 +309,7 @@ def prepared(data, bert_clip_path, tmp_path):
 
 def test_a_second_start_looks_no_feature_up(prepared, model, tmp_path, monkeypatch):
     cached(prepared(), model, tmp_path / "cache")
-    monkeypatch.setattr(feature_cache, "image_key", None)
+    monkeypatch.setattr(FeatureCache, "find", lambda cache, keys: pytest.fail("looked up") if len(keys) else keys)
     pairs = prepared()
     with_cache, encoded = cached(pairs, model, tmp_path / "cache")
     assert encoded == 0 and len(with_cache) == 8
@@ -356,17 +345,20 @@ def test_what_was_found_is_looked_up_again_where_its_record_is_cut(prepared, mod
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_the_key_of_a_picture_tells_its_state(data):
-    before, other, none, outside = keys_of(data, "0.png", "1.png", "none.png", "../train.csv")
-    assert before != other and none == outside == feature_cache.NO_FILE
-    assert keys_of(data, "0.png") == before
+def test_the_key_of_a_picture_tells_its_state(data, bert_clip_path):
+    before, other, none, outside = keys_of(data, bert_clip_path, "0.png", "1.png", "none.png", "../train.csv")
+    assert before != other and none == outside == NO_FILE
+    assert keys_of(data, bert_clip_path, "1.png", "0.png").tolist() == [other, before]
     os.utime(data / "images" / "0.png", ns=(1, 1))
-    assert keys_of(data, "0.png") != before
+    changed, same = keys_of(data, bert_clip_path, "0.png", "1.png")
+    assert changed != before and same == other
 
 
-def keys_of(data, *filenames: str) -> np.ndarray:
-    folder = ImageFolder(str(data / "images"))
-    return np.array([image_key(folder.identity(filename)) for filename in filenames])
+def keys_of(data, bert_clip_path, *filenames: str) -> np.ndarray:
+    (data / "some.csv").write_text("".join(["text,filename\n", *(f"一,{name}\n" for name in filenames)]))
+    table = PairDataset(str(data / "some.csv"), str(data / "images"), load_processor(bert_clip_path), 16).table
+    rows = np.arange(len(filenames))
+    return table.image_keys(rows, table.image_states(rows))
 
 
 def start(args_file: str, *launcher: str) -> subprocess.Popen:
@@ -382,7 +374,7 @@ def assert_whole(folder):
     return cache
 
 
-def test_two_processes_may_build_one_cache_at_once(train_args, data, tmp_path):
+def test_two_processes_may_build_one_cache_at_once(train_args, data, bert_clip_path, tmp_path):
     keys = dict(max_steps=1, image_feature_cache=str(tmp_path / "cache"), save_strategy="no")
     both = []
     for name in ("one", "other"):
@@ -392,17 +384,17 @@ def test_two_processes_may_build_one_cache_at_once(train_args, data, tmp_path):
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    keys = keys_of(data, *(f"{n}.png" for n in range(len(CAPTIONS))))
+    keys = keys_of(data, bert_clip_path, *(f"{n}.png" for n in range(len(CAPTIONS))))
     assert (assert_whole(tmp_path / "cache").find(keys) >= 0).all()
 
 
-def test_ranks_share_the_work(train_args, data, tmp_path):
+def test_ranks_share_the_work(train_args, data, bert_clip_path, tmp_path):
     args_file = train_args(max_steps=1, save_strategy="no", ddp_backend="gloo", test_file=str(data / "train.csv"))
     process = start(args_file, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     cache = assert_whole(tmp_path / "image_features")
-    keys = keys_of(data, *(f"{n}.png" for n in range(len(CAPTIONS))))
+    keys = keys_of(data, bert_clip_path, *(f"{n}.png" for n in range(len(CAPTIONS))))
     assert (cache.find(keys) >= 0).all()
     assert len(blocks(tmp_path / "image_features")) == 2
 

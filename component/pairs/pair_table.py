@@ -1,8 +1,10 @@
 """The pairs of one data set: texts as tokens, and where each image lies."""
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import astuple
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -12,11 +14,14 @@ from tokenizers import Tokenizer
 
 from component.pairs.caption import is_caption
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
+from component.pairs.hashing import hash_columns, hash_texts
 from component.pairs.ragged import RaggedArray
 from component.pairs.shards import Shard
 from component.pairs.sources import ImageFolder, Place
 from component.pairs.tsv_images import ImageTsv
 
+KEY_FORMAT = 2  # of `PairTable.image_keys`
+NO_FILE = 0
 PLACES = {kind.__name__: kind for kind in (ImageFolder, Shard, ImageTsv)}
 
 
@@ -79,20 +84,32 @@ class PairTable:
         place, locator = self.image(row)
         return place.filename(locator)
 
-    def image_identity(self, row: int) -> str | None:
-        """A text that changes when the row's image does; None where there is no such file."""
-        place, locator = self.image(row)
-        return place.identity(locator)
-
     def image_states(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) rows → (n, 2) int64, size and time of their images' files; -1 where there is none, or it is in a tar,
-        whose own state is the table's."""
-        states = np.full((len(rows), 2), -1)
-        in_folders = np.flatnonzero([isinstance(place, ImageFolder) for place in self._places])
-        places = np.searchsorted(self._starts, rows, side="right") - 1
-        for index in np.flatnonzero(np.isin(places, in_folders)).tolist():
-            states[index] = self._places[places[index]].state(self._locators[rows[index]].tobytes().decode())
+        """(n,) rows → (n, 2) int64, size and time of their images' files: -1 where there is none, and 0 where it is in
+        a tar, whose own state is the table's. Raises OSError."""
+        states, places = np.zeros((len(rows), 2), np.int64), self._places_of(rows)
+        for number, place in enumerate(self._places):
+            if isinstance(place, ImageFolder):
+                inside = np.flatnonzero(places == number)
+                found = list(map(place.state, self._locators.texts(rows[inside])))
+                states[inside] = np.array(found, np.int64).reshape(-1, 2)
         return states
+
+    def image_keys(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """(n,) rows, and `image_states` of these → (n,) int64, the keys of their images: another one when an image
+        changes, and NO_FILE where there is none."""
+        keys = hash_columns(
+            self._place_keys[self._places_of(rows)], hash_texts(*self._locators.gather(rows)), *states.T
+        )
+        return np.where(states[:, 0] < 0, NO_FILE, keys.view(np.int64))
+
+    @cached_property
+    def _place_keys(self) -> np.ndarray:
+        digests = [hashlib.blake2b(place.identity().encode(), digest_size=8).digest() for place in self._places]
+        return np.frombuffer(b"".join(digests), "<u8")
+
+    def _places_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, rows, side="right") - 1
 
 
 class EncodedChunk(NamedTuple):

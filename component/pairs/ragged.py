@@ -40,6 +40,13 @@ class RaggedArray:
     def __getitem__(self, row: int) -> np.ndarray:
         return self._flat[self._offsets[row] : self._offsets[row + 1]]
 
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """(n,) rows of bytes → what these say."""
+        flat, lengths = self.gather(rows)
+        content, ends = flat.tobytes(), lengths.cumsum()
+        starts = (ends - lengths).tolist()
+        return [content[start:end].decode() for start, end in zip(starts, ends.tolist(), strict=True)]
+
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n,) int64 numbers of their values."""
         return self._offsets[rows + 1] - self._offsets[rows]

@@ -68,10 +68,9 @@ class Shard:
         except FileNotFoundError as error:
             raise BadImageError(f"the shard cannot be read ({error.strerror})") from None
 
-    def identity(self, locator: str) -> str:
-        """A text that changes when the picture does."""
-        offset, size, _ = locator.split(" ", 2)
-        return "\0".join([os.path.abspath(self.path), *map(str, (self.size, self.mtime_ns, offset, size))])
+    def identity(self) -> str:
+        """A text that no other place has, nor this shard in another state."""
+        return f"{os.path.abspath(self.path)}\0{self.size}\0{self.mtime_ns}"
 
 
 @dataclass

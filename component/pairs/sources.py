@@ -39,11 +39,9 @@ class ImageFolder:
             raise BadImageError(str(error)) from None
         return io.BytesIO(read_bytes(path, self.path))
 
-    def identity(self, locator: str) -> str | None:
-        """A text that changes when the picture does; None where there is no such file. Raises OSError."""
-        size, time = self.state(locator)
-        path = os.path.abspath(image_file(self.path, locator)) if size >= 0 else None
-        return path and f"{path}\0{size}\0{time}"
+    def identity(self) -> str:
+        """A text that no other place has."""
+        return os.path.abspath(self.path)
 
     def state(self, locator: str) -> tuple[int, int]:
         """Size and time of change of the picture's file; -1 where there is no such file. Raises OSError."""

@@ -28,9 +28,6 @@ class ImageTsv(Shard):
         except binascii.Error as error:
             raise BadImageError(f"not base64: {error}") from error
 
-    def identity(self, locator: str) -> str | None:
-        return None if self.is_missing(locator) else super().identity(locator)
-
     @staticmethod
     def missing(image_id: str) -> str:
         """The locator of an id that the tsv lacks: a bad picture."""

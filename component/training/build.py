@@ -20,6 +20,7 @@ from component.files import write_json
 from component.fingerprint import fingerprint
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.pairs.pair_table import KEY_FORMAT
 from component.plain_text import one_line
 from component.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.processor import load_processor, require_fitting
@@ -234,7 +235,7 @@ def cache_images(
         return datasets
     tower, encode = model.vision_model, feature_encoder(args, model)
     image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
-    key = fingerprint(tower, image_processor.to_dict(), str(_precision(args)))
+    key = fingerprint(tower, image_processor.to_dict(), str(_precision(args)), KEY_FORMAT)
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features)
 
     def cached(dataset: PairDataset) -> Pairs:

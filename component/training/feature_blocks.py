@@ -69,6 +69,5 @@ class Blocks:
         for start, block in zip(self.starts, self.blocks, strict=False) if len(wanted) else ():
             places = np.searchsorted(wanted, block.keys).clip(max=len(wanted) - 1)
             inside = np.flatnonzero(wanted[places] == block.keys)
-            inside = inside[~block.features[torch.from_numpy(inside), 0].isnan().numpy()]
             found[places[inside]] = start + inside
         return found[which]

@@ -7,8 +7,7 @@ and kept beside the blocks, see `component.training.found_features`.
 Blocks are only ever added, whole: an interrupted run loses the block it was at, and several processes can fill one
 cache at the same time. The key of a picture says path, size and time of change: a changed picture is a new key.
 
-What is bad is not written down: a picture without a feature is looked at again by the next run. (Older versions wrote
-a feature of NaN for it, and some of those stand for a disk that was away.)
+What is bad is not written down: a picture without a feature is looked at again by the next run.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from component.files import new_file, sweep
 from component.pairs.image_source import DecodedImages, GoodRows, LoadedImages
-from component.pairs.pair_table import PairTable
+from component.pairs.pair_table import NO_FILE, PairTable
 from component.training.feature_blocks import Block, Blocks
 from component.training.found_features import Found, keep_found, merge_found, open_found
 from component.training.interruption import naming_lost_process
@@ -37,15 +36,8 @@ from component.training.interruption import naming_lost_process
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
-NO_FILE = 0
+AT_ONCE = 2**18  # images whose states and keys are worked out together: some 100 bytes each
 CAME = "was not there when the run began, and is there now: start again when all files are."
-
-
-def image_key(identity: str | None) -> int:
-    """64-bit digest of what `PairTable.image_identity` gives; NO_FILE for None."""
-    if identity is None:
-        return NO_FILE
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 class FeatureCache:
@@ -177,14 +169,8 @@ def cache_features(
     before = open_found(cache.folder, cache.blocks, table)
     if len(set(gather_object([before and before.arrays.version]))) > 1:
         before = None
-    # The processes' shares do not depend on what they see.
-    numbers = np.arange(process.process_index, len(table.first_rows), process.num_processes)
-    states = table.image_states(table.first_rows[numbers])
-    if before:  # what has not changed since, and has a feature, needs no look
-        is_new = (before.states(numbers) != states).any(axis=1) | (before.arrays["positions"][numbers] < 0)
-        numbers, states = numbers[is_new], states[is_new]
+    numbers, keys, states = _to_look_at(table, before, process.process_index, process.num_processes)
     rows = table.first_rows[numbers]
-    keys = np.array([image_key(table.image_identity(row)) for row in rows.tolist()], np.int64)
     missing = cache.find(keys) < 0
     bad: list[tuple[int, str]] = []
     if missing.any():
@@ -212,6 +198,25 @@ def cache_features(
         return CachedImages(table, before, reasons)
     found = merge_found(before, cache.blocks(), len(table.first_rows), numbers, positions, states)
     return CachedImages(table, keep_found(found, cache.folder, table), reasons)
+
+
+def _to_look_at(
+    table: PairTable, before: Found | None, rank: int, processes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of one process's share of the images, those that have changed since or had no feature: numbers, keys, states.
+
+    The shares do not depend on what the processes see. What is to be held grows with what is to be looked at.
+    """
+    found = []
+    for first in range(rank, len(table.first_rows), AT_ONCE * processes):
+        numbers = np.arange(first, min(first + AT_ONCE * processes, len(table.first_rows)), processes)
+        states = table.image_states(table.first_rows[numbers])
+        if before:
+            is_new = (before.states(numbers) != states).any(axis=1) | (before.arrays["positions"][numbers] < 0)
+            numbers, states = numbers[is_new], states[is_new]
+        found.append((numbers, table.image_keys(table.first_rows[numbers], states), states))
+    empty = np.empty(0, np.int64)
+    return tuple(map(np.concatenate, zip((empty, empty, np.empty((0, 2), np.int64)), *found, strict=True)))
 
 
 def _encoded(

@@ -6,9 +6,9 @@ from math import isqrt
 
 import numpy as np
 
+from component.pairs.hashing import mix
+
 ROUNDS = 8
-_FACTORS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)  # of splitmix64
-_SHIFTS = np.array([30, 27, 31], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Permutation:
     Numbers are pairs of digits, (x // b, x % b), to each of which in turn a hash of the other is added: a Feistel
     network over Z_a × Z_b (FE1 of Bellare, Ristenpart, Rogaway and Stegers, Format-Preserving Encryption, SAC 2009).
     That permutes the a·b numbers; those that land at or beyond `size`, fewer than a of them, go through again until
-    they do not (cycle-walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002). The hash is
-    splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014). Good for shuffling, not for secrets.
+    they do not (cycle-walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002). Good for
+    shuffling, not for secrets.
 
     Args:
         size: up to 2^62.
@@ -48,14 +48,7 @@ class Permutation:
         left, right = numbers // b, numbers % b
         for turn, key in enumerate(self._keys):
             if turn % 2:
-                right = (right + _hash(left, key) % b) % b
+                right = (right + mix(left ^ key) % b) % b
             else:
-                left = (left + _hash(right, key) % a) % a
+                left = (left + mix(right ^ key) % a) % a
         return left * b + right
-
-
-def _hash(numbers: np.ndarray, key: np.uint64) -> np.ndarray:
-    numbers = numbers ^ key
-    for shift, factor in zip(_SHIFTS[:2], _FACTORS, strict=True):
-        numbers = (numbers ^ (numbers >> shift)) * factor
-    return numbers ^ (numbers >> _SHIFTS[2])

@@ -113,10 +113,12 @@ def start(code: str, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
 
 
+# SIGHUP as a terminal leaves it, though the tests may run under nohup.
 WAITING = """
 import signal, sys, time
-from component.command import LineFormatter, run
+from component.command import run
 from component.files import new_file
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
 def main():
     with new_file(sys.argv[1]) as file:
         print("begun", flush=True)
@@ -127,13 +129,25 @@ sys.exit(run(main))
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_clears_away_what_was_begun(tmp_path, number):
-    command = [sys.executable, "-c", WAITING, str(tmp_path / "out")]
+    command = [sys.executable, "-c", WAITING, str(tmp_path / "out"), "SIG_DFL"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (128 + number, "\nStopped.\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
+    command = [sys.executable, "-c", WAITING, str(tmp_path / "out"), "SIG_IGN"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (128 + signal.SIGTERM, "\nStopped.\n")
 
 
 def test_a_reader_that_has_read_enough_is_no_error():

@@ -22,7 +22,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,7 +86,7 @@ def bench_download(args, folder: Path) -> list[dict]:
         with Servers(latency, faulty) as servers:
             rates = {}
             for candidate, run in candidates.items():
-                work = fresh(folder / candidate)
+                work = new(folder / f"{candidate}-{len(table)}")
                 write_table(work / "warm.csv", servers.urls(START_UP_ROWS, healthy=True))
                 start_up, _ = run(args, work / "warm.csv", work / "warm", resize)
                 write_table(work / "train.csv", servers.urls(args.rows))
@@ -108,7 +107,7 @@ def bench_download(args, folder: Path) -> list[dict]:
                 )
                 print_row(table[-1], rates["ours"] / rates[candidate])
             if faulty and resize is None:
-                work = fresh(folder / "plain")
+                work = new(folder / f"plain-{len(table)}")
                 seconds, kept = run_plain(servers.urls(args.plain_rows), work)
                 row = {"server": name, "resize": None, "candidate": "plain", "rows": args.plain_rows, "kept": kept}
                 table.append(row | {"seconds": seconds, "images_per_second": kept / seconds})
@@ -181,8 +180,9 @@ def write_table(path: Path, urls: list[str]) -> None:
         writer.writerows([f"caption {i}", url, f"{i}.jpg"] for i, url in enumerate(urls))
 
 
-def fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
+def new(folder: Path) -> Path:
+    """Nothing is removed before the end: where files were just removed, ext4 looks on for a free number, which takes
+    longer than the download of one."""
     folder.mkdir()
     return folder
 
@@ -275,7 +275,7 @@ def example_image(seed: int, size: tuple[int, int]) -> bytes:
 
 
 def bench_filter(args, folder: Path) -> list[dict]:
-    images = fresh(folder / "filter")
+    images = new(folder / "filter")
     paths = [images / f"{i}.jpg" for i in range(args.filter_rows)]
     contents = [example_image(seed, (300, 300)) for seed in range(256)]
     for i, path in enumerate(paths):
@@ -347,7 +347,7 @@ def bench_pixels(args, folder: Path) -> list[dict]:
 
 
 def bench_memory(args, folder: Path) -> list[dict]:
-    work = fresh(folder / "memory")
+    work = new(folder / "memory")
     (work / "images").mkdir()
     for i in range(100):
         (work / "images" / f"{i}.jpg").write_bytes(example_image(i, (16, 16)))

@@ -12,6 +12,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from component.download.address import refuse_private
 from component.download.failure import FetchError
 
+BLOCK_BYTES = 64 * 1024  # what is read at once: most images come whole with their headers
 SILENCE_SECONDS = 10.0  # longest wait for a connection, and for the next bytes; never longer than the deadline
 
 
@@ -68,7 +69,9 @@ class _Reader(io.RawIOBase):
             raise TimeoutError("deadline")
         if allowance.bytes_left <= 0:
             raise TooManyBytesError
-        self._sock.settimeout(min(SILENCE_SECONDS, left))
+        patience = min(SILENCE_SECONDS, left)
+        if patience != self._sock.gettimeout():  # setting it is a call to the system
+            self._sock.settimeout(patience)
         count = self._raw.readinto(buffer)
         allowance.bytes_left -= count or 0
         return count
@@ -85,7 +88,7 @@ class _Reader(io.RawIOBase):
 class _Response(http.client.HTTPResponse):
     def __init__(self, sock, *args, **kwargs):
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Reader(self.fp.detach(), sock))
+        self.fp = io.BufferedReader(_Reader(self.fp.detach(), sock), BLOCK_BYTES)
 
     def begin(self) -> None:
         super().begin()

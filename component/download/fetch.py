@@ -18,12 +18,11 @@ from urllib3 import BaseHTTPResponse, exceptions
 from urllib3.util import Url, make_headers, parse_url
 
 from component.download.address import read_url, refuse_private_by_name
-from component.download.connection import SILENCE_SECONDS, TooManyBytesError, allowance, pool_manager
+from component.download.connection import BLOCK_BYTES, SILENCE_SECONDS, TooManyBytesError, allowance, pool_manager
 from component.download.failure import FetchError
 
 MAX_REDIRECTS = 5
 HEADER_BYTES = 128 * 1024  # of one answer; and what may come in a body beside its content, as the sizes of chunks
-BLOCK_BYTES = 64 * 1024
 OPT_OUT_DIRECTIVES = {"noai", "noimageai", "noindex", "noimageindex"}  # the four that img2dataset respects
 # Failures of this machine, which no other URL would be spared: the run stops instead of blaming the servers.
 OUR_ERRNO = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}

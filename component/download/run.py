@@ -19,7 +19,8 @@ from typing import BinaryIO
 from component.download.address import host_of
 from component.download.decoding import Decoders
 from component.download.failure import FetchError
-from component.download.fetch import BLOCK_BYTES, OUR_ERRNO, Fetcher, FetchLimits
+from component.download.connection import BLOCK_BYTES
+from component.download.fetch import OUR_ERRNO, Fetcher, FetchLimits
 from component.download.host_queue import HostQueue
 from component.download.report import Outcome, Report
 from component.download.url_table import NO_ROWS, Row, read_rows
@@ -262,7 +263,8 @@ class _Run:
             job.seconds += time.monotonic() - started
 
     def _write(self, content: BinaryIO, path: str, outcome: Outcome) -> None:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not os.path.isdir(os.path.dirname(path)):  # makedirs alone would lock the folder around it each time
+            os.makedirs(os.path.dirname(path), exist_ok=True)
         digest = hashlib.blake2b(digest_size=8)
         content.seek(0)
         with _named(path), new_file(path, "wb", sync=False) as file:

@@ -14,7 +14,7 @@ def import_pyarrow():
     return import_optional("pyarrow", "Parquet")
 
 
-def read_parquet(path: str, required: Sequence[str], chunk_rows: int = 100_000) -> Iterator[pd.DataFrame]:
+def read_parquet(path: str, required: Sequence[str], chunk_rows: int = 20_000) -> Iterator[pd.DataFrame]:
     """Yield the required columns of a Parquet file in order, at most `chunk_rows` rows at a time.
 
     Every cell is a `str`: a number is written out, a null is "".

@@ -30,7 +30,7 @@ def read_pairs(
     path: str,
     required: Sequence[str] = ("text", "filename"),
     only_required: bool = False,
-    chunk_rows: int = 100_000,
+    chunk_rows: int = 20_000,
 ) -> Iterator[pd.DataFrame]:
     """Yield the rows of a CSV in order, at most `chunk_rows` at a time, so memory does not grow with the file.
 

@@ -1,9 +1,7 @@
 """Download the pictures of a CSV `text,url,filename`. Run it again to resume; see --help and the README."""
 
 import argparse
-import logging
 import sys
-import warnings
 
 from component.command import Parser, number, output_file, output_folder, part, run, share, whole_number
 
@@ -81,9 +79,6 @@ def download(args: argparse.Namespace) -> int:
     from component.download.tally import Tally, summary
     from component.download.url_table import count_rows
 
-    # Pillow and urllib3 warn of what they repair, in the middle of the bar
-    warnings.filterwarnings("ignore", module="PIL|urllib3")
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
     limits = FetchLimits(
         timeout=args.timeout,
         max_bytes=args.max_bytes,

@@ -282,25 +282,42 @@ def test_a_killed_run_leaves_only_whole_pictures_and_is_resumed_without_fetching
     assert len(twice) <= 8 and not {f"/slow/{path.stem}" for path in kept} & set(twice)
 
 
-def decoder_processes() -> list[multiprocessing.Process]:
-    return [child for child in multiprocessing.active_children() if child.name == "decoder"]
+def processes() -> list[multiprocessing.Process]:
+    return [child for child in multiprocessing.active_children() if child.name == "download"]
 
 
 @pytest.mark.parametrize("resize", [None, 32])
-def test_a_decoder_that_is_killed_costs_no_image_and_none_is_left_at_the_end(tmp_path, server, resize):
+def test_a_process_that_is_killed_costs_no_image_and_none_is_left_at_the_end(tmp_path, server, resize):
     write_table(tmp_path, [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(8)])
     with Report(str(tmp_path / "download_report.csv")) as written:
         outcomes = outcomes_of(tmp_path, written, resize)
         first = next(outcomes)
-        killed = decoder_processes()
+        killed = processes()
         for process in killed:
             process.kill()
         assert killed and [first.status, *(outcome.status for outcome in outcomes)] == ["ok"] * 8
-    assert len(files(tmp_path)) == 8 and not decoder_processes()
+    assert len(files(tmp_path)) == 8 and not processes()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one process per core")
+def test_hosts_are_dealt_to_the_processes_and_each_keeps_its_limit_when_one_is_killed(tmp_path, server):
+    with ImageServer() as other:
+        write_table(tmp_path, [("", (server, other)[i % 2].url(f"slow/{i}"), f"{i}.jpg") for i in range(40)])
+        settings = DownloadSettings(num_threads=6, per_host=3, limits=LOCAL)
+        with Report(str(tmp_path / "download_report.csv")) as written:
+            outcomes = download_images(str(tmp_path / "train.csv"), str(tmp_path / "images"), written, settings)
+            first = next(outcomes)
+            both = processes()
+            both[0].kill()
+            assert [first.status, *(outcome.status for outcome in outcomes)] == ["ok"] * 40
+        assert len(both) == 2 and len(files(tmp_path)) == 40
+        asked_again = [host for host in (server, other) if max(host.hits.values()) > 1]
+        assert len(asked_again) <= 1 and server.peak <= 6 and other.peak <= 6
+        assert min(server.peak, other.peak) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_image_that_brings_its_decoder_down_has_its_reason_and_the_others_are_kept(tmp_path, server):
+def test_an_image_that_brings_its_process_down_has_its_reason_and_the_others_are_kept(tmp_path, server):
     buffer = io.BytesIO()
     Image.new("RGB", (8000, 8000)).save(buffer, "PNG", compress_level=1)  # 256 MB decoded, and 200 kB for them
     server.answers["large"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
@@ -310,7 +327,7 @@ def test_an_image_that_brings_its_decoder_down_has_its_reason_and_the_others_are
 
     def play_out_of_memory_killer():
         while not ended.wait(0.005):
-            for process in decoder_processes():
+            for process in processes():
                 with contextlib.suppress(OSError, IndexError):  # it has ended
                     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
                     if pages * os.sysconf("SC_PAGE_SIZE") > 150 * 2**20:
@@ -324,10 +341,10 @@ def test_an_image_that_brings_its_decoder_down_has_its_reason_and_the_others_are
     assert by_reason == {("ok", ""): 5, ("failed", "decoder_killed"): 1}
 
 
-def test_a_machine_on_which_no_decoder_starts_does_not_blame_the_image(tmp_path, server, monkeypatch, capfd):
+def test_a_machine_on_which_no_process_starts_does_not_blame_the_image(tmp_path, server, monkeypatch, capfd):
     write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg")])
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(shutil.which("false")))
-    with pytest.raises(OSError, match="a process that decodes images ends as it starts"):
+    with pytest.raises(OSError, match="a process of the download ends again and again"):
         download(tmp_path)
     assert not files(tmp_path) and not report(tmp_path)
 

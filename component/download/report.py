@@ -6,35 +6,15 @@ import io
 import os
 import threading
 from array import array
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, fields, replace
 
 import numpy as np
 
+from component.download.outcome import Outcome
 from component.download.url_table import NO_ROWS, row_hashes
 from component.lock import sole_writer
 from component.pairs.table import read_pairs, require_columns
 from component.plain_text import cell_text, one_line, spreadsheet_cell
-
-
-@dataclass
-class Outcome:
-    """What became of one row.
-
-    Attributes:
-        status: `ok`; `verified`, where a file from elsewhere was found whole; `failed`; or `skipped` (needs nothing;
-            not in the report).
-        reason: one word to count by, then perhaps a colon and details; empty when ok.
-        bytes: size of the file. seconds: network and decoding time, without waiting for a turn.
-    """
-
-    filename: str
-    url: str
-    status: str
-    http_code: int | None = None
-    reason: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
-
 
 COLUMNS = [field.name for field in fields(Outcome)]
 MAX_REASON = 300  # characters

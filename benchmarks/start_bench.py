@@ -173,7 +173,8 @@ def start(case: str, folder: str) -> None:
         if part.places.start == 0:
             if case == "cached":
                 collate(examples)
-            print(time.perf_counter() - begin, flush=True)
+            seconds = time.perf_counter() - begin
+    print(seconds, flush=True)
     sys.stdin.readline()
     print(private_megabytes() - memory)
 

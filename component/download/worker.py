@@ -39,7 +39,7 @@ MAX_RETRY_AFTER = 60.0  # seconds; who asks for more is left for another day (--
 SILENT_IN_A_ROW = 20  # unanswered requests after which a host counts as dead for the rest of the run
 FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS} | OUR_ERRNO  # every further row would fail the same way
 THIS_DISK = ""  # the host of files that are there and wait to be verified
-KEPT_BLOCKS = 4  # of Pillow's, at most 16 MiB each
+KEPT_BLOCKS = 8  # of Pillow's, at most 16 MiB each
 NOTHING = 0  # in a place where one decodes: nobody does
 
 

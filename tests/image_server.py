@@ -224,6 +224,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes([value]))
             time.sleep(0.2)
 
+    def kind_steady(self, rest):
+        self.answer(b"", Content_Length="6000")
+        for _ in range(20):
+            self.wfile.write(bytes(300))
+            time.sleep(0.2)
+
     def kind_headerdrip(self, rest):
         self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
         for _ in range(100):

@@ -41,6 +41,17 @@ def reason_for(url: str, **limits) -> str:
     return str(caught.value)
 
 
+def test_a_body_that_comes_a_byte_at_a_time_ends_long_before_the_deadline(server, monkeypatch):
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 1.0)
+    with pytest.raises(FetchError, match=r"^timeout: body unfinished after \d{1,2} bytes$"):
+        fetch(server.url("drip/x"), seconds=60)  # at five bytes a second
+
+
+def test_a_body_that_comes_slowly_but_comes_is_waited_for(server, monkeypatch):
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 1.0)
+    assert len(fetch(server.url("steady/x"), seconds=60)) == 6000  # in four seconds
+
+
 # --- addresses ---------------------------------------------------------------------------------------------------
 
 PRIVATE_ADDRESSES = """

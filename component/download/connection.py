@@ -14,6 +14,7 @@ from component.download.failure import FetchError
 
 BLOCK_BYTES = 64 * 1024  # what is read at once: most images come whole with their headers
 SILENCE_SECONDS = 10.0  # longest wait for a connection, and for the next bytes; never longer than the deadline
+LEAST_BYTES = 1000  # in so many seconds, once an answer has begun: one that comes more slowly is as good as none
 
 
 class TooManyBytesError(Exception):
@@ -59,6 +60,7 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, raw: socket.SocketIO, sock: socket.socket):
         self._raw, self._sock = raw, sock
+        self._due, self._missing = 0.0, 0  # when so many more bytes must have come
 
     def readable(self) -> bool:
         return True
@@ -74,6 +76,11 @@ class _Reader(io.RawIOBase):
             self._sock.settimeout(patience)
         count = self._raw.readinto(buffer)
         allowance.bytes_left -= count or 0
+        self._missing -= count or 0
+        if self._missing <= 0:
+            self._due, self._missing = time.monotonic() + SILENCE_SECONDS, LEAST_BYTES
+        elif time.monotonic() > self._due:  # asked after reading: it may be we who were slow
+            raise TimeoutError("too slow")
         return count
 
     def readall(self) -> bytes:

@@ -17,6 +17,7 @@ from component.files import sweep
 
 HOSTS_IN_TURN = 4096  # are dealt out evenly, and remembered; further ones by a hash of their names
 MOST_KILLS = 2  # of processes by one image, the second time while no other was decoded
+CLOSING_SECONDS = 10.0  # for files that are being written; a disk that hangs has longer ones
 DEATHS_IN_A_ROW = 3  # of one process that ended no job meanwhile: nothing will come of it
 
 
@@ -34,7 +35,7 @@ class Processes:
         cores = _usable_cores()
         count = max(1, min(cores, settings.num_threads // settings.per_host))
         self.ended: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-        each = replace(settings, num_threads=math.ceil(settings.num_threads / count))
+        each = replace(settings, num_threads=settings.num_threads // count)
         self._processes = [_Process(each, math.ceil(cores / count), report, self._end) for _ in range(count)]
         self._hosts: dict[str, int] = {}
 
@@ -90,8 +91,9 @@ class _Process:
 
     def join(self) -> None:
         if self._process is not None:
+            self._process.join(CLOSING_SECONDS)
+            self._process.kill()
             self._listener.join()
-            self._process.join()
             self._pipe.close()
 
     def _start(self) -> None:
@@ -124,8 +126,9 @@ class _Process:
             except (EOFError, ConnectionError):
                 break
             if isinstance(message, ToNote):
+                answer = message.number, self._note(message)
                 with self._lock:
-                    self._send((message.number, self._note(message)))
+                    self._send(answer)
             else:
                 del self._jobs[message.number]
                 self._deaths = 0

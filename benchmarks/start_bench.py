@@ -87,7 +87,12 @@ def measure(case: str, folder: str) -> dict[str, float]:
         for _ in range(2 if case == "together" else 1)
     ]
     seconds = [float(process.stdout.readline()) for process in processes]  # all stand at the same place now
-    memory = [float(process.communicate("\n")[0]) for process in processes]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    memory = [float(process.stdout.readline()) for process in processes]  # while all are there
+    for process in processes:
+        process.communicate()
     return {"seconds": max(seconds), "private_megabytes": max(memory)}
 
 
@@ -158,7 +163,8 @@ def load(folder: Path, case: str) -> PairDataset:
 
 
 def start(case: str, folder: str) -> None:
-    """Print the seconds to the first batch, and private MB after some, when there is a line to read."""
+    """Print the seconds to the first batch, and when there is a line to read, the private MB after some batches; and
+    wait for the end of the input."""
     memory, begin = private_megabytes(), time.perf_counter()
     pairs = load(Path(folder), case)
     if case == "cached":
@@ -176,7 +182,8 @@ def start(case: str, folder: str) -> None:
             seconds = time.perf_counter() - begin
     print(seconds, flush=True)
     sys.stdin.readline()
-    print(private_megabytes() - memory)
+    print(private_megabytes() - memory, flush=True)
+    sys.stdin.read()
 
 
 def private_megabytes() -> float:

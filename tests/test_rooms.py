@@ -8,7 +8,7 @@ import pytest
 COMPONENT = Path(__file__).parents[1] / "component"
 FOLDERS = {path.name for path in COMPONENT.iterdir() if (path / "__init__.py").exists()}
 TOP = {path.stem for path in COMPONENT.glob("*.py")} - {"__init__"}
-GROUND = {"command", "files", "lock", "model_path", "optional", "plain_text"}
+GROUND = {"command", "cores", "files", "lock", "model_path", "optional", "plain_text"}
 
 
 def rooms_known_to(room: str) -> set[str]:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
+from component.cores import usable_cores
 from component.download.outcome import Outcome
 from component.download.report import Report
 from component.download.worker import NOTHING, THIS_DISK, DownloadSettings, Job, ToNote, serve
@@ -32,7 +33,7 @@ class Processes:
     """
 
     def __init__(self, settings: DownloadSettings, report: Report):
-        cores = _usable_cores()
+        cores = usable_cores()
         count = max(1, min(cores, settings.num_threads // settings.per_host))
         self.ended: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
         each = replace(settings, num_threads=settings.num_threads // count)
@@ -170,7 +171,3 @@ class _Process:
             sweep(folder)
         for job in self._jobs.values():
             self._send(job)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

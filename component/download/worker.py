@@ -120,8 +120,8 @@ def serve(pipe: Connection, settings: DownloadSettings, decoded: MutableSequence
             many are in memory at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other side; the end of the pipe is for us
-    # Pillow and urllib3 warn of what they repair, in the middle of the bar
-    warnings.filterwarnings("ignore", module="PIL|urllib3")
+    # It warns of what it repairs, in the middle of the bar; so does Pillow, which `image.load` keeps quiet.
+    warnings.filterwarnings("ignore", module="urllib3")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     # Pixels of the last image make room for the next: many threads that each return them cost a sixth of the time.
     Image.core.set_blocks_max(KEPT_BLOCKS)

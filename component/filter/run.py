@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pandas as pd
 
+from component.cores import usable_cores
 from component.files import new_file
 from component.filter.rules import FilterRules, Finding, check_pairs
 from component.image.check import check_image
@@ -122,7 +123,7 @@ def _inspected(
     # spawn: a forked child would inherit the locks of the threads that torch runs in this process.
     # Ctrl-C is for this process alone; the workers end with it, however it ends.
     with ProcessPoolExecutor(
-        num_workers or _usable_cores(),
+        num_workers or usable_cores(),
         multiprocessing.get_context("spawn"),
         initializer=_live_as_parent,
     ) as pool:
@@ -158,10 +159,6 @@ def _path(image_path: str, filename: str) -> str | ValueError:
         return image_file(image_path, filename)
     except ValueError as error:
         return error
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class FilterOutput:

@@ -210,11 +210,12 @@ def _to_look_at(
     found = []
     for first in range(rank, len(table.first_rows), AT_ONCE * processes):
         numbers = np.arange(first, min(first + AT_ONCE * processes, len(table.first_rows)), processes)
-        states = table.image_states(table.first_rows[numbers])
+        rows = table.first_rows[numbers]
+        states = table.image_states(rows)
         if before:
             is_new = (before.states(numbers) != states).any(axis=1) | (before.arrays["positions"][numbers] < 0)
-            numbers, states = numbers[is_new], states[is_new]
-        found.append((numbers, table.image_keys(table.first_rows[numbers], states), states))
+            numbers, rows, states = numbers[is_new], rows[is_new], states[is_new]
+        found.append((numbers, table.image_keys(rows, states), states))
     empty = np.empty(0, np.int64)
     return tuple(map(np.concatenate, zip((empty, empty, np.empty((0, 2), np.int64)), *found, strict=True)))
 

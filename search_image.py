@@ -87,8 +87,10 @@ def index(args: argparse.Namespace) -> int:
     from component.search.open import gallery_to_write
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
-    bar = tqdm(unit=" pictures", desc="index", disable=not is_first)
-    with gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model), bar:
+    with (
+        gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model),
+        tqdm(unit=" pictures", desc="index", disable=not is_first) as bar,
+    ):
         report = update(
             gallery,
             *model,

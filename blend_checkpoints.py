@@ -8,8 +8,8 @@ import argparse
 import os
 import sys
 
-from component.command import Parser, alphas, output_folder, run, whole_number
-from component.plain_text import one_line
+from component.ground.command import Parser, alphas, output_folder, run, whole_number
+from component.ground.plain_text import one_line
 
 
 def parse_args() -> argparse.Namespace:

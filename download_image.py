@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from component.command import Parser, number, output_file, output_folder, part, run, share, whole_number
+from component.ground.command import Parser, number, output_file, output_folder, part, run, share, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,9 +73,9 @@ def main() -> int:
 def download(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from component.download.download import DownloadSettings, download_images
     from component.download.fetch import FetchLimits
     from component.download.report import Report, default_report
-    from component.download.run import DownloadSettings, download_images
     from component.download.tally import Tally, summary
     from component.download.url_table import count_rows
 

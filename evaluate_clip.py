@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from component.command import Parser, input_file, output_folder, run, whole_number
-from component.plain_text import one_line
+from component.ground.command import Parser, input_file, output_folder, run, whole_number
+from component.ground.plain_text import one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
 
-    from component.lock import sole_writer
+    from component.ground.lock import sole_writer
 
     with sole_writer(args.output, inside=True):
         return evaluate(args)

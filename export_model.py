@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from component.command import Parser, output_folder, run
 from component.export.formats import FORMATS, export
+from component.ground.command import Parser, output_folder, run
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from component.command import Parser, input_folder, number, output_file, run, share, whole_number
+from component.ground.command import Parser, input_folder, number, output_file, run, share, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,11 +70,11 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from component.files import require_writable
     from component.filter.funnel import Funnel
+    from component.filter.judge import FilterOutput, count_rows, judge_pairs
     from component.filter.rules import FilterRules
-    from component.filter.run import FilterOutput, count_rows, judge_pairs
-    from component.lock import sole_writer
+    from component.ground.files import require_writable
+    from component.ground.lock import sole_writer
 
     names = "min_text max_text min_chinese min_side max_aspect exact_duplicates near_duplicates".split()
     rules = FilterRules(**{name: getattr(args, name) for name in names})

@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 
-from component.command import Parser, input_file, output_file, run, whole_number
-from component.plain_text import one_line
+from component.ground.command import Parser, input_file, output_file, run, whole_number
+from component.ground.plain_text import one_line
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
 TASKS = ("image-text", "text-text", "image-image", "all")  # component.similarity, which takes seconds to import
@@ -41,8 +41,8 @@ def text(given: str) -> str:
 def main() -> int:
     args = parse_args()
 
+    from component.ground.lock import sole_writers
     from component.image.folder import image_files
-    from component.lock import sole_writers
     from component.pairs.lines import read_lines
     from component.similarity import choose_tasks
 
@@ -64,7 +64,7 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
 
     from component.checkpoint import load_checkpoint
     from component.embedding import embed_images, embed_texts
-    from component.files import write_text
+    from component.ground.files import write_text
     from component.report.matches import terminal_table, title, write_matches_csv, write_matches_json
     from component.report.page import similarity_page
     from component.similarity import compare

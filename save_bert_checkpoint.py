@@ -2,7 +2,7 @@
 
 import sys
 
-from component.command import Parser, output_folder, run
+from component.ground.command import Parser, output_folder, run
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from component.command import Parser, input_file, number, output_file, run, share, whole_number
+from component.ground.command import Parser, input_file, number, output_file, run, share, whole_number
 
 PORT = 7860
 
@@ -109,7 +109,7 @@ def index(args: argparse.Namespace) -> int:
 
 
 def query(args: argparse.Namespace) -> int:
-    from component.files import write_json, write_text
+    from component.ground.files import write_json, write_text
     from component.report.search import hits_as_json, hits_page, hits_table
     from component.search.open import open_searcher
     from component.search.query import Filter, Query
@@ -168,7 +168,7 @@ def export(args: argparse.Namespace) -> int:
 def main() -> int:
     args = parse_args()
 
-    from component.lock import sole_writers
+    from component.ground.lock import sole_writers
 
     with sole_writers(*(getattr(args, output, None) for output in ("json", "html", "output"))):
         return {"index": index, "query": query, "serve": serve, "export": export}[args.command](args)

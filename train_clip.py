@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 
-from component.command import Parser, input_file, run
+from component.ground.command import Parser, input_file, run
 
 logger = logging.getLogger("train_clip")
 
@@ -24,7 +24,7 @@ def main() -> int | None:
 
     # Only now, because these imports take seconds: --help and a mistyped option are answered at once.
     from component.argument import load_arguments
-    from component.lock import sole_writer
+    from component.ground.lock import sole_writer
 
     args = load_arguments(options.train_args_file, options.set)
     log_on_first_process(args.process_index)

@@ -6,8 +6,8 @@ FOLDER gets gpu_bench.json, and gpu_bench.md with the tables for the page:
 
 - pairs per second of train_bench's loops in bf16 and in fp16, on captions of a lognormal length: the published loop,
   ours with and without the feature cache, the bare text tower, the groups that cost least beside one group; what a
-  group costs (GPU_COSTS of component/text_groups.py), padding, filling of the cache, the peak of matrix products, and
-  hours of the published recipe; in bf16 torch.compile, too
+  group costs (GPU_COSTS of component/pairs/text_groups.py), padding, filling of the cache, the peak of matrix
+  products, and hours of the published recipe; in bf16 torch.compile, too
 - peak memory of a step with the gradient cache, by scale_bench
 - speed and memory of the loss, by scale_bench
 - pairs per second beside other trainers, by peer_bench; open_clip's where --open_clip_python says where it is

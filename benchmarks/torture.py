@@ -181,7 +181,7 @@ def make_cases(folder: Path, address: str) -> dict[str, Case]:
 
     def check_training(output: Path) -> None:
         from component.checkpoint import load_model
-        from component.training.saved import require_whole, saved_checkpoints
+        from component.training.checkpoint_files import require_whole, saved_checkpoints
 
         for path in saved_checkpoints(str(output / "run")):
             require_whole(path)

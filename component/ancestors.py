@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from transformers.utils import cached_file
 
-from component.files import write_json
-from component.fingerprint import fingerprint
+from component.ground.files import write_json
+from component.ground.fingerprint import fingerprint
+from component.hub.pretrained import find_pretrained
 from component.model import BertCLIPModel
-from component.pretrained import find_pretrained
 
 ANCESTORS = "ancestors.json"  # beside the weights
 

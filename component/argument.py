@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from component.pairs.text_groups import GroupCosts, costs_on
 from component.recipe.checks import (
     check_files,
     check_images,
@@ -34,7 +35,6 @@ from component.recipe.trainer_checks import (
     in_one_line,
 )
 from component.recipe.tuning_checks import check_learning_rates, check_lora
-from component.text_groups import GroupCosts, costs_on
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import torch
 from transformers import CLIPProcessor
 
+from component.hub.pretrained import BERT_CLIP, load_pretrained, quiet_transformers
 from component.model import BertCLIPModel
-from component.pretrained import BERT_CLIP, load_pretrained, quiet_transformers
 from component.processor import load_processor, require_fitting, save_processor
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from component.text_groups import FEWEST_GROUPS, GroupCosts, group_by_cost, pad_texts
+from component.pairs.text_groups import FEWEST_GROUPS, GroupCosts, group_by_cost, pad_texts
 
 
 @dataclass

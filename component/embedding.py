@@ -19,7 +19,7 @@ from transformers import CLIPProcessor
 from component.image.load import BadImageError, check_aspect, load_image, to_rgb
 from component.model import BertCLIPModel
 from component.pairs.ragged import RaggedArray
-from component.text_groups import costs_on, group_by_cost, pad_texts
+from component.pairs.text_groups import costs_on, group_by_cost, pad_texts
 
 _TEXTS_PER_CALL = 4096  # tokens as Python lists take ten times the memory of the flat array they go to
 

@@ -20,9 +20,9 @@ from transformers.utils import ModelOutput
 import component.processor  # noqa: F401, because it teaches transformers the processor files of older versions
 from component import modeling_bertclip
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
+from component.hub.pretrained import IMAGE_TOWER, TEXT_TOWER, check_pretrained, load_pretrained, loading
 from component.loss import contrastive_loss
 from component.modeling_bertclip import BertCLIPPreTrainedModel, fit_to_positions, text_tower
-from component.pretrained import IMAGE_TOWER, TEXT_TOWER, check_pretrained, load_pretrained, loading
 
 
 @dataclass

@@ -8,7 +8,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from component.configuration import BertCLIPConfig
-from component.pretrained import find_pretrained, loading
+from component.hub.pretrained import find_pretrained, loading
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,12 @@ from transformers import TrainerCallback
 
 from component.ancestors import write_ancestors
 from component.dataset import Pairs
-from component.files import replace_folder
+from component.ground.files import replace_folder
 from component.loss import contrastive_loss
 from component.metrics import mean_cosine, retrieval_metrics
 from component.processor import save_processor
 from component.training.bad_images import BadImages
+from component.training.checkpoint_files import UNFINISHED, naming_full_disk, remove_unfinished
 from component.training.data_wait import DataWait
 from component.training.early_stopping import StopEarly
 from component.training.gather import row_gather
@@ -32,7 +33,6 @@ from component.training.model_card import write_model_card
 from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel, with_scalars
 from component.training.resumable_trainer import ResumableTrainer
 from component.training.sampler import Part, SharedBatches
-from component.training.saved import UNFINISHED, naming_full_disk, remove_unfinished
 from component.training.symptoms import BOUND_OF_SCALE, NameSymptoms
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from conftest import ROOT
 from transformers import TrainingArguments
 
 from component.argument import CLIPTrainingArguments, load_arguments, read_arguments
+from component.pairs.text_groups import CPU_COSTS, FEWEST_GROUPS
 from component.recipe.old_keys import RENAMED, RETIRED, translate
-from component.text_groups import CPU_COSTS, FEWEST_GROUPS
 
 
 @pytest.fixture

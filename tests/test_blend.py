@@ -16,10 +16,10 @@ from component.ancestors import read_ancestors
 from component.argument import load_arguments
 from component.blend import blend, load_ends
 from component.checkpoint import load_checkpoint, load_model
-from component.command import run
 from component.evaluation.blend import Blend, Sweep, num_items, sweep
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
+from component.ground.command import run
 from component.model import BertCLIPModel
 from component.processor import load_processor, save_processor
 

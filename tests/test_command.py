@@ -13,8 +13,8 @@ import download_image
 import evaluate_clip
 import filter_data
 import predict_similarity
-from component.command import LineFormatter, run
-from component.plain_text import cell_text, one_line, spreadsheet_cell
+from component.ground.command import LineFormatter, run
+from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
 
 NO_NUMBER = ["-5", "abc", "nan", "inf", "", "1/2"]
 NO_WHOLE_NUMBER = [*NO_NUMBER, "1e3", "0.5", "9" * 30]
@@ -116,8 +116,8 @@ def start(code: str, **options) -> subprocess.Popen:
 # SIGHUP as a terminal leaves it, though the tests may run under nohup.
 WAITING = """
 import signal, sys, time
-from component.command import run
-from component.files import new_file
+from component.ground.command import run
+from component.ground.files import new_file
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
 def main():
     with new_file(sys.argv[1]) as file:
@@ -151,14 +151,14 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
-    code = "import sys\nfrom component.command import run\nsys.exit(run(lambda: print('x' * 100_000)))"
+    code = "import sys\nfrom component.ground.command import run\nsys.exit(run(lambda: print('x' * 100_000)))"
     process = start(code, stderr=subprocess.PIPE)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, "")
 
 
 def test_an_output_that_takes_no_more_is_one_line():
-    code = "import sys\nfrom component.command import run\nsys.exit(run(lambda: print('x')))"
+    code = "import sys\nfrom component.ground.command import run\nsys.exit(run(lambda: print('x')))"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and "No space left on device" in done.stderr.splitlines()[0]

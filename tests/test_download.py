@@ -21,12 +21,12 @@ import pytest
 from image_server import ImageServer, picture
 from PIL import Image
 
+from component.download.download import DownloadSettings, download_images
 from component.download.fetch import FetchLimits
 from component.download.host_queue import HostQueue
 from component.download.report import Outcome, Report
-from component.download.run import DownloadSettings, download_images
 from component.download.tally import Tally, summary
-from component.files import new_file
+from component.ground.files import new_file
 from component.pairs.paths import writable_file
 
 ROOT = Path(__file__).resolve().parent.parent

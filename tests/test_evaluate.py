@@ -18,7 +18,6 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 import evaluate_clip
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
-from component.command import run
 from component.dataset import PairDataset
 from component.embedding import embed_images, embed_texts
 from component.evaluation.image_folder import read_image_folder
@@ -26,8 +25,9 @@ from component.evaluation.mistakes import Mistake, hardest_mistakes
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.evaluation.zero_shot import evaluate_zero_shot
+from component.ground.command import run
+from component.ground.lock import sole_writer
 from component.image.load import BadImageError
-from component.lock import sole_writer
 from component.metrics import classification_metrics, retrieval_ranks
 from component.processor import load_processor
 from component.prompts import PROMPTS, embed_classes

@@ -28,12 +28,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import export_model
 from component.checkpoint import load_checkpoint
-from component.command import run
 from component.embedding import embed_images, embed_texts
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import FORMATS, export
 from component.export.onnx import load_graphs
 from component.export.samples import embed_samples
+from component.ground.command import run
 from component.model import BertCLIPModel
 from component.processor import load_processor, save_processor
 

@@ -15,7 +15,7 @@ from PIL import Image
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset, Pairs
-from component.fingerprint import fingerprint
+from component.ground.fingerprint import fingerprint
 from component.model import BertCLIPModel
 from component.pairs.pair_table import NO_FILE
 from component.processor import load_processor
@@ -280,7 +280,9 @@ def test_too_little_room_is_said_before_the_work(tmp_path):
 
 
 def test_what_a_killed_run_was_writing_is_swept(tmp_path):
-    writing = "import os, sys\nfrom component.files import new_file\nwith new_file(sys.argv[1], 'wb'): os._exit(9)"
+    writing = (
+        "import os, sys\nfrom component.ground.files import new_file\nwith new_file(sys.argv[1], 'wb'): os._exit(9)"
+    )
     (tmp_path / "key").mkdir()
     run_python("-c", writing, tmp_path / "key" / "block.safetensors")
     assert len(os.listdir(tmp_path / "key")) == 1

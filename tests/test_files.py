@@ -9,8 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from component.files import is_temporary, new_file, new_folder, sweep, write_json
-from component.lock import sole_writer
+from component.ground.files import is_temporary, new_file, new_folder, sweep, write_json
+from component.ground.lock import sole_writer
 
 
 @pytest.fixture
@@ -19,7 +19,9 @@ def start():
     started = []
 
     def start_one(code: str, *arguments) -> subprocess.Popen:
-        code = f"import os, sys, time\nfrom component.files import *\nfrom component.lock import *\n{code}"
+        code = (
+            f"import os, sys, time\nfrom component.ground.files import *\nfrom component.ground.lock import *\n{code}"
+        )
         command = [sys.executable, "-c", code, *map(str, arguments)]
         started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         assert started[-1].stdout.readline() == "begun\n"
@@ -107,7 +109,7 @@ def test_a_folder_between_its_two_renames_gets_its_name_back(tmp_path, monkeypat
     """Where a system cannot exchange two folders, a kill can come between."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    monkeypatch.setattr("component.files._exchange", lambda first, second: False)
+    monkeypatch.setattr("component.ground.files._exchange", lambda first, second: False)
     rename = os.rename
 
     def killed(source, target):

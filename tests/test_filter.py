@@ -18,8 +18,8 @@ from image_server import huge_png, picture
 from PIL import Image
 
 import filter_data
+from component.filter.judge import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
 from component.filter.rules import FilterRules, chinese_share
-from component.filter.run import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
 from component.image.check import check_image
 from component.image.load import BadImageError, load_image
 from component.image.perceptual_hash import NearDuplicates, perceptual_hash

@@ -27,12 +27,12 @@ from transformers import (
     RobertaModel,
 )
 
-from component import pretrained
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
 from component.embedding import embed_texts
 from component.export.bert import save_bert
 from component.filter.clip_score import ClipScorer
+from component.hub import pretrained
 from component.training.build import check_tokens, describe, load_datasets, load_model
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)
@@ -482,7 +482,7 @@ filter_data --clip_model somebody/clip --train_file {data}/train.csv --image_pat
 
 def test_every_script_takes_a_model_from_the_hub_that_hf_endpoint_names(hub_server, data, train_args, tmp_path):
     code = (
-        "import importlib, sys\nfrom component.command import run\n"
+        "import importlib, sys\nfrom component.ground.command import run\n"
         "for line in sys.argv[1:]:\n"
         "    script, *sys.argv[1:] = line.split()\n"
         "    print(script, run(importlib.import_module(script).main))"

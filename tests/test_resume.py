@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 
 import train_clip
 from component.argument import load_arguments
-from component.files import write_json
-from component.lock import sole_writer
+from component.ground.files import write_json
+from component.ground.lock import sole_writer
 from component.trainer import CLIPTrainer
+from component.training.checkpoint_files import naming_full_disk, remove_oldest
+from component.training.checkpoint_files import saved_checkpoints as checkpoints
 from component.training.resume import checkpoint_to_resume
-from component.training.saved import naming_full_disk, remove_oldest
-from component.training.saved import saved_checkpoints as checkpoints
 
 HANGING = 100  # seconds
 
@@ -40,7 +40,7 @@ def run(train_args, monkeypatch):
         try:
             return train_clip.main()
         except ValueError as error:
-            return f"train_clip.py: {error}"  # as component.command.run says it
+            return f"train_clip.py: {error}"  # as component.ground.command.run says it
 
     return run_main
 

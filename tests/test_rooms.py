@@ -8,17 +8,16 @@ import pytest
 COMPONENT = Path(__file__).parents[1] / "component"
 FOLDERS = {path.name for path in COMPONENT.iterdir() if (path / "__init__.py").exists()}
 TOP = {path.stem for path in COMPONENT.glob("*.py")} - {"__init__"}
-GROUND = {"command", "cores", "files", "lock", "model_path", "optional", "plain_text"}
 
 
 def rooms_known_to(room: str) -> set[str]:
-    if room in {"loss", "metrics"}:
+    if room in {"ground", "loss", "metrics"}:
         return set()
-    if room in GROUND | {"image"}:
-        return GROUND
+    if room in {"hub", "image"}:
+        return {"ground"}
     if room == "pairs":
-        return GROUND | {"image"}
-    common = TOP | {"image", "pairs"}
+        return {"ground", "image"}
+    common = TOP | {"ground", "hub", "image", "pairs"}
     machinery = {"argument": {"recipe"}, "trainer": {"training"}, "report": {"evaluation", "search"}}
     return common | machinery.get(room, set())
 

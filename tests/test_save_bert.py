@@ -10,9 +10,9 @@ from conftest import CAPTIONS, run_python
 from transformers import BertModel, BertTokenizer, BertTokenizerFast
 
 import save_bert_checkpoint
-from component.command import run
 from component.export.bert import save_bert
-from component.lock import sole_writer
+from component.ground.command import run
+from component.ground.lock import sole_writer
 from component.model import BertCLIPModel
 
 

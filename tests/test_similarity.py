@@ -14,6 +14,7 @@ from transformers import CLIPProcessor
 from component import similarity as similarity_module
 from component.checkpoint import load_checkpoint
 from component.embedding import Embedded, embed_images, embed_texts, text_batches
+from component.pairs.text_groups import costs_on, group_by_cost
 from component.report.matches import match_rows, terminal_table
 from component.report.text_table import display_width, text_table
 from component.similarity import (
@@ -23,7 +24,6 @@ from component.similarity import (
     image_text_similarity,
     text_text_similarity,
 )
-from component.text_groups import costs_on, group_by_cost
 
 
 @pytest.fixture(scope="module")

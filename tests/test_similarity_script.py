@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import predict_similarity
-from component import command
-from component.lock import sole_writer
+from component.ground import command
+from component.ground.lock import sole_writer
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

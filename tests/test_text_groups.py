@@ -12,7 +12,7 @@ from component.configuration import BertCLIPConfig
 from component.datacollator import PairCollator
 from component.loss import clip_loss
 from component.model import BertCLIPModel
-from component.text_groups import CPU_COSTS, FEWEST_GROUPS, GPU_COSTS, GroupCosts, group_by_cost
+from component.pairs.text_groups import CPU_COSTS, FEWEST_GROUPS, GPU_COSTS, GroupCosts, group_by_cost
 
 LENGTHS = np.array([5, 22, 9, 6, 5, 12, 22])
 

@@ -17,11 +17,11 @@ import train_clip
 from component.argument import load_arguments
 from component.dataset import PairDataset
 from component.model import BertCLIPModel
-from component.pairs.survey import survey_texts
 from component.processor import load_processor
 from component.report.curves import draw_training
 from component.training.check_data import check_data
 from component.training.curves import WriteCurves, curves
+from component.training.survey import survey_texts
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The hand-off to img2dataset, for more links than one machine should fetch."""
 
-from component.files import new_file
+from component.ground.files import new_file
 from component.pairs.parquet import import_pyarrow
 from component.pairs.table import read_pairs
 

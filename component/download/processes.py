@@ -10,11 +10,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from component.cores import usable_cores
 from component.download.outcome import Outcome
 from component.download.report import Report
 from component.download.worker import NOTHING, THIS_DISK, DownloadSettings, Job, ToNote, serve
-from component.files import sweep
+from component.ground.cores import usable_cores
+from component.ground.files import sweep
 
 HOSTS_IN_TURN = 4096  # are dealt out evenly, and remembered; further ones by a hash of their names
 MOST_KILLS = 2  # of processes by one image, the second time while no other was decoded

@@ -12,9 +12,9 @@ import numpy as np
 
 from component.download.outcome import Outcome
 from component.download.url_table import NO_ROWS, row_hashes
-from component.lock import sole_writer
+from component.ground.lock import sole_writer
+from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
 from component.pairs.table import read_pairs, require_columns
-from component.plain_text import cell_text, one_line, spreadsheet_cell
 
 COLUMNS = [field.name for field in fields(Outcome)]
 MAX_REASON = 300  # characters

@@ -6,7 +6,7 @@ from component.download.address import host_of, mend_url
 from component.download.failure import FetchError
 from component.download.fetch import FetchLimits
 from component.download.report import Outcome, Report
-from component.plain_text import one_line
+from component.ground.plain_text import one_line
 
 
 class Tally:

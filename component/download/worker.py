@@ -30,7 +30,7 @@ from component.download.failure import FetchError
 from component.download.fetch import OUR_ERRNO, Fetcher, FetchLimits
 from component.download.host_queue import HostQueue
 from component.download.outcome import Outcome
-from component.files import new_file
+from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError
 

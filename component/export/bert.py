@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 from component.checkpoint import load_model
 from component.export.folder import export_folder
 from component.export.samples import TEXTS
-from component.pretrained import loading, quiet_transformers
+from component.hub.pretrained import loading, quiet_transformers
 from component.processor import load_tokenizer, save_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from component.files import new_folder
-from component.lock import sole_writer
+from component.ground.files import new_folder
+from component.ground.lock import sole_writer
 
 
 @contextmanager

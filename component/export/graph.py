@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from component.configuration import BertCLIPConfig
+from component.ground.optional import import_optional
 from component.model import BertCLIPModel
-from component.optional import import_optional
 
 _MOST_BYTES = 2**31 - 2**24  # of one file of protobuf; the graph itself takes its part
 _AXES = {

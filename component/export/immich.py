@@ -22,7 +22,7 @@ from component.export.graph import (
     token_inputs,
 )
 from component.export.samples import embed_samples
-from component.files import write_json
+from component.ground.files import write_json
 from component.processor import save_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from transformers import CLIPProcessor, PretrainedConfig, PreTrainedModel, Proce
 from component.configuration import BertCLIPConfig
 from component.export.samples import Samples, embed_samples
 from component.export.sentence_transformers import write_sentence_transformers
+from component.hub.pretrained import loading
 from component.model import BertCLIPModel
-from component.pretrained import loading
 from component.processor import save_processor
 
 logger = logging.getLogger(__name__)

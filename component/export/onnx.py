@@ -20,8 +20,8 @@ from component.export.graph import (
     token_inputs,
 )
 from component.export.samples import embed_samples
-from component.files import write_json
-from component.pretrained import loading
+from component.ground.files import write_json
+from component.hub.pretrained import loading
 from component.processor import save_processor
 
 NAMES = ("text_model", "vision_model", "model")

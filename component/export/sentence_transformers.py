@@ -2,7 +2,7 @@
 
 import os
 
-from component.files import write_json
+from component.ground.files import write_json
 
 _PACKAGE = "sentence_transformers.sentence_transformer.modules"  # the one place that 5.4 and 6 both have
 _MODULES = [

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from component.filter.run import REASONS
+from component.filter.judge import REASONS
 
 
 class Funnel:

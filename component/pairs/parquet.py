@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from component.optional import import_optional
+from component.ground.optional import import_optional
 from component.pairs.table import require_columns
 
 

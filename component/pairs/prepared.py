@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from component.files import new_folder, require_writable, sweep
+from component.ground.files import new_folder, require_writable, sweep
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.labelled import tsv_of
 from component.pairs.pair_table import ChunkEncoder, EncodedChunk, PairTable, write_pairs

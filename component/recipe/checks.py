@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import fields
 
-from component.model_path import is_hub_name
+from component.hub.model_path import is_hub_name
 from component.modeling_bertclip import POOLINGS
 from component.pairs.sources import check_pair_files, expand, needs_folder
 

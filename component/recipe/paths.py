@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from component.model_path import is_hub_name
+from component.hub.model_path import is_hub_name
 
 PATHS = ("output_dir", "train_file", "test_file", "image_path")
 PATHS_OR_WORDS = {

@@ -1,6 +1,6 @@
 """LoRA, and learning rates by part."""
 
-from component.optional import import_optional
+from component.ground.optional import import_optional
 from component.recipe.json_file import as_type
 from component.recipe.trainer_checks import require_number
 

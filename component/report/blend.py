@@ -8,8 +8,8 @@ from component.ancestors import write_ancestors
 from component.blend import Ends
 from component.checkpoint import save_checkpoint
 from component.evaluation.blend import Sweep
-from component.files import write_json
-from component.model_card import card_table, last_part, license_of, recalls_of, short_name, write_card
+from component.ground.files import write_json
+from component.hub.model_card import card_table, last_part, license_of, recalls_of, short_name, write_card
 from component.report.figures import load_pyplot, save_figure
 from component.report.text_table import markdown_table
 

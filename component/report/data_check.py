@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from component.files import new_file, write_text
-from component.plain_text import one_line, spreadsheet_cell
+from component.ground.files import new_file, write_text
+from component.ground.plain_text import one_line, spreadsheet_cell
 from component.report.html import data_uri, render
 
 PAGE, BAD_IMAGES = "check_data.html", "check_data_bad_images.csv"

@@ -9,7 +9,7 @@ from component.evaluation.image_folder import ClassifiedImages
 from component.evaluation.retrieval import RetrievalResult
 from component.evaluation.retrieval_data import RetrievalData
 from component.evaluation.zero_shot import ZeroShotResult
-from component.files import write_json, write_text
+from component.ground.files import write_json, write_text
 from component.metrics import RECALL_AT
 from component.report.figures import draw_mistakes, draw_recall
 from component.report.text_table import markdown_table

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from component.files import new_file
-from component.optional import import_optional
-from component.plain_text import one_line
+from component.ground.files import new_file
+from component.ground.optional import import_optional
+from component.ground.plain_text import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from component.plain_text import one_line
+from component.ground.plain_text import one_line
 
 THUMBNAIL_SIDE = 192  # pixels
 

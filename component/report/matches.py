@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from component.files import new_file, write_json
-from component.plain_text import spreadsheet_cell
+from component.ground.files import new_file, write_json
+from component.ground.plain_text import spreadsheet_cell
 from component.report.text_table import text_table
 from component.similarity import Similarity
 

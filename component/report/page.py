@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from component.embedding import Embedded, open_image
-from component.plain_text import one_line
+from component.ground.plain_text import one_line
 from component.report.html import data_uri, render
 from component.similarity import Similarity
 

@@ -4,9 +4,9 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
-from component.files import new_file
+from component.ground.files import new_file
+from component.ground.plain_text import one_line, spreadsheet_cell
 from component.image.load import BadImageError, load_image
-from component.plain_text import one_line, spreadsheet_cell
 from component.report.html import data_uri, render
 from component.report.text_table import text_table
 from component.search.gallery import Gallery

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from component.plain_text import one_line
+from component.ground.plain_text import one_line
 
 
 def display_width(text: str) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from component.files import new_file, write_json
-from component.optional import import_optional
+from component.ground.files import new_file, write_json
+from component.ground.optional import import_optional
 from component.search.gallery import Gallery
 
 INDEX, STATE = "vectors.faiss", "vectors.faiss.json"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from component.files import new_file
+from component.ground.files import new_file
 from component.pairs.parquet import import_pyarrow
 from component.search.gallery import Gallery, GalleryImage
 

@@ -9,8 +9,8 @@ from transformers import CLIPProcessor
 
 from component.checkpoint import load_checkpoint
 from component.embedding import embed_texts
-from component.fingerprint import fingerprint
-from component.lock import sole_writer
+from component.ground.fingerprint import fingerprint
+from component.ground.lock import sole_writer
 from component.model import BertCLIPModel
 from component.search.gallery import Gallery
 from component.search.query import Searcher

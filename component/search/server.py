@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from component.ground.optional import import_optional
+from component.ground.plain_text import one_line
 from component.image.load import BadImageError, load_image
-from component.optional import import_optional
-from component.plain_text import one_line
 from component.prompts import embed_classes
 from component.search.query import Filter, Hit, Query, Searcher
 from component.search.thumbnails import media_type, original, thumbnail

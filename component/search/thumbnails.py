@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from PIL import Image
 
-from component.files import new_file
+from component.ground.files import new_file
 from component.image.load import BadImageError, load_image
 from component.search.gallery import GalleryImage
 

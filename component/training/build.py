@@ -16,13 +16,13 @@ from component.ancestors import digest_of, read_ancestors
 from component.argument import CLIPTrainingArguments
 from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
-from component.files import write_json
-from component.fingerprint import fingerprint
+from component.ground.files import write_json
+from component.ground.fingerprint import fingerprint
+from component.ground.plain_text import one_line
+from component.hub.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.pair_table import KEY_FORMAT
-from component.plain_text import one_line
-from component.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
 from component.training.learning_rates import rates_of

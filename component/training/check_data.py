@@ -19,8 +19,8 @@ from component.dataset import PairDataset, Pairs
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
-from component.pairs.survey import Images, Texts, join, read_images, survey_texts
 from component.training.build import check_tokens, feature_encoder, load_datasets, require_a_step
+from component.training.survey import Images, Texts, join, read_images, survey_texts
 
 logger = logging.getLogger(__name__)
 

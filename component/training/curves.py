@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import IntervalStrategy, TrainerCallback
 
-from component.files import new_file
+from component.ground.files import new_file
 from component.training.results import CURVES
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from component.files import new_file, sweep
+from component.ground.files import new_file, sweep
 from component.pairs.image_source import DecodedImages, GoodRows, LoadedImages
 from component.pairs.pair_table import NO_FILE, PairTable
 from component.training.feature_blocks import Block, Blocks

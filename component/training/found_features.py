@@ -14,7 +14,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from component.files import new_folder
+from component.ground.files import new_folder
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.pair_table import PairTable
 from component.training.feature_blocks import Blocks

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from component.ground.optional import import_optional
 from component.model import BertCLIPModel
-from component.optional import import_optional
 
 ADAPTER = "adapter"  # folder in a checkpoint
 _WEIGHTS = "adapter_model.safetensors"

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from component.argument import CLIPTrainingArguments
-from component.model_card import card_table, last_part, recalls_of, write_card
-from component.model_path import is_hub_name
+from component.hub.model_card import card_table, last_part, recalls_of, write_card
+from component.hub.model_path import is_hub_name
 
 
 def write_model_card(folder: str, args: CLIPTrainingArguments, dimensions: int, num_pairs: int) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from component.files import write_json
+from component.ground.files import write_json
 
 RESULTS = ("train_results.json", "test_results.json")
 CURVES = ("training.csv", "training.png")

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from component.files import write_json
-from component.training.interruption import SaveAndStop, naming_lost_process
-from component.training.run import Run, read_run
-from component.training.saved import (
+from component.ground.files import write_json
+from component.training.checkpoint_files import (
     UNFINISHED,
     batch_of,
     finish,
@@ -19,6 +17,8 @@ from component.training.saved import (
     remove_oldest,
     remove_unfinished,
 )
+from component.training.interruption import SaveAndStop, naming_lost_process
+from component.training.run_identity import Run, read_run
 
 
 class StepsOfNow(TrainerCallback):

@@ -7,9 +7,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from component.training.results import CURVES, RESULTS, remove_results
-from component.training.run import RUN, Run, new_run, read_run, require_same_recipe, write_run
-from component.training.saved import (
+from component.training.checkpoint_files import (
     BATCH,
     DAMAGED,
     batch_of,
@@ -19,6 +17,8 @@ from component.training.saved import (
     run_id_of,
     saved_checkpoints,
 )
+from component.training.results import CURVES, RESULTS, remove_results
+from component.training.run_identity import RUN, Run, new_run, read_run, require_same_recipe, write_run
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 
-from component.files import require_writable
-from component.plain_text import one_line
+from component.ground.files import require_writable
+from component.ground.plain_text import one_line
 
 MOST = 2**31 - 1  # of what is counted, where nothing lower is said
 MOST_ALPHAS = 1000

@@ -12,8 +12,8 @@ from typing import Any
 
 import safetensors
 
-from component.files import full_disk, replace_folder, write_json
-from component.training.run import Run
+from component.ground.files import full_disk, replace_folder, write_json
+from component.training.run_identity import Run
 
 logger = logging.getLogger(__name__)
 

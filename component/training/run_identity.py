@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from component.files import write_json
+from component.ground.files import write_json
 from component.pairs.sources import expand, is_shard
 from component.training.sampler import ORDER
 

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
-from component.files import fcntl, name_beside, sweep
+from component.ground.files import fcntl, name_beside, sweep
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from component.download.processes import Processes
 from component.download.report import Report
 from component.download.url_table import NO_ROWS, Row, read_rows
 from component.download.worker import THIS_DISK, DownloadSettings, Job
-from component.files import is_temporary, sweep
+from component.ground.files import is_temporary, sweep
 from component.pairs.paths import normal_name, writable_file
 
 ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not hide the others behind it

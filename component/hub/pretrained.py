@@ -17,7 +17,7 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from component.model_path import is_hub_name
+from component.hub.model_path import is_hub_name
 
 logger = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pandas as pd
 
-from component.cores import usable_cores
-from component.files import new_file
 from component.filter.rules import FilterRules, Finding, check_pairs
+from component.ground.cores import usable_cores
+from component.ground.files import new_file
+from component.ground.lock import sole_writers
+from component.ground.plain_text import spreadsheet_cell
 from component.image.check import check_image
 from component.image.load import BadImageError, read_bytes
 from component.image.perceptual_hash import NearDuplicates
-from component.lock import sole_writers
 from component.pairs.paths import image_file, writable_file
 from component.pairs.table import read_pairs, table_writer
-from component.plain_text import spreadsheet_cell
 
 COLUMNS = ("text", "filename")
 CHUNK_ROWS = 4096

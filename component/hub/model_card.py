@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from component.files import write_text
+from component.ground.files import write_text
 
 _TEMPLATE = Path(__file__).with_suffix(".md")
 

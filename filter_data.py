@@ -70,8 +70,7 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from component.filter.funnel import Funnel
-    from component.filter.judge import FilterOutput, count_rows, judge_pairs
+    from component.filter.judge import FilterOutput, Funnel, count_rows, judge_pairs
     from component.filter.rules import FilterRules
     from component.ground.files import require_writable
     from component.ground.lock import sole_writer

@@ -43,7 +43,7 @@ def main() -> int:
 
     from component.ground.lock import sole_writers
     from component.image.folder import image_files
-    from component.pairs.lines import read_lines
+    from component.pairs.text_file import read_lines
     from component.similarity import choose_tasks
 
     images, texts = image_files(args.images), list(args.texts)

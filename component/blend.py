@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPProcessor
 
-from component.ancestors import digest_of, read_ancestors
-from component.checkpoint import load_checkpoint
+from component.checkpoint import digest_of, load_checkpoint, read_ancestors
 from component.model import BertCLIPModel
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class Ends:
         model: that of "after", whose weights `at` replaces.
         processor: that of both.
         before, after: the weights, on the CPU.
-        ancestors: of every blend, see `component.ancestors`.
+        ancestors: of every blend, see `component.checkpoint`.
     """
 
     model: BertCLIPModel

@@ -92,7 +92,7 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
     What it computes stands in `modeling_bertclip`, the file that goes with the weights; here is what training adds.
 
     Attributes:
-        ancestors: digests of the weights that it is trained from, see `component.ancestors`; None: not known.
+        ancestors: digests of the weights that it is trained from, see `component.checkpoint`; None: not known.
     """
 
     config_class = BertCLIPConfig

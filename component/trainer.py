@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from component.ancestors import write_ancestors
+from component.checkpoint import write_ancestors
 from component.dataset import Pairs
 from component.ground.files import replace_folder
 from component.loss import contrastive_loss

@@ -12,10 +12,9 @@ from transformers import AutoModel
 
 import blend_checkpoints
 import train_clip
-from component.ancestors import read_ancestors
 from component.argument import load_arguments
 from component.blend import blend, load_ends
-from component.checkpoint import load_checkpoint, load_model
+from component.checkpoint import load_checkpoint, load_model, read_ancestors
 from component.evaluation.blend import Blend, Sweep, num_items, sweep
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data

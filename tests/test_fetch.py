@@ -15,8 +15,8 @@ from image_server import ImageServer, picture
 
 from component.download import connection
 from component.download.address import mend_url, read_url, refuse_private
-from component.download.failure import FetchError
 from component.download.fetch import Fetcher, FetchLimits
+from component.download.outcome import FetchError
 
 
 @pytest.fixture(scope="module")

@@ -310,7 +310,7 @@ def test_near_duplicates_are_folded_into_the_best(index, folder, tmp_path):
 
 
 def test_the_place_among_random_texts(searcher, bert_clip_path):
-    from component.search.random_texts import RANDOM_TEXTS
+    from component.prompts import RANDOM_TEXTS
 
     query = searcher.embed(Query(texts=["红色的圆"]))
     hit = searcher.search(query, 1)[0]

@@ -9,7 +9,7 @@ import unicodedata
 from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 
-from component.download.failure import FetchError
+from component.download.outcome import FetchError
 
 # White space, byte order marks, zero-width spaces and their kin: what copying leaves around a URL, and nobody sees.
 INVISIBLE = string.whitespace + "".join(

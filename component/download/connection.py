@@ -10,7 +10,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from component.download.address import refuse_private
-from component.download.failure import FetchError
+from component.download.outcome import FetchError
 
 BLOCK_BYTES = 64 * 1024  # what is read at once: most images come whole with their headers
 SILENCE_SECONDS = 10.0  # longest wait for a connection, and for the next bytes; never longer than the deadline

@@ -5,8 +5,7 @@ import os
 from collections.abc import Iterator
 
 from component.download.address import host_of
-from component.download.failure import FetchError
-from component.download.outcome import Outcome
+from component.download.outcome import FetchError, Outcome
 from component.download.processes import Processes
 from component.download.report import Report
 from component.download.url_table import NO_ROWS, Row, read_rows

@@ -19,7 +19,7 @@ from urllib3.util import Url, make_headers, parse_url
 
 from component.download.address import read_url, refuse_private_by_name
 from component.download.connection import BLOCK_BYTES, SILENCE_SECONDS, TooManyBytesError, allowance, pool_manager
-from component.download.failure import FetchError
+from component.download.outcome import FetchError
 
 MAX_REDIRECTS = 5
 HEADER_BYTES = 128 * 1024  # of one answer; and what may come in a body beside its content, as the sizes of chunks

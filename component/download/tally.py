@@ -3,8 +3,8 @@
 from collections import Counter
 
 from component.download.address import host_of, mend_url
-from component.download.failure import FetchError
 from component.download.fetch import FetchLimits
+from component.download.outcome import FetchError
 from component.download.report import Outcome, Report
 from component.ground.plain_text import one_line
 

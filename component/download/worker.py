@@ -26,10 +26,9 @@ from PIL import Image
 
 from component.download.address import host_of
 from component.download.connection import BLOCK_BYTES
-from component.download.failure import FetchError
 from component.download.fetch import OUR_ERRNO, Fetcher, FetchLimits
 from component.download.host_queue import HostQueue
-from component.download.outcome import Outcome
+from component.download.outcome import FetchError, Outcome
 from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError

@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from component.pairs.lines import read_lines
+from component.pairs.text_file import read_lines
 
 logger = logging.getLogger(__name__)
 

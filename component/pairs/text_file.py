@@ -156,3 +156,17 @@ def _guess_encoding(sample: bytes) -> tuple[str, str] | None:
         shares[name, codec] = everyday / max(len(codes), 1)
     best = max(shares, key=shares.get)
     return best if shares[best] > 0.5 else None
+
+
+def read_lines(path: str) -> dict[int, str]:
+    """Number → line of a text file (see `open_text`), without white space around them, and without the empty ones.
+
+    Raises:
+        ValueError: it is no text file, with the mend, or there is no text in it.
+        OSError: there is no such file.
+    """
+    with open_text(path) as file:
+        lines = {number: line.strip() for number, line in enumerate(text_lines(file, path), 1) if line.strip()}
+    if not lines:
+        raise ValueError(f"{path} holds no text; one a line is expected.")
+    return lines

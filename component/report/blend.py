@@ -4,9 +4,8 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from component.ancestors import write_ancestors
 from component.blend import Ends
-from component.checkpoint import save_checkpoint
+from component.checkpoint import save_checkpoint, write_ancestors
 from component.evaluation.blend import Sweep
 from component.ground.files import write_json
 from component.hub.model_card import card_table, last_part, license_of, recalls_of, short_name, write_card

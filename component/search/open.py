@@ -12,9 +12,9 @@ from component.embedding import embed_texts
 from component.ground.fingerprint import fingerprint
 from component.ground.lock import sole_writer
 from component.model import BertCLIPModel
+from component.prompts import RANDOM_TEXTS
 from component.search.gallery import Gallery
 from component.search.query import Searcher
-from component.search.random_texts import RANDOM_TEXTS
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,8 +12,8 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import CLIPProcessor, set_seed
 
-from component.ancestors import digest_of, read_ancestors
 from component.argument import CLIPTrainingArguments
+from component.checkpoint import digest_of, read_ancestors
 from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
 from component.ground.files import write_json

@@ -1,14 +1,24 @@
 """The blocks of an image feature cache, mapped from their files."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
+
+from component.ground.files import new_folder
+from component.pairs.flat_arrays import ArrayWriter, FlatArrays
+from component.pairs.pair_table import PairTable
+
+logger = logging.getLogger(__name__)
 
 
 class Block(NamedTuple):
@@ -71,3 +81,91 @@ class Blocks:
             inside = np.flatnonzero(wanted[places] == block.keys)
             found[places[inside]] = start + inside
         return found[which]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Positions in some blocks.
+
+    arrays: of all images: `positions`, -1 where there is no feature, and `sizes` and `times`, the states of the files;
+        and `bad_rows`, those of the table whose image has no feature.
+    """
+
+    blocks: Blocks
+    arrays: FlatArrays
+
+    def states(self, numbers: np.ndarray) -> np.ndarray:
+        """(n,) images → (n, 2), their sizes and times."""
+        return np.stack([self.arrays["sizes"][numbers], self.arrays["times"][numbers]], axis=1)
+
+
+def open_found(folder: str, blocks: Callable[[Iterable[str]], Blocks], table: PairTable) -> Found | None:
+    """What was kept for this table; None where nothing was, or a block of then is gone.
+
+    Args:
+        folder: of the blocks.
+        blocks: gives those of some names, or raises KeyError.
+    """
+    path = _path(folder, table)
+    if path is None or not os.path.isdir(path):
+        return None
+    try:
+        arrays = FlatArrays.open(path)
+        if arrays.facts["table"] == table.version:
+            return Found(blocks(arrays.facts["blocks"]), arrays)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        logger.info("%s: the image features are looked up again (%s)", path, error)
+    return None
+
+
+def merge_found(
+    before: Found | None, blocks: Blocks, images: int, numbers: np.ndarray, positions: np.ndarray, states: np.ndarray
+) -> Found:
+    """What was found before and is found now, in memory and without bad_rows.
+
+    Args:
+        blocks: all that there are now, those of before among them.
+        images: of the table.
+        numbers, positions, states: (n,), (n,) and (n, 2), of the images that were looked at now.
+    """
+    all_positions, all_states = np.full(images, -1), np.full((images, 2), -1)
+    if before:
+        old = before.arrays["positions"]
+        is_found = np.flatnonzero(old >= 0)
+        start_of = {block.path: start for block, start in zip(blocks.blocks, blocks.starts, strict=False)}
+        now = np.array([start_of[block.path] for block in before.blocks.blocks], np.int64)
+        block = np.searchsorted(before.blocks.starts, old[is_found], side="right") - 1
+        all_positions[is_found] = old[is_found] - before.blocks.starts[block] + now[block]
+        all_states = before.states(np.arange(images))
+    all_positions[numbers], all_states[numbers] = positions, states
+    arrays = {"positions": all_positions, "sizes": all_states[:, 0], "times": all_states[:, 1]}
+    return Found(blocks, FlatArrays(arrays, {}))
+
+
+def keep_found(found: Found, folder: str, table: PairTable) -> Found:
+    """The same with bad_rows, written for the next start and mapped from there, where that is possible. All processes
+    call it."""
+    process, path = PartialState(), _path(folder, table)
+    bad = np.flatnonzero(found.arrays["positions"] < 0)
+    bad_rows = np.flatnonzero(np.isin(table.image_numbers, bad)) if len(bad) else bad
+    names = [os.path.basename(block.path) for block in found.blocks.blocks]
+    arrays = {name: found.arrays[name] for name in ("positions", "sizes", "times")} | {"bad_rows": bad_rows}
+    facts = {"table": table.version, "blocks": names}
+    in_memory = Found(found.blocks, FlatArrays(arrays, facts))
+    if not all(gather_object([path is not None])):
+        return in_memory
+    if process.is_main_process:
+        try:
+            with new_folder(path) as new:
+                writer = ArrayWriter(new)
+                for name, array in arrays.items():
+                    writer.append(name, array)
+                writer.finish(facts)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s): the next start looks the features up again.", path, error)
+    process.wait_for_everyone()
+    return open_found(folder, lambda _: found.blocks, table) or in_memory
+
+
+def _path(folder: str, table: PairTable) -> str | None:
+    return table.path and os.path.join(folder, f"table-{os.path.basename(table.path)}")

@@ -3,7 +3,7 @@
 A cache is a folder `<cache>/<fingerprint of tower and image processor>/` of blocks. A block is a safetensors file
 with `keys` (n,) and `features` (n, width); its name is the digest of its content, by which one whose bits have turned
 is found where that is asked for; a start looks at sizes and headers. Where the features of a table lie is found once
-and kept beside the blocks, see `component.training.found_features`.
+and kept beside the blocks, see `component.training.feature_blocks`.
 Blocks are only ever added, whole: an interrupted run loses the block it was at, and several processes can fill one
 cache at the same time. The key of a picture says path, size and time of change: a changed picture is a new key.
 
@@ -29,8 +29,7 @@ from tqdm import tqdm
 from component.ground.files import new_file, sweep
 from component.pairs.image_source import DecodedImages, GoodRows, LoadedImages
 from component.pairs.pair_table import NO_FILE, PairTable
-from component.training.feature_blocks import Block, Blocks
-from component.training.found_features import Found, keep_found, merge_found, open_found
+from component.training.feature_blocks import Block, Blocks, Found, keep_found, merge_found, open_found
 from component.training.interruption import naming_lost_process
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,36 @@ Between the two lie models that know what was tuned for, and have forgotten less
 """
 
 import argparse
+import itertools
 import os
+import re
 import sys
+from decimal import Decimal
 
-from component.ground.command import Parser, alphas, output_folder, run, whole_number
+from component.ground.command import Parser, expected, output_folder, run_script, whole_number
 from component.ground.plain_text import one_line
+
+MOST_ALPHAS = 1000
+
+
+def alphas(text: str) -> list[float]:
+    """Type of an option: numbers from 0 to 1 that rise, as start:stop:step, stop included, or as a list, 0,0.4,1."""
+    wanted = expected(text, f"numbers from 0 to 1 that rise, {MOST_ALPHAS} at most, such as 0:1:0.1 or 0,0.4,1")
+    try:  # decimal, so that ten steps of 0.1 make 1
+        numbers = [Decimal(item) for item in re.split("[:,]", text)]
+        if not all(number.is_finite() and 0 <= number <= 1 for number in numbers):
+            raise wanted
+        if ":" in text:
+            start, stop, step = numbers
+            if "," in text or not step or not 0 <= (stop - start) / step < MOST_ALPHAS:
+                raise wanted
+            numbers = [start + i * step for i in range(int((stop - start) / step) + 1)]
+    except (ArithmeticError, ValueError):
+        raise wanted from None
+    found = [abs(float(number)) for number in numbers]  # abs, for -0
+    if len(found) > MOST_ALPHAS or any(low >= high for low, high in itertools.pairwise(found)):
+        raise wanted
+    return found
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,4 +106,4 @@ def blend(args: argparse.Namespace, folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, stopped="Stopped; nothing was written."))
+    sys.exit(run_script(main, stopped="Stopped; nothing was written."))

@@ -1,9 +1,27 @@
 """Download the pictures of a CSV `text,url,filename`. Run it again to resume; see --help and the README."""
 
 import argparse
+import re
 import sys
 
-from component.ground.command import Parser, number, output_file, output_folder, part, run, share, whole_number
+from component.ground.command import (
+    Parser,
+    expected,
+    number,
+    output_file,
+    output_folder,
+    run_script,
+    share,
+    whole_number,
+)
+
+
+def part(text: str) -> tuple[int, int]:
+    """Type of an option: i/n, the i-th of n parts, counted from 1."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise expected(text, "a part such as 1/4; four machines take 1/4, 2/4, 3/4 and 4/4")
+    return int(match[1]), int(match[2])
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--retry_failed", action="store_true", help="try those again that an earlier run gave up")
     parser.add_argument("--fail_over", type=share, metavar="SHARE", help="exit with 1 if a larger share failed")
     parser.add_argument(
-        "--shard", dest="part", type=part, default=(1, 1), metavar="I/N", help="this machine's part: 1/4 … 4/4"
+        "--part", "--shard", type=part, default=(1, 1), metavar="I/N", help="this machine's part: 1/4 … 4/4"
     )
     parser.add_argument(
         "--report", type=output_file, help="default: download_report.csv beside the CSV (one for each shard)"
@@ -122,4 +140,4 @@ def hand_over(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, stopped="Stopped. Run the same command again to resume."))
+    sys.exit(run_script(main, stopped="Stopped. Run the same command again to resume."))

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from component.ground.command import Parser, input_file, output_folder, run, whole_number
+from component.ground.command import Parser, input_file, output_folder, run_script, whole_number
 from component.ground.plain_text import one_line
 
 
@@ -87,4 +87,4 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from component.export.formats import FORMATS, export
-from component.ground.command import Parser, output_folder, run
+from component.ground.command import Parser, output_folder, run_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,4 +65,4 @@ def recall_lost(args: argparse.Namespace, data) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, stopped="Stopped; nothing was written."))
+    sys.exit(run_script(main, stopped="Stopped; nothing was written."))

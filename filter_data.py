@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from component.ground.command import Parser, input_folder, number, output_file, run, share, whole_number
+from component.ground.command import Parser, input_folder, number, output_file, run_script, share, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, stopped="Stopped; nothing was written."))
+    sys.exit(run_script(main, stopped="Stopped; nothing was written."))

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from component.ground.command import Parser, input_file, output_file, run, whole_number
+from component.ground.command import Parser, input_file, output_file, run_script, whole_number
 from component.ground.plain_text import one_line
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
@@ -97,4 +97,4 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_script(main))

@@ -2,7 +2,7 @@
 
 import sys
 
-from component.ground.command import Parser, output_folder, run
+from component.ground.command import Parser, output_folder, run_script
 
 
 def main() -> None:
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, stopped="Stopped; nothing was written."))
+    sys.exit(run_script(main, stopped="Stopped; nothing was written."))

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from component.ground.command import Parser, input_file, number, output_file, run, share, whole_number
+from component.ground.command import Parser, input_file, number, output_file, run_script, share, whole_number
 
 PORT = 7860
 
@@ -175,4 +175,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, stopped="Stopped. Run the same command again to go on."))
+    raise SystemExit(run_script(main, stopped="Stopped. Run the same command again to go on."))

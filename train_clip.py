@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 
-from component.ground.command import Parser, input_file, run
+from component.ground.command import Parser, input_file, run_script
 
 logger = logging.getLogger("train_clip")
 
@@ -122,7 +122,7 @@ if __name__ == "__main__":
     # SIGTERM and SIGINT are training's own. Outside of it there is nothing to save, and a process that waits for the
     # others would not hear of them: they end it at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    status = run(main, signals=(), log_format="%(asctime)s %(message)s")
+    status = run_script(main, signals=(), log_format="%(asctime)s %(message)s")
     if status != 2:  # after an error, the other processes may not answer
         from component.training.interruption import leave_group
 

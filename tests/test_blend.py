@@ -18,7 +18,7 @@ from component.checkpoint import load_checkpoint, load_model, read_ancestors
 from component.evaluation.blend import Blend, Sweep, num_items, sweep
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
-from component.ground.command import run
+from component.ground.command import run_script
 from component.model import BertCLIPModel
 from component.processor import load_processor, save_processor
 
@@ -62,7 +62,7 @@ def script(monkeypatch, bert_clip_path, data, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path / "blend"), *options])
         capsys.readouterr()
         try:
-            status = run(blend_checkpoints.main)
+            status = run_script(blend_checkpoints.main)
         except SystemExit as end:  # argparse
             status = end.code
         return status, *capsys.readouterr()

@@ -13,7 +13,7 @@ import download_image
 import evaluate_clip
 import filter_data
 import predict_similarity
-from component.ground.command import LineFormatter, run
+from component.ground.command import LineFormatter, run_script
 from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
 
 NO_NUMBER = ["-5", "abc", "nan", "inf", "", "1/2"]
@@ -30,7 +30,7 @@ OPTIONS = {
         "retries": NO_WHOLE_NUMBER,
         "timeout": [*NO_NUMBER, "0", "1e300"],
         "fail_over": [*NO_NUMBER, "1.5"],
-        "shard": ["0/4", "5/4", "1", "a/b", "²/4", "1/0", "-1/4"],
+        "part": ["0/4", "5/4", "1", "a/b", "²/4", "1/0", "-1/4"],
         "report": ["images", "gone/r.csv", "", "n" * 300, "pipe"],
         "image_path": ["t.csv", "t.csv/images", ""],
     },
@@ -104,7 +104,7 @@ def test_every_script_ends_in_one_line_and_one_status(monkeypatch, capsys, error
         raise error
 
     monkeypatch.setattr(sys, "argv", ["there/x.py"])
-    assert run(main) == status
+    assert run_script(main) == status
     assert capsys.readouterr().err == f"{said}\n"
 
 
@@ -116,14 +116,14 @@ def start(code: str, **options) -> subprocess.Popen:
 # SIGHUP as a terminal leaves it, though the tests may run under nohup.
 WAITING = """
 import signal, sys, time
-from component.ground.command import run
+from component.ground.command import run_script
 from component.ground.files import new_file
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
 def main():
     with new_file(sys.argv[1]) as file:
         print("begun", flush=True)
         time.sleep(100)
-sys.exit(run(main))
+sys.exit(run_script(main))
 """
 
 
@@ -151,14 +151,14 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
-    code = "import sys\nfrom component.ground.command import run\nsys.exit(run(lambda: print('x' * 100_000)))"
+    code = "from component.ground.command import run_script\nexit(run_script(lambda: print('x' * 100_000)))"
     process = start(code, stderr=subprocess.PIPE)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, "")
 
 
 def test_an_output_that_takes_no_more_is_one_line():
-    code = "import sys\nfrom component.ground.command import run\nsys.exit(run(lambda: print('x')))"
+    code = "import sys\nfrom component.ground.command import run_script\nsys.exit(run_script(lambda: print('x')))"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and "No space left on device" in done.stderr.splitlines()[0]

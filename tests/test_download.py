@@ -661,7 +661,7 @@ def test_a_foreign_file_is_never_taken_for_a_report(tmp_path, server):
     assert (tmp_path / "notes.csv").read_text() == "my,notes\n1,2\n"
 
 
-@pytest.mark.parametrize("option", [("--shard", "0/2"), ("--proxy", "socks5://127.0.0.1:1"), ("--num_threads", "0")])
+@pytest.mark.parametrize("option", [("--part", "0/2"), ("--proxy", "socks5://127.0.0.1:1"), ("--num_threads", "0")])
 def test_impossible_options_are_refused(tmp_path, option):
     write_table(tmp_path, [])
     done = run(tmp_path, *option)

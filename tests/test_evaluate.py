@@ -25,7 +25,7 @@ from component.evaluation.mistakes import Mistake, hardest_mistakes
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.evaluation.zero_shot import evaluate_zero_shot
-from component.ground.command import run
+from component.ground.command import run_script
 from component.ground.lock import sole_writer
 from component.image.load import BadImageError
 from component.metrics import classification_metrics, retrieval_ranks
@@ -459,7 +459,7 @@ def run_here(monkeypatch, options: dict) -> int:
     words = [str(word) for option in options.items() for word in option]
     monkeypatch.setattr(sys, "argv", ["evaluate_clip.py", *words])
     try:
-        return run(evaluate_clip.main)
+        return run_script(evaluate_clip.main)
     except SystemExit as stop:  # argparse's own
         return stop.code
 

@@ -33,7 +33,7 @@ from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import FORMATS, export
 from component.export.onnx import load_graphs
 from component.export.samples import embed_samples
-from component.ground.command import run
+from component.ground.command import run_script
 from component.model import BertCLIPModel
 from component.processor import load_processor, save_processor
 
@@ -85,7 +85,7 @@ def command(monkeypatch):
 
     def start(*options) -> int:
         monkeypatch.setattr(sys, "argv", ["export_model.py", *map(str, options)])
-        return run(export_model.main)
+        return run_script(export_model.main)
 
     return start
 

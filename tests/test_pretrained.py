@@ -482,10 +482,10 @@ filter_data --clip_model somebody/clip --train_file {data}/train.csv --image_pat
 
 def test_every_script_takes_a_model_from_the_hub_that_hf_endpoint_names(hub_server, data, train_args, tmp_path):
     code = (
-        "import importlib, sys\nfrom component.ground.command import run\n"
+        "import importlib, sys\nfrom component.ground.command import run_script\n"
         "for line in sys.argv[1:]:\n"
         "    script, *sys.argv[1:] = line.split()\n"
-        "    print(script, run(importlib.import_module(script).main))"
+        "    print(script, run_script(importlib.import_module(script).main))"
     )
     args_file = train_args(clip_pretrain_path="somebody/clip", load_from_bert_clip=True, max_steps=1)
     lines = EVERY_SCRIPT.format(data=data, out=tmp_path, train_args=args_file).split("\n")[1:-1]

@@ -11,7 +11,7 @@ from transformers import BertModel, BertTokenizer, BertTokenizerFast
 
 import save_bert_checkpoint
 from component.export.bert import save_bert
-from component.ground.command import run
+from component.ground.command import run_script
 from component.ground.lock import sole_writer
 from component.model import BertCLIPModel
 
@@ -118,7 +118,7 @@ def test_what_is_no_checkpoint_is_one_clear_line(bad, request, tmp_path, monkeyp
     capsys.readouterr()  # of the fixture
     options = ["--model", path, "--output", str(tmp_path / "bert")]
     monkeypatch.setattr(sys, "argv", ["save_bert_checkpoint.py", *options])
-    assert run(save_bert_checkpoint.main) == 2
+    assert run_script(save_bert_checkpoint.main) == 2
     error = capsys.readouterr().err
     assert path in error and error.count("\n") == 1
     assert not os.path.exists(tmp_path / "bert")

@@ -5,7 +5,6 @@ tells; 2 after a mistake or a fault of the machine, which one line names; 128 + 
 """
 
 import argparse
-import itertools
 import logging
 import math
 import os
@@ -13,13 +12,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from decimal import Decimal
 
 from component.ground.files import require_writable
 from component.ground.plain_text import one_line
 
 MOST = 2**31 - 1  # of what is counted, where nothing lower is said
-MOST_ALPHAS = 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +44,7 @@ def whole_number(of: str, least: int = 1, most: int = MOST) -> Callable[[str], i
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]{1,20}", text) or not least <= int(text) <= most:
-            raise _expected(text, f"a number of {of} {_range(least, most)}")
+            raise expected(text, f"a number of {of} {_range(least, most)}")
         return int(text)
 
     return parse
@@ -62,7 +59,7 @@ def number(what: str, least: float = -math.inf, most: float = math.inf, above: f
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and least <= value <= most and value > above):
-            raise _expected(text, f"{what} {_range(least, most, above)}")
+            raise expected(text, f"{what} {_range(least, most, above)}")
         return value
 
     return parse
@@ -71,38 +68,10 @@ def number(what: str, least: float = -math.inf, most: float = math.inf, above: f
 share = number("a share", 0, 1)
 
 
-def part(text: str) -> tuple[int, int]:
-    """Type of an option: i/n, the i-th of n parts, counted from 1."""
-    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise _expected(text, "a part such as 1/4; four machines take 1/4, 2/4, 3/4 and 4/4")
-    return int(match[1]), int(match[2])
-
-
-def alphas(text: str) -> list[float]:
-    """Type of an option: numbers from 0 to 1 that rise, as start:stop:step, stop included, or as a list, 0,0.4,1."""
-    wanted = _expected(text, f"numbers from 0 to 1 that rise, {MOST_ALPHAS} at most, such as 0:1:0.1 or 0,0.4,1")
-    try:  # decimal, so that ten steps of 0.1 make 1
-        numbers = [Decimal(item) for item in re.split("[:,]", text)]
-        if not all(number.is_finite() and 0 <= number <= 1 for number in numbers):
-            raise wanted
-        if ":" in text:
-            start, stop, step = numbers
-            if "," in text or not step or not 0 <= (stop - start) / step < MOST_ALPHAS:
-                raise wanted
-            numbers = [start + i * step for i in range(int((stop - start) / step) + 1)]
-    except (ArithmeticError, ValueError):
-        raise wanted from None
-    found = [abs(float(number)) for number in numbers]  # abs, for -0
-    if len(found) > MOST_ALPHAS or any(low >= high for low, high in itertools.pairwise(found)):
-        raise wanted
-    return found
-
-
 def output_file(text: str) -> str:
     """Type of an option: a file that can be written."""
     if not text:
-        raise _expected(text, "a file")
+        raise expected(text, "a file")
     try:
         require_writable(text)
     except ValueError as error:
@@ -116,7 +85,7 @@ def output_folder(text: str) -> str:
     while not os.path.lexists(nearest):
         nearest = os.path.dirname(nearest)
     if not text or not os.path.isdir(nearest):
-        raise _expected(text, "a folder" + (f", but {nearest} is a file" if text else ""))
+        raise expected(text, "a folder" + (f", but {nearest} is a file" if text else ""))
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{text} cannot be written: no permission in {nearest}")
     return text
@@ -125,18 +94,18 @@ def output_folder(text: str) -> str:
 def input_file(text: str) -> str:
     """Type of an option: a file that is there, and no pipe, which could keep the script waiting for ever."""
     if not os.path.isfile(text):
-        raise _expected(text, "a file" + ("" if os.path.exists(text) else ", but there is none of that name"))
+        raise expected(text, "a file" + ("" if os.path.exists(text) else ", but there is none of that name"))
     return text
 
 
 def input_folder(text: str) -> str:
     """Type of an option: a folder that is there."""
     if not os.path.isdir(text):
-        raise _expected(text, "a folder" + ("" if os.path.exists(text) else ", but there is none of that name"))
+        raise expected(text, "a folder" + ("" if os.path.exists(text) else ", but there is none of that name"))
     return text
 
 
-def _expected(text: str, what: str) -> argparse.ArgumentTypeError:
+def expected(text: str, what: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{text or repr(text)}: expected {what}")
 
 
@@ -157,7 +126,7 @@ class _Ended(KeyboardInterrupt):
         self.number = number
 
 
-def run(
+def run_script(
     main: Callable[[], int | None],
     stopped: str = "Stopped.",
     signals: Iterable[str] = ("SIGTERM", "SIGHUP"),

@@ -15,9 +15,9 @@ from PIL import Image
 from component.argument import load_arguments
 from component.datacollator import PairCollator
 from component.dataset import PairDataset, Pairs
+from component.ground.file_state import MISSING
 from component.ground.fingerprint import fingerprint
 from component.model import BertCLIPModel
-from component.pairs.pair_table import NO_FILE
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training import feature_cache
@@ -349,7 +349,7 @@ def test_what_was_found_is_looked_up_again_where_its_record_is_cut(prepared, mod
 
 def test_the_key_of_a_picture_tells_its_state(data, bert_clip_path):
     before, other, none, outside = keys_of(data, bert_clip_path, "0.png", "1.png", "none.png", "../train.csv")
-    assert before != other and none == outside == NO_FILE
+    assert before != other and none == outside == MISSING
     assert keys_of(data, bert_clip_path, "1.png", "0.png").tolist() == [other, before]
     os.utime(data / "images" / "0.png", ns=(1, 1))
     changed, same = keys_of(data, bert_clip_path, "0.png", "1.png")

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
+from component.ground.file_state import MISSING
 from component.pairs.caption import is_caption
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.hashing import hash_columns, hash_texts
@@ -20,8 +21,7 @@ from component.pairs.shards import Shard
 from component.pairs.sources import ImageFolder, Place
 from component.pairs.tsv_images import ImageTsv
 
-KEY_FORMAT = 2  # of `PairTable.image_keys`
-NO_FILE = 0
+KEY_FORMAT = 3  # of `PairTable.image_keys`
 PLACES = {kind.__name__: kind for kind in (ImageFolder, Shard, ImageTsv)}
 
 
@@ -85,23 +85,22 @@ class PairTable:
         return place.filename(locator)
 
     def image_states(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) rows → (n, 2) int64, size and time of their images' files: -1 where there is none, and 0 where it is in
-        a tar, whose own state is the table's. Raises OSError."""
-        states, places = np.zeros((len(rows), 2), np.int64), self._places_of(rows)
+        """(n,) rows → (n,) int64, `FileState.number` of each row's image file, MISSING where there is no file, and 0
+        for an image in a tar, whose state is part of the table's. Raises OSError."""
+        states, places = np.zeros(len(rows), np.int64), self._places_of(rows)
         for number, place in enumerate(self._places):
             if isinstance(place, ImageFolder):
                 inside = np.flatnonzero(places == number)
-                found = list(map(place.state, self._locators.texts(rows[inside])))
-                states[inside] = np.array(found, np.int64).reshape(-1, 2)
+                states[inside] = list(map(place.state, self._locators.texts(rows[inside])))
         return states
 
     def image_keys(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """(n,) rows, and `image_states` of these → (n,) int64, the keys of their images: another one when an image
-        changes, and NO_FILE where there is none."""
-        keys = hash_columns(
-            self._place_keys[self._places_of(rows)], hash_texts(*self._locators.gather(rows)), *states.T
-        )
-        return np.where(states[:, 0] < 0, NO_FILE, keys.view(np.int64))
+        """(n,) rows and their `image_states` → (n,) int64 keys of their images, MISSING where there is no file.
+
+        An image that changes gets another key.
+        """
+        keys = hash_columns(self._place_keys[self._places_of(rows)], hash_texts(*self._locators.gather(rows)), states)
+        return np.where(states == MISSING, MISSING, keys.view(np.int64))
 
     @cached_property
     def _place_keys(self) -> np.ndarray:

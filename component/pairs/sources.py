@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from component.ground.file_state import MISSING, FileState
 from component.image.load import BadImageError, read_bytes
 from component.pairs.labelled import read_chinese_clip, read_coco, tsv_of
 from component.pairs.parquet import read_parquet
@@ -43,17 +44,16 @@ class ImageFolder:
         """A text that no other place has."""
         return os.path.abspath(self.path)
 
-    def state(self, locator: str) -> tuple[int, int]:
-        """Size and time of change of the picture's file; -1 where there is no such file. Raises OSError."""
+    def state(self, locator: str) -> int:
+        """`FileState.number` of the image file, or MISSING. Raises OSError."""
         try:
-            status = os.stat(image_file(self.path, locator))
-            return status.st_size, status.st_mtime_ns
+            return FileState.of(image_file(self.path, locator)).number
         except ValueError:
-            return -1, -1
+            return MISSING
         except OSError as error:
             if error.errno not in NO_SUCH_FILE:
                 raise
-            return -1, -1
+            return MISSING
 
 
 Place = ImageFolder | Shard  # an ImageTsv is a Shard in this

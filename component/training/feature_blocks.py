@@ -14,6 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from component.ground.file_state import MISSING
 from component.ground.files import new_folder
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.pair_table import PairTable
@@ -87,16 +88,12 @@ class Blocks:
 class Found:
     """Positions in some blocks.
 
-    arrays: of all images: `positions`, -1 where there is no feature, and `sizes` and `times`, the states of the files;
-        and `bad_rows`, those of the table whose image has no feature.
+    arrays: of all images: `positions`, -1 where there is no feature, and `states` of their files, as
+        `PairTable.image_states`; and `bad_rows`, those of the table whose image has no feature.
     """
 
     blocks: Blocks
     arrays: FlatArrays
-
-    def states(self, numbers: np.ndarray) -> np.ndarray:
-        """(n,) images → (n, 2), their sizes and times."""
-        return np.stack([self.arrays["sizes"][numbers], self.arrays["times"][numbers]], axis=1)
 
 
 def open_found(folder: str, blocks: Callable[[Iterable[str]], Blocks], table: PairTable) -> Found | None:
@@ -126,9 +123,9 @@ def merge_found(
     Args:
         blocks: all that there are now, those of before among them.
         images: of the table.
-        numbers, positions, states: (n,), (n,) and (n, 2), of the images that were looked at now.
+        numbers, positions, states: (n,) each, of the images that were looked at now.
     """
-    all_positions, all_states = np.full(images, -1), np.full((images, 2), -1)
+    all_positions, all_states = np.full(images, -1), np.full(images, MISSING)
     if before:
         old = before.arrays["positions"]
         is_found = np.flatnonzero(old >= 0)
@@ -136,9 +133,9 @@ def merge_found(
         now = np.array([start_of[block.path] for block in before.blocks.blocks], np.int64)
         block = np.searchsorted(before.blocks.starts, old[is_found], side="right") - 1
         all_positions[is_found] = old[is_found] - before.blocks.starts[block] + now[block]
-        all_states = before.states(np.arange(images))
+        all_states = before.arrays["states"].copy()
     all_positions[numbers], all_states[numbers] = positions, states
-    arrays = {"positions": all_positions, "sizes": all_states[:, 0], "times": all_states[:, 1]}
+    arrays = {"positions": all_positions, "states": all_states}
     return Found(blocks, FlatArrays(arrays, {}))
 
 
@@ -149,7 +146,7 @@ def keep_found(found: Found, folder: str, table: PairTable) -> Found:
     bad = np.flatnonzero(found.arrays["positions"] < 0)
     bad_rows = np.flatnonzero(np.isin(table.image_numbers, bad)) if len(bad) else bad
     names = [os.path.basename(block.path) for block in found.blocks.blocks]
-    arrays = {name: found.arrays[name] for name in ("positions", "sizes", "times")} | {"bad_rows": bad_rows}
+    arrays = {name: found.arrays[name] for name in ("positions", "states")} | {"bad_rows": bad_rows}
     facts = {"table": table.version, "blocks": names}
     in_memory = Found(found.blocks, FlatArrays(arrays, facts))
     if not all(gather_object([path is not None])):

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from component.ground.file_state import MISSING
 from component.ground.files import new_file, sweep
 from component.pairs.image_source import DecodedImages, GoodRows, LoadedImages
-from component.pairs.pair_table import NO_FILE, PairTable
+from component.pairs.pair_table import PairTable
 from component.training.feature_blocks import Block, Blocks, Found, keep_found, merge_found, open_found
 from component.training.interruption import naming_lost_process
 
@@ -193,7 +194,7 @@ def cache_features(
         )
     if len(without) == len(table.first_rows):
         raise ValueError(f"{table.file}: none of its pictures can be used (the first: {reasons[min(without)]}).")
-    if before and (positions < 0).all() and not (before.states(numbers) != states).any():
+    if before and (positions < 0).all() and not (before.arrays["states"][numbers] != states).any():
         return CachedImages(table, before, reasons)
     found = merge_found(before, cache.blocks(), len(table.first_rows), numbers, positions, states)
     return CachedImages(table, keep_found(found, cache.folder, table), reasons)
@@ -212,11 +213,11 @@ def _to_look_at(
         rows = table.first_rows[numbers]
         states = table.image_states(rows)
         if before:
-            is_new = (before.states(numbers) != states).any(axis=1) | (before.arrays["positions"][numbers] < 0)
+            is_new = (before.arrays["states"][numbers] != states) | (before.arrays["positions"][numbers] < 0)
             numbers, rows, states = numbers[is_new], rows[is_new], states[is_new]
         found.append((numbers, table.image_keys(rows, states), states))
     empty = np.empty(0, np.int64)
-    return tuple(map(np.concatenate, zip((empty, empty, np.empty((0, 2), np.int64)), *found, strict=True)))
+    return tuple(map(np.concatenate, zip((empty, empty, empty), *found, strict=True)))
 
 
 def _encoded(
@@ -238,8 +239,8 @@ def _encoded(
         bad += loaded.bad
         if loaded.rows:
             of_batch = keys[np.searchsorted(rows, loaded.rows)]
-            if NO_FILE in of_batch:
-                raise OSError(f"{table.filename(loaded.rows[of_batch.tolist().index(NO_FILE)])} {CAME}")
+            if MISSING in of_batch:
+                raise OSError(f"{table.filename(loaded.rows[of_batch.tolist().index(MISSING)])} {CAME}")
             features = encode(loaded.inputs["pixel_values"]).to("cpu", dtype)
             good = features.isfinite().all(dim=1)
             for place in (~good).nonzero()[:, 0].tolist():

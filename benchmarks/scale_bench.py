@@ -278,7 +278,7 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
     batches = [range(first, min(first + CACHING_BATCH, count)) for first in range(0, count, CACHING_BATCH)]
     ways = {
         "read, files": lambda: ((folder / f"{index}.jpg").read_bytes() for index in range(count)),
-        "read, shards": lambda: (shard.open(locator).getvalue() for shard, locator in places),
+        "read, shards": lambda: (shard.read(locator) for shard, locator in places),
         "caching, files": lambda: map(files.images.load, batches),
         "caching, shards": lambda: map(shards.images.load, batches),
         "index, shards": lambda: read_shards(paths),
@@ -292,7 +292,7 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
         def pixel_values() -> Iterator:
             images, transform = samples(), files.images.transform
             for batch in batches:
-                yield transform.pixel_values([transform.read(io.BytesIO(next(images))) for _ in batch])
+                yield transform.pixel_values([transform.read(next(images)) for _ in batch])
 
         ways |= {"read, webdataset": samples, "caching, webdataset": pixel_values}
 

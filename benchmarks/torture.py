@@ -340,7 +340,7 @@ def images(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
             for read in (load_image, check_image):
                 started = time.monotonic()
                 try:
-                    read(io.BytesIO(content))
+                    read(content)
                     found.append(True)
                 except BadImageError:
                     found.append(False)

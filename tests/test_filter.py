@@ -167,7 +167,7 @@ def test_a_file_is_looked_at_again_before_it_is_deleted(tmp_path, images):
         (images / name).write_bytes(picture(1)[:-200])
     chunk = pd.DataFrame({"text": "a", "filename": [*names, "cut.jpg"]})
     with pytest.raises(BadImageError) as caught:
-        check_image(io.BytesIO(picture(1)[:-200]))
+        check_image(picture(1)[:-200])
     with FilterOutput(delete_in=str(images)) as output:
         output.add(chunk, [str(caught.value)] * 4)
         (images / "mended.jpg").write_bytes(picture(1))
@@ -208,7 +208,7 @@ def test_verdicts_on_damaged_jpegs_are_those_of_training():
 def verdict(road, data: bytes) -> str:
     """Why a road refuses a file; "" when it does not."""
     try:
-        road(io.BytesIO(data))
+        road(data)
     except BadImageError as error:
         return str(error)
     return ""

@@ -43,7 +43,7 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
 def verdict(road, content: bytes) -> str:
     """Why a road refuses a file; "" when it does not."""
     try:
-        road(io.BytesIO(content))
+        road(content)
     except BadImageError as error:
         return error.reason
     return ""
@@ -94,11 +94,11 @@ def with_exif(format: str, block: bytes) -> bytes:
 def orientation_seen(content: bytes) -> list[bool]:
     """On each road: whether the image is as the camera was held; `load_image`, draft, filter and download."""
     small = io.BytesIO()
-    shrink_image(io.BytesIO(content), small, 400)
+    shrink_image(content, small, 400)
     return [
-        load_image(io.BytesIO(content)),
-        load_draft(io.BytesIO(content), 8)[0],
-        check_image(io.BytesIO(content), 8).upright(),
+        load_image(content),
+        load_draft(content, 8)[0],
+        check_image(content, 8).upright(),
         Image.open(small),
     ]
 
@@ -155,12 +155,12 @@ def test_exif_in_an_avif_is_not_read():
 def test_random_bytes_as_exif_change_nothing():
     dice = random.Random(7)
     for format in ("JPEG", "PNG", "WEBP"):
-        plain = load_image(io.BytesIO(encoded(corners(), format)))
+        plain = load_image(encoded(corners(), format))
         for _ in range(60):
             block = bytearray(exif(*[orientation_entry(1)] * 4, extra=bytes(20)))
             for _ in range(dice.randrange(1, 12)):
                 block[dice.randrange(4, len(block))] = dice.choice([0, 1, 2, 5, 7, 13, 255])
-            image = load_image(io.BytesIO(with_exif(format, bytes(block))))
+            image = load_image(with_exif(format, bytes(block)))
             assert sorted(image.size) == sorted(plain.size)
             assert sorted(image.getcolors()) == sorted(plain.getcolors())
 
@@ -191,7 +191,7 @@ def test_a_damaged_tiff_writes_nothing_to_the_terminal(capfd):
         damaged = bytearray(content.getvalue())
         damaged[place : place + 4] = b"\xff\x0f\xf0\x55"
         with suppress(BadImageError):
-            load_image(io.BytesIO(damaged))
+            load_image(bytes(damaged))
     assert capfd.readouterr() == ("", "")
 
 
@@ -222,7 +222,7 @@ RLE_BMP = b"BM" + struct.pack("<LHHLLllHHLLLLLL", 1090, 0, 0, 1078, 40, 8, 8, 1,
 )
 def test_what_other_programs_show_is_refused_by_its_name(content, reason, told):
     with pytest.raises(BadImageError, match=told) as caught:
-        check_image(io.BytesIO(content))
+        check_image(content)
     assert caught.value.reason == reason == verdict(load_image, content)
 
 
@@ -258,8 +258,8 @@ PROFILE = b"icc\0\0" + zlib.compress(bytes(3 * 2**20))
     ],
 )
 def test_no_metadata_keeps_an_image_from_being_shown(content):
-    assert is_upright(load_image(io.BytesIO(content)), 1)
-    assert is_upright(check_image(io.BytesIO(content), 8).upright(), 1)
+    assert is_upright(load_image(content), 1)
+    assert is_upright(check_image(content, 8).upright(), 1)
 
 
 def test_a_bmp_whose_alpha_nobody_filled_is_opaque():
@@ -271,7 +271,7 @@ def test_a_bmp_whose_alpha_nobody_filled_is_opaque():
         )
         content = b"BM" + struct.pack("<LHHL", 122 + 256, 0, 0, 122) + header + bytes(52)
         content += bytes((10, 30, 200, alpha)) * 64
-        pixel = load_image(io.BytesIO(content)).getpixel((4, 4))
+        pixel = load_image(content).getpixel((4, 4))
         assert all(abs(a - b) <= 1 for a, b in zip(pixel, seen, strict=True))
 
 
@@ -284,7 +284,7 @@ def test_what_looks_alike_is_hashed_as_people_see_it():
     turned[0x0112] = 6
     grey16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     looks = [
-        perceptual_hash(check_image(io.BytesIO(content), HASH_SIDE).upright())
+        perceptual_hash(check_image(content, HASH_SIDE).upright())
         for content in (
             encoded(photo, "PNG"),
             encoded(on_white, "PNG"),
@@ -305,7 +305,7 @@ def test_large_images_are_flattened_in_strips_as_small_ones_are_whole(mode):
     if mode == "I;16":
         image = Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])
     content = encoded(image, "PNG", **({"transparency": 5} if mode == "P" else {}))
-    whole = np.asarray(load_image(io.BytesIO(content)))
+    whole = np.asarray(load_image(content))
     for box in ((0, 0, 1000, 300), (0, 1000, 1000, 1060)):
         with Image.open(io.BytesIO(content)) as opened:
             opened.load()
@@ -348,11 +348,11 @@ def test_a_line_is_refused_on_every_road(format, size):
 
 def test_an_image_as_long_as_allowed_is_read_and_shrunk_to_what_a_jpeg_holds():
     content = encoded(Image.new("L", (2 * MAX_ASPECT, 2)), "PNG")
-    assert load_image(io.BytesIO(content)).size == (400, 2)
+    assert load_image(content).size == (400, 2)
     wide = encoded(Image.new("1", (66_000, 400)), "PNG")
     assert verdict(lambda file: shrink_image(file, io.BytesIO(), 400), wide) == "long_and_narrow"
     small = io.BytesIO()
-    shrink_image(io.BytesIO(wide), small, 300)
+    shrink_image(wide, small, 300)
     assert Image.open(small).size == (49_500, 300)
 
 
@@ -403,7 +403,7 @@ def test_tags_that_share_their_bytes_are_not_read():
     image[4:8] = struct.pack("<L", directory)
     image += struct.pack("<H", len(own) // 12 + 4_000) + own + extra + bytes(4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert is_upright(load_image(io.BytesIO(bytes(image))), 1)
+    assert is_upright(load_image(bytes(image)), 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # kB
 
 

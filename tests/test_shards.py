@@ -88,7 +88,7 @@ def two_ranks(script, *arguments: str) -> str:
 def pairs_of(files) -> list[tuple[str, bytes]]:
     """(text, picture) of all pairs, in order."""
     return [
-        (text, place.open(locator).getvalue())
+        (text, place.read(locator))
         for place, chunk in read_pair_files(files, None)
         for text, locator in zip(chunk["text"], chunk["filename"], strict=True)
     ]

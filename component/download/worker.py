@@ -31,7 +31,7 @@ from component.download.host_queue import HostQueue
 from component.download.outcome import FetchError, Outcome
 from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
-from component.image.load import BadImageError
+from component.image.load import BadImageError, read_bytes
 
 IN_MEMORY_BYTES = 2**20  # of each image under way; the rest of a larger one waits in a temporary file
 MAX_RETRY_AFTER = 60.0  # seconds; who asks for more is left for another day (--retry_failed)
@@ -232,10 +232,9 @@ class _Worker:
             _TryAgain: it is broken, and now a job for its host.
         """
         try:
-            with open(job.path, "rb") as file:
-                with self._decoding.of(job):
-                    check_image(file)
-                outcome.status, outcome.bytes = "verified", os.fstat(file.fileno()).st_size
+            with self._decoding.of(job):
+                check_image(content := read_bytes(job.path))
+            outcome.status, outcome.bytes = "verified", len(content)
         except BadImageError:
             if job.failed_before:
                 outcome.status, outcome.reason = "skipped", "failed_before"
@@ -253,10 +252,11 @@ class _Worker:
                 self._unanswered.pop(job.host, None)
                 content = body
                 with self._decoding.of(job):
+                    body.seek(0)
                     if self.settings.resize:
-                        shrink_image(body, content := io.BytesIO(), self.settings.resize)
+                        shrink_image(body.read(), content := io.BytesIO(), self.settings.resize)
                     else:
-                        check_image(body)
+                        check_image(body.read())
                 outcome.status, outcome.http_code = "ok", 200
                 outcome.seconds = job.seconds + time.monotonic() - started
                 with self._writing:

@@ -43,7 +43,7 @@ class StoredImages(Sequence):
 
     def __getitem__(self, row: int) -> Image.Image:
         place, locator = self.found[row]
-        return load_image(place.open(locator))
+        return load_image(place.read(locator))
 
 
 def read_retrieval_data(test_file: str | Sequence[str], image_path: str | None) -> RetrievalData:

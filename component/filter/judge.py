@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import multiprocessing
 import os
 import signal
@@ -20,7 +19,7 @@ from component.ground.files import new_file
 from component.ground.lock import sole_writers
 from component.ground.plain_text import spreadsheet_cell
 from component.image.check import check_image
-from component.image.load import BadImageError, read_bytes
+from component.image.load import BadImageError
 from component.image.perceptual_hash import NearDuplicates
 from component.pairs.paths import image_file, writable_file
 from component.pairs.table import read_pairs, table_writer
@@ -239,7 +238,7 @@ def _state(path: str) -> tuple[int, ...] | None:
 def _look_again(path: str) -> str:
     """Why an image is refused; "" when it is good, or nobody knows."""
     try:
-        check_image(io.BytesIO(read_bytes(path)))
+        check_image(path)
     except BadImageError as error:
         return str(error)
     except (OSError, MemoryError):

@@ -1,7 +1,6 @@
 """The rules that a pair passes or fails on its own; they run in worker processes."""
 
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ def check_pair(text: str, path: str | ValueError, folder: str, rules: FilterRule
         return Finding(f"bad_filename: {path}")
     try:
         content = read_bytes(path, folder)
-        image = check_image(io.BytesIO(content), HASH_SIDE if rules.near_duplicates else 1)
+        image = check_image(content, HASH_SIDE if rules.near_duplicates else 1)
     except MissingImageError:
         return Finding("missing")
     except BadImageError as error:

@@ -25,8 +25,8 @@ class CheckedImage:
         return to_rgb(self.reduced, self.orientation)
 
 
-def check_image(file: BinaryIO, side: int = 1) -> CheckedImage:
-    """Read an image to its last byte.
+def check_image(image: str | bytes, side: int = 1) -> CheckedImage:
+    """Decode an image file (its path or its content) to its last byte.
 
     JPEG is decoded to grey at down to an eighth of its size, but no smaller than `side` x `side`: every coded bit is
     still read, so damage is found all the same (the tests compare the verdicts), in half the time.
@@ -34,7 +34,7 @@ def check_image(file: BinaryIO, side: int = 1) -> CheckedImage:
     Raises:
         BadImageError: as `load_image`; and `gif` or `animated`, which are no photographs.
     """
-    with opened(file) as found:
+    with opened(image) as found:
         _refuse_animations(found)
         width, height = found.image.size
         found.image.draft("L", (side, side))
@@ -42,7 +42,7 @@ def check_image(file: BinaryIO, side: int = 1) -> CheckedImage:
     return CheckedImage(width, height, found.image, found.orientation)
 
 
-def shrink_image(file: BinaryIO, out: BinaryIO, shorter_side: int) -> None:
+def shrink_image(image: str | bytes, out: BinaryIO, shorter_side: int) -> None:
     """Write the image upright, as RGB JPEG, its shorter side at most `shorter_side` pixels; never enlarged.
 
     Hamming's filter: as sharp as bicubic when shrinking, at two thirds of the time.
@@ -50,7 +50,7 @@ def shrink_image(file: BinaryIO, out: BinaryIO, shorter_side: int) -> None:
     Raises:
         BadImageError: as `check_image`.
     """
-    with opened(file) as found:
+    with opened(image) as found:
         _refuse_animations(found)
         factor = shorter_side / min(found.image.size)
         # A JPEG can be decoded at 1/2, 1/4 or 1/8: take the smallest that leaves twice the pixels for a good filter.

@@ -146,7 +146,8 @@ def _read_tiff(content: bytes) -> Container:
     # In the same place, with fewer entries, and without a further directory.
     written = struct.pack(directory.order + number, len(kept)) + b"".join(kept.values())
     written += bytes(struct.calcsize(number) if directory.is_big else 4)
-    content = b"".join([content[: directory.start], written, content[directory.start + len(written) :]])
+    view = memoryview(content)
+    content = b"".join([view[: directory.start], written, view[directory.start + len(written) :]])
     tile = directory.number(_TILE_WIDTH) * directory.number(_TILE_LENGTH)
     return Container(content, _orientation(directory), tile)
 
@@ -164,7 +165,8 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 
 
 def _read_jpeg(content: bytes) -> Container:
-    kept, position, orientation = [content[:2]], 2, 0
+    view = memoryview(content)  # its slices are not copies
+    kept, position, orientation = [view[:2]], 2, 0
     is_progressive, components = False, 0
     for _ in range(MAX_PARTS):
         position = content.find(b"\xff", position)
@@ -176,29 +178,29 @@ def _read_jpeg(content: bytes) -> Container:
             continue
         body, end = position + 4, position + 2 + struct.unpack_from(">H", content, position + 2)[0]
         if marker == _SOS:
-            kept.append(content[position:])
+            kept.append(view[position:])
             # A baseline decoder stops after a scan of all components; any other goes from scan to scan.
             goes_on = is_progressive or content[body] < components
-            return Container(b"".join(kept), orientation, scans=_count_scans(kept[-1]) if goes_on else 1)
+            return Container(b"".join(kept), orientation, scans=_count_scans(content, position) if goes_on else 1)
         if marker in _FRAMES:
             is_progressive, components = marker in _PROGRESSIVE, content[body + 5]
         if marker == _APP1 and not orientation and content.startswith(b"Exif\0\0", body):
             orientation = exif_orientation(content[body:end])
         if marker not in _METADATA or content.startswith(_HOW_COLOURS_ARE_STORED.get(marker, b"\xff\xff"), body):
-            kept.append(content[position:end])
+            kept.append(view[position:end])
         position = end
     raise BadContainerError(f"more than {MAX_PARTS} segments")
 
 
-def _count_scans(scans: bytes) -> int:
-    """The scans of a JPEG from its first one on."""
-    at_most = scans.count(b"\xff\xda")
+def _count_scans(jpeg: bytes, position: int) -> int:
+    """The number of scans from the first one, at `position`, on."""
+    at_most = jpeg.count(b"\xff\xda", position)
     if at_most <= FEW_SCANS:
         return at_most
-    number = position = 0
-    while (found := _MARKER.search(scans, position)) and found[1][0] != _EOI:
+    number = 0
+    while (found := _MARKER.search(jpeg, position)) and found[1][0] != _EOI:
         number += found[1][0] == _SOS
-        length = int.from_bytes(scans[found.end() : found.end() + 2], "big")
+        length = int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
         position = found.end() + max(length, 2)
     return number
 
@@ -212,7 +214,8 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 def _read_png(content: bytes) -> Container:
     if content[12:16] == b"CgBI":
         raise BadContainerError("a PNG for iPhones (CgBI), which is not PNG inside")
-    kept, pixels, position, orientation, is_animated = [content[:8]], [], 8, 0, False
+    view = memoryview(content)  # its slices are not copies
+    kept, pixels, position, orientation, is_animated = [view[:8]], [], 8, 0, False
     for _ in range(MAX_PARTS):
         header = content[position : position + 8]
         if len(header) < 8 or header[4:] == b"IEND":
@@ -221,9 +224,9 @@ def _read_png(content: bytes) -> Container:
         end = body + int.from_bytes(header[:4], "big")
         kind = header[4:]
         if kind == b"IDAT":
-            pixels.append(content[body:end])
+            pixels.append(view[body:end])
         elif kind in _PNG_PIXELS:
-            kept.append(content[position : end + 4])
+            kept.append(view[position : end + 4])
         elif kind == b"eXIf":
             orientation = exif_orientation(content[body:end])
         elif kind == b"acTL" and not pixels:

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
@@ -85,11 +85,11 @@ class MissingImageError(BadImageError):
     """There is no such file, though the folder is there."""
 
 
-def load_image(file: str | BinaryIO, folder: str | None = None) -> Image.Image:
+def load_image(image: str | bytes, folder: str | None = None) -> Image.Image:
     """Decode an image file completely, as people see it: RGB, upright, transparency on white, first frame.
 
     Args:
-        file: path or open file, of any of FORMATS, still or animated.
+        image: the path or the content of a file in one of FORMATS, still or animated.
         folder: as for `read_bytes`.
 
     Returns:
@@ -99,28 +99,27 @@ def load_image(file: str | BinaryIO, folder: str | None = None) -> Image.Image:
         BadImageError: the file is missing, is no image, is damaged or cut short, or is above a limit.
         OSError, MemoryError: as `read_bytes`.
     """
-    with opened(file, folder) as found:
+    with opened(image, folder) as found:
         return to_rgb(found.image, found.orientation)
 
 
-def load_draft(file: str | BinaryIO, edge: int, folder: str | None = None) -> tuple[Image.Image, tuple[int, int]]:
+def load_draft(image: str | bytes, edge: int, folder: str | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """Decode an image file like `load_image`, but a large JPEG to 1/2, 1/4 or 1/8 of its size, which saves most of
     the time, as long as its shorter edge keeps `edge` pixels.
 
     Returns:
         The image, and the (width, height) that `load_image` would have given it.
     """
-    with opened(file, folder) as found:
+    with opened(image, folder) as found:
         size = found.image.size
         found.image.draft(None, (edge, edge))
         return to_rgb(found.image, found.orientation), size[::-1] if found.orientation >= 5 else size
 
 
-def read_bytes(file: str | BinaryIO, folder: str | None = None) -> bytes:
-    """What is in an image file.
+def read_bytes(path: str, folder: str | None = None) -> bytes:
+    """The content of an image file.
 
     Args:
-        file: path or open file.
         folder: one that must be there for a missing file to be a verdict; by default the file's own.
 
     Raises:
@@ -130,15 +129,15 @@ def read_bytes(file: str | BinaryIO, folder: str | None = None) -> bytes:
     """
     for seconds in (*RETRY_SECONDS, None):
         try:
-            return _read_path(file) if isinstance(file, str) else _read_open(file)
+            return _read_path(path)
         except ValueError as error:
             raise error if isinstance(error, BadImageError) else BadImageError("bad_filename", str(error)) from None
         except (OSError, MemoryError) as error:
-            if isinstance(error, FileNotFoundError) and _is_there(folder or os.path.dirname(file) or "."):
+            if isinstance(error, FileNotFoundError) and _is_there(folder or os.path.dirname(path) or "."):
                 raise MissingImageError("no such file") from None
             if getattr(error, "errno", None) in _BY_NAME:
                 raise BadImageError("not_a_file", error.strerror) from None
-            if seconds is None or not isinstance(file, str):
+            if seconds is None:
                 raise
         time.sleep(seconds)
 
@@ -169,12 +168,6 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _read_open(file: BinaryIO) -> bytes:
-    _check_bytes(file.seek(0, os.SEEK_END))
-    file.seek(0)
-    return file.read()
-
-
 def _check_bytes(size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise BadImageError("too_large", f"{size:,} bytes; at most {MAX_FILE_BYTES:,}")
@@ -189,14 +182,16 @@ class OpenedImage(NamedTuple):
 
 
 @contextmanager
-def opened(file: str | BinaryIO, folder: str | None = None) -> Iterator[OpenedImage]:
+def opened(image: str | bytes, folder: str | None = None) -> Iterator[OpenedImage]:
     """Read the header of an image, and let the block decode it: whatever Pillow raises there is a verdict too.
 
     Raises:
         BadImageError: as `load_image`.
         OSError, MemoryError: as `read_bytes`; MemoryError also where there is none for the pixels.
     """
-    content = read_bytes(file, folder)
+    content = read_bytes(image, folder) if isinstance(image, str) else image
+    del image  # while the pixels are decoded, the file is in memory once, unless the caller keeps it
+    _check_bytes(len(content))
     format = format_of(content)
     if format is None:
         raise BadImageError(*_what_else(content))
@@ -205,20 +200,20 @@ def opened(file: str | BinaryIO, folder: str | None = None) -> Iterator[OpenedIm
     need = len(content)  # bytes
     try:
         container = read_container(format, content)
-        del content  # while the image is decoded, its file is in memory once
+        del content
         need += _cost(format, container.pixels)
-        with Image.open(io.BytesIO(container.content), formats=(format,)) as image:
-            need = max(need, _cost(format, image.width * image.height))
-            check_aspect(image)
-            most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (image.width * image.height))
+        with Image.open(io.BytesIO(container.content), formats=(format,)) as found:
+            need = max(need, _cost(format, found.width * found.height))
+            check_aspect(found)
+            most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (found.width * found.height))
             if container.scans > most:
                 raise BadImageError("too_many_scans", f"{container.scans}; at most {most} of an image so large")
-            if image.mode not in _MODES:
-                raise BadImageError("undecodable", f"{format} in the colours {image.mode}")
-            if image.tile and image.tile[0][0] in Image.DECODERS:
-                raise BadImageError("undecodable", f"{format} as {image.tile[0][0]}, which takes Python minutes")
-            is_animated = container.is_animated or (format in ("WEBP", "AVIF") and image.is_animated)
-            yield OpenedImage(image, container.orientation or _pillow_orientation(image), is_animated)
+            if found.mode not in _MODES:
+                raise BadImageError("undecodable", f"{format} in the colours {found.mode}")
+            if found.tile and found.tile[0][0] in Image.DECODERS:
+                raise BadImageError("undecodable", f"{format} as {found.tile[0][0]}, which takes Python minutes")
+            is_animated = container.is_animated or (format in ("WEBP", "AVIF") and found.is_animated)
+            yield OpenedImage(found, container.orientation or _pillow_orientation(found), is_animated)
     except BadImageError:
         raise
     except BadContainerError as error:

@@ -6,7 +6,6 @@ values that a pixel can have.
 
 import math
 from collections.abc import Sequence
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -46,24 +45,28 @@ class ImageTransform:
         values = image_processor(ramp, **options, return_tensors="np")["pixel_values"]
         self._values = values[0, :, :, 0].astype(np.float32)
 
-    def read(self, file: str | BinaryIO, generator: torch.Generator | None = None) -> np.ndarray:
-        """The picture in (H, W, 3) uint8, H and W being the same for all. Raises as `load_image` does.
+    def read(self, image: str | bytes, generator: torch.Generator | None = None) -> np.ndarray:
+        """Decode an image to (H, W, 3) uint8, with the same H and W for every image.
 
         Args:
-            generator: what is random is drawn from it; None: from torch's own.
+            image: the path or the content of an image file.
+            generator: source of the random numbers; None: torch's default generator.
+
+        Raises:
+            BadImageError, OSError, MemoryError: as `load_image`.
         """
         if self._draft_edge is None:
-            image = load_image(file)
-            size = image.size
+            rgb = load_image(image)
+            size = rgb.size
         else:
-            image, size = load_draft(file, self._draft_edge)
+            rgb, size = load_draft(image, self._draft_edge)
         if self.min_crop_area is None:
-            image = self._cut_centre(image, size)
+            rgb = self._cut_centre(rgb, size)
         else:
-            image = self._cut_anywhere(image, generator)
+            rgb = self._cut_anywhere(rgb, generator)
         if self.flip and _uniform(0, 1, generator) < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(image)
+            rgb = rgb.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(rgb)
 
     def pixel_values(self, images: Sequence[np.ndarray]) -> Tensor:
         """B pictures that `read` gave → (B, 3, H, W) float32."""

@@ -75,7 +75,7 @@ class DecodedImages:
         for row in map(int, rows):
             place, locator = self.table.image(row)
             try:
-                images.append(self.transform.read(place.open(locator), generator))
+                images.append(self.transform.read(place.read(locator), generator))
                 good.append(row)
             except BadImageError as error:
                 bad.append((row, f"{place.filename(locator)}: {error}"))

@@ -55,8 +55,8 @@ class Shard:
     def filename(self, locator: str) -> str:
         return f"{self.path}/{locator.split(' ', 2)[2]}"
 
-    def open(self, locator: str) -> io.BytesIO:
-        """The picture's bytes. Raises BadImageError where the shard is gone, or not the one that was indexed, and
+    def read(self, locator: str) -> bytes:
+        """The image's bytes. Raises BadImageError where the shard is gone, or not the one that was indexed, and
         OSError where it cannot be read."""
         offset, size, _ = locator.split(" ", 2)
         try:
@@ -64,7 +64,7 @@ class Shard:
             with open(self.path, "rb", buffering=0) as file:
                 if (self.size, self.mtime_ns) != read_state(file):
                     raise BadImageError("the shard has changed since it was indexed; start again to index it anew")
-                return io.BytesIO(_read(file, int(offset), int(size)))
+                return _read(file, int(offset), int(size))
         except FileNotFoundError as error:
             raise BadImageError(f"the shard cannot be read ({error.strerror})") from None
 

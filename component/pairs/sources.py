@@ -2,7 +2,6 @@
 
 import errno
 import glob
-import io
 import itertools
 import os
 import re
@@ -32,13 +31,13 @@ class ImageFolder:
     def filename(self, locator: str) -> str:
         return locator
 
-    def open(self, locator: str) -> io.BytesIO:
-        """The picture's bytes. Raises BadImageError, also for a name that leaves the folder, and as `read_bytes`."""
+    def read(self, locator: str) -> bytes:
+        """The image's bytes. Raises BadImageError, also for a name that leaves the folder, and as `read_bytes`."""
         try:
             path = image_file(self.path, locator)
         except ValueError as error:
             raise BadImageError(str(error)) from None
-        return io.BytesIO(read_bytes(path, self.path))
+        return read_bytes(path, self.path)
 
     def identity(self) -> str:
         """A text that no other place has."""

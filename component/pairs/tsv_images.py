@@ -17,14 +17,14 @@ MISSING = -1
 class ImageTsv(Shard):
     """A tsv and the state in which it was indexed; a `locator` says where in it a picture's base64 lies."""
 
-    def open(self, locator: str) -> io.BytesIO:
-        """The picture's bytes. Raises BadImageError where the id is missing or its line holds no base64."""
+    def read(self, locator: str) -> bytes:
+        """The image's bytes. Raises BadImageError where the id is missing or its line holds no base64."""
         if self.is_missing(locator):
             raise BadImageError(f"not in {os.path.basename(self.path)}")
-        encoded = super().open(locator).read()
+        encoded = super().read(locator)
         try:
             # The url-safe decoder reads the standard alphabet too; both occur.
-            return io.BytesIO(base64.urlsafe_b64decode(encoded.strip()))
+            return base64.urlsafe_b64decode(encoded.strip())
         except binascii.Error as error:
             raise BadImageError(f"not base64: {error}") from error
 

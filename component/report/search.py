@@ -1,7 +1,6 @@
 """What a gallery answered → a terminal table, JSON, an HTML page; and what indexing found."""
 
 import csv
-import io
 from typing import TYPE_CHECKING, Any
 
 from component.ground.files import new_file
@@ -58,7 +57,7 @@ def hits_page(answers: dict[str, list[Hit]]) -> str:
         cards = []
         for hit in hits:
             try:
-                thumbnail = data_uri(load_image(io.BytesIO(original(hit.image))))
+                thumbnail = data_uri(load_image(original(hit.image)))
             except BadImageError as error:
                 thumbnail, reason = None, one_line(error)
             else:

@@ -63,7 +63,7 @@ class FileState:
             OSError, MemoryError: as `read_bytes`.
         """
         if self.place is not None:
-            return Shard(self.place, self.size, self.mtime_ns).open(self.locator).getvalue()
+            return Shard(self.place, self.size, self.mtime_ns).read(self.locator)
         return read_bytes(self.path)
 
 

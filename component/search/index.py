@@ -4,7 +4,6 @@ Shapes: B images, D projection width.
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -199,7 +198,7 @@ class _Files(Dataset):
         for row in rows:
             try:
                 content = self.states[row].read()
-                pixels.append(self.transform.read(io.BytesIO(content)))
+                pixels.append(self.transform.read(content))
             except MissingImageError:
                 batch.vanished.append(row)
             except BadImageError as error:

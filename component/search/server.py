@@ -5,7 +5,6 @@ of a URL. starlette and uvicorn are imported here and nowhere else.
 """
 
 import contextlib
-import io
 import json
 import os
 import secrets
@@ -114,7 +113,7 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
         query = Query(
             texts=_lines(options, "texts", 8),
             minus=_lines(options, "minus", 8),
-            images=[load_image(io.BytesIO(content))] if content else [],
+            images=[load_image(content)] if content else [],
             like=[] if like is None else [int(like)],
             image_weight=_number(options, "image_weight", 0, 1, 0.5),
         )
@@ -141,7 +140,7 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
             raise ValueError("two labels at least are needed, one a line")
         if not content:
             raise ValueError("an image is needed")
-        image = load_image(io.BytesIO(content))
+        image = load_image(content)
         with lock, torch.inference_mode():
             classes = embed_classes(searcher.model, searcher.processor, labels)
             cosines = classes @ searcher.embed(Query(images=[image]))

@@ -25,7 +25,7 @@ def thumbnail(image: GalleryImage, folder: str) -> bytes:
     path = os.path.join(folder, image.digest.hex()[:2], f"{image.digest.hex()}.jpg")
     with suppress(FileNotFoundError), open(path, "rb") as file:
         return file.read()
-    small = load_image(io.BytesIO(original(image)))
+    small = load_image(original(image))
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

@@ -1,11 +1,13 @@
 """Small towers and small data, made anew for each test session: no network, seconds on a CPU."""
 
+import csv
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 # Before torch is imported. Sums depend on the number of threads, and several processes with a thread per core each
 # would spin against each other: this process and those that the tests start have one, or as many as the user says.
@@ -55,6 +57,13 @@ def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
     """Run that to its end, from the root of the repository."""
     command = python(*arguments, processes=processes)
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+
+
+def write_csv(path, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:
+    """Write rows below a header line, quoted where necessary, and return the path."""
+    with open(path, "w", newline="", encoding=encoding) as file:
+        csv.writer(file).writerows([header, *rows])
+    return Path(path)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import write_csv
 from image_server import ImageServer, picture
 from PIL import Image
 
@@ -36,13 +37,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def server():
     with ImageServer() as server:
         yield server
-
-
-def write_table(folder, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:
-    path = folder / "train.csv"
-    with open(path, "w", newline="", encoding=encoding) as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
 
 
 def command(folder, *options) -> list[str]:
@@ -120,7 +114,7 @@ def mixed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     with ImageServer() as server:
         rows = [("文字", server.url(kind), kind.replace("/", "_") + ".jpg") for kind in FAST | SLOW]
-        write_table(folder, rows)
+        write_csv(folder / "train.csv", rows)
         started = time.monotonic()
         done = run(folder, "--timeout", "2", "--retries", "1", "--max_bytes", "1000000")
         yield folder, done, server, time.monotonic() - started
@@ -170,7 +164,9 @@ def test_retries_win_over_a_flaky_server_and_follow_retry_after(tmp_path, server
     kinds = ["flaky/x.jpg", "busy/seconds.jpg", "busy/date.jpg", "busy/forever.jpg"]
     with ImageServer() as other, ImageServer() as third, ImageServer() as fourth:  # a pause is for the whole host
         servers = [server, other, third, fourth]
-        write_table(tmp_path, [("", s.url(k), k.replace("/", "_")) for s, k in zip(servers, kinds, strict=True)])
+        write_csv(
+            tmp_path / "train.csv", [("", s.url(k), k.replace("/", "_")) for s, k in zip(servers, kinds, strict=True)]
+        )
         assert run(tmp_path).returncode == 0
     assert files(tmp_path) == ["busy_date.jpg", "busy_seconds.jpg", "flaky_x.jpg"]
     assert server.hits["/flaky/x.jpg"] == 3
@@ -179,7 +175,7 @@ def test_retries_win_over_a_flaky_server_and_follow_retry_after(tmp_path, server
 
 
 def test_resize_sets_the_shorter_side_and_turns_the_picture_upright(tmp_path, server):
-    write_table(tmp_path, [("", server.url("large/x"), "a.jpg"), ("", server.url("png/x"), "small.png")])
+    write_csv(tmp_path / "train.csv", [("", server.url("large/x"), "a.jpg"), ("", server.url("png/x"), "small.png")])
     run(tmp_path, "--resize", "100")
     with Image.open(tmp_path / "images" / "a.jpg") as image:
         assert image.size == (100, 150) and not image.getexif()
@@ -192,14 +188,14 @@ def test_a_dead_host_is_given_up_and_the_others_go_on(tmp_path, server):
         pass
     rows = [("", dead.url(f"jpg/{i}"), f"dead{i}.jpg") for i in range(200)]
     rows += [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(20)]
-    write_table(tmp_path, rows)
+    write_csv(tmp_path / "train.csv", rows)
     assert run(tmp_path, "--retries", "0", "--num_threads", "4").returncode == 0
     reasons = Counter(row["reason"].partition(":")[0] for row in report(tmp_path).values())
     assert reasons[""] == 20 and reasons["connection"] + reasons["host_down"] == 200 and reasons["host_down"] > 150
 
 
 def test_one_host_gets_no_more_than_its_share(tmp_path, server):
-    write_table(tmp_path, [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(20)])
+    write_csv(tmp_path / "train.csv", [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(20)])
     run(tmp_path, "--num_threads", "8", "--per_host", "3")
     assert server.peak == 3 and len(files(tmp_path)) == 20
 
@@ -208,7 +204,7 @@ def test_a_hanging_host_does_not_hold_up_the_others(tmp_path, server):
     with ImageServer() as hanging:
         rows = [("", hanging.url(f"hang/{i}"), f"hang{i}.jpg") for i in range(3)]
         rows += [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(50)]
-        write_table(tmp_path, rows)
+        write_csv(tmp_path / "train.csv", rows)
         run(tmp_path, "--num_threads", "4", "--per_host", "3", "--timeout", "6")
     assert set(list(report(tmp_path))[:50]) == {f"{i}.jpg" for i in range(50)}  # one thread was enough
 
@@ -240,7 +236,7 @@ def test_a_delayed_item_and_a_paused_host_come_back_by_themselves():
 
 def test_whole_files_are_skipped_and_failures_wait_for_retry_failed(tmp_path, server):
     rows = [("", server.url("jpg/a"), "a.jpg"), ("", server.url("status/404/b"), "b.jpg")]
-    write_table(tmp_path, rows)
+    write_csv(tmp_path / "train.csv", rows)
     run(tmp_path)
     second = run(tmp_path)
     assert server.hits == {"/jpg/a": 1, "/status/404/b": 1}
@@ -251,7 +247,7 @@ def test_whole_files_are_skipped_and_failures_wait_for_retry_failed(tmp_path, se
 
 
 def test_an_empty_file_is_not_whole(tmp_path, server):
-    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/a"), "a.jpg")])
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").touch()
     run(tmp_path)
@@ -260,7 +256,7 @@ def test_an_empty_file_is_not_whole(tmp_path, server):
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_leaves_only_whole_pictures_and_is_resumed_without_fetching_twice(tmp_path, server, stop):
-    write_table(tmp_path, [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(240)])
+    write_csv(tmp_path / "train.csv", [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(240)])
     options = ("--num_threads", "8", "--per_host", "8", "--allow_private_hosts")
     process = subprocess.Popen(command(tmp_path, *options), stderr=subprocess.PIPE, text=True)
     while server.hits.total() < 50:
@@ -288,7 +284,7 @@ def processes() -> list[multiprocessing.Process]:
 
 @pytest.mark.parametrize("resize", [None, 32])
 def test_a_process_that_is_killed_costs_no_image_and_none_is_left_at_the_end(tmp_path, server, resize):
-    write_table(tmp_path, [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(8)])
+    write_csv(tmp_path / "train.csv", [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(8)])
     with Report(str(tmp_path / "download_report.csv")) as written:
         outcomes = outcomes_of(tmp_path, written, resize)
         first = next(outcomes)
@@ -302,7 +298,9 @@ def test_a_process_that_is_killed_costs_no_image_and_none_is_left_at_the_end(tmp
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one process per core")
 def test_hosts_are_dealt_to_the_processes_and_each_keeps_its_limit_when_one_is_killed(tmp_path, server):
     with ImageServer() as other:
-        write_table(tmp_path, [("", (server, other)[i % 2].url(f"slow/{i}"), f"{i}.jpg") for i in range(40)])
+        write_csv(
+            tmp_path / "train.csv", [("", (server, other)[i % 2].url(f"slow/{i}"), f"{i}.jpg") for i in range(40)]
+        )
         settings = DownloadSettings(num_threads=6, per_host=3, limits=LOCAL)
         with Report(str(tmp_path / "download_report.csv")) as written:
             outcomes = download_images(str(tmp_path / "train.csv"), str(tmp_path / "images"), written, settings)
@@ -322,7 +320,7 @@ def test_an_image_that_brings_its_process_down_has_its_reason_and_the_others_are
     Image.new("RGB", (8000, 8000)).save(buffer, "PNG", compress_level=1)  # 256 MB decoded, and 200 kB for them
     server.answers["large"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
     kinds = ["raw/large", *(f"jpg/{i}" for i in range(5))]
-    write_table(tmp_path, [("", server.url(kind), f"{i}.jpg") for i, kind in enumerate(kinds)])
+    write_csv(tmp_path / "train.csv", [("", server.url(kind), f"{i}.jpg") for i, kind in enumerate(kinds)])
     ended = threading.Event()
 
     def play_out_of_memory_killer():
@@ -342,7 +340,7 @@ def test_an_image_that_brings_its_process_down_has_its_reason_and_the_others_are
 
 
 def test_a_machine_on_which_no_process_starts_does_not_blame_the_image(tmp_path, server, monkeypatch, capfd):
-    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/a"), "a.jpg")])
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(shutil.which("false")))
     with pytest.raises(OSError, match="a process of the download ends again and again"):
         download(tmp_path)
@@ -369,7 +367,7 @@ def test_a_report_that_is_cut_anywhere_goes_on_after_its_last_whole_row(tmp_path
 
 def test_on_a_full_disk_each_file_has_its_row_and_no_row_is_torn(tmp_path, server):
     resource = pytest.importorskip("resource")
-    write_table(tmp_path, [("", server.url(f"jpg/{i}?{'长' * 100}"), f"{i}.jpg") for i in range(60)])
+    write_csv(tmp_path / "train.csv", [("", server.url(f"jpg/{i}?{'长' * 100}"), f"{i}.jpg") for i in range(60)])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # the kernel writes up to here, and no more
@@ -391,7 +389,7 @@ def test_files_from_elsewhere_are_verified_once_and_broken_ones_fetched_again(tm
     images.mkdir()
     names = ["whole.jpg", "half.jpg", "half-gone.jpg", "new.jpg", "train.csv"]
     kinds = ["status/404/a", "jpg/b", "status/404/c", "jpg/d", "jpg/e"]
-    write_table(images, [("", server.url(kind), name) for kind, name in zip(kinds, names, strict=True)])
+    write_csv(images / "train.csv", [("", server.url(kind), name) for kind, name in zip(kinds, names, strict=True)])
     (tmp_path / "train.csv").symlink_to(images / "train.csv")
     (images / "whole.jpg").write_bytes(picture(1))
     (images / "half.jpg").write_bytes(picture(2)[:900])
@@ -415,14 +413,14 @@ def test_what_a_killed_run_left_is_cleared_away_and_its_names_are_no_images(tmp_
         temporary = Path(file.name if isinstance(file.name, str) else os.readlink(f"/proc/self/fd/{file.fileno()}"))
         raise KeyError
     temporary.write_bytes(b"left")
-    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg"), ("", server.url("jpg/b"), temporary.name)])
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/a"), "a.jpg"), ("", server.url("jpg/b"), temporary.name)])
     download(tmp_path)
     assert files(tmp_path) == ["a.jpg"]
     assert "temporary" in report(tmp_path)[temporary.name]["reason"]
 
 
 def test_two_runs_do_not_write_one_report(tmp_path, server):
-    write_table(tmp_path, [("", server.url(f"hang/{i}"), f"{i}.jpg") for i in range(3)])
+    write_csv(tmp_path / "train.csv", [("", server.url(f"hang/{i}"), f"{i}.jpg") for i in range(3)])
     first = subprocess.Popen(command(tmp_path, "--allow_private_hosts"), stderr=subprocess.DEVNULL)
     try:
         while not server.hits:
@@ -435,7 +433,7 @@ def test_two_runs_do_not_write_one_report(tmp_path, server):
 
 
 def test_shards_are_disjoint_and_complete(tmp_path, server):
-    write_table(tmp_path, [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(40)])
+    write_csv(tmp_path / "train.csv", [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(40)])
     names = []
     for index in (1, 2, 3):
         run(tmp_path, "--shard", f"{index}/3")
@@ -446,7 +444,7 @@ def test_shards_are_disjoint_and_complete(tmp_path, server):
 def test_one_file_under_many_spellings_is_one_file_in_every_part(tmp_path, server):
     spellings = ["d/{}.jpg", "./d/{}.jpg", "d//{}.jpg", "d\\{}.jpg", "\ufeffd/./{}.jpg"]
     rows = [("", server.url(f"jpg/{i}"), name.format(i)) for i in range(8) for name in spellings]
-    write_table(tmp_path, [*rows, ("", server.url("jpg/other"), "d///3.jpg")])
+    write_csv(tmp_path / "train.csv", [*rows, ("", server.url("jpg/other"), "d///3.jpg")])
     totals = Counter()
     for index in (1, 2, 3):
         totals.update(download(tmp_path, part=(index, 3))[0])
@@ -457,7 +455,7 @@ def test_one_file_under_many_spellings_is_one_file_in_every_part(tmp_path, serve
 
 
 def test_fail_over_decides_the_exit_code_also_of_a_resumed_run(tmp_path, server):
-    write_table(tmp_path, [("", server.url("jpg/a"), "a.jpg"), ("", server.url("gif/b"), "b.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/a"), "a.jpg"), ("", server.url("gif/b"), "b.jpg")])
     assert run(tmp_path).returncode == 0
     assert run(tmp_path, "--fail_over", "0.2").returncode == 1
     assert run(tmp_path, "--fail_over", "0.5").returncode == 0
@@ -492,7 +490,7 @@ def test_file_names_cannot_leave_the_folder(tmp_path, server):
     (outside / "target.jpg").write_bytes(b"mine")
     (images / "out").symlink_to(outside)
     (images / "link.jpg").symlink_to(outside / "target.jpg")
-    write_table(tmp_path, [("", server.url(f"jpg/{i}"), name) for i, name in enumerate(BAD_NAMES)])
+    write_csv(tmp_path / "train.csv", [("", server.url(f"jpg/{i}"), name) for i, name in enumerate(BAD_NAMES)])
     assert run(tmp_path).returncode == 0
     rows = report(tmp_path)
     for name, reason in BAD_NAMES.items():
@@ -514,7 +512,9 @@ def test_private_addresses_are_refused_before_a_connection_is_made(tmp_path, ser
     port = server.server_port
     hosts = ["127.0.0.1", "localhost", "127.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"]
     hosts += ["10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "[fe80::1]", "100.64.0.1", "224.0.0.1"]
-    write_table(tmp_path, [("", f"http://{host}:{port}/jpg/x", f"{i}.jpg") for i, host in enumerate(hosts)])
+    write_csv(
+        tmp_path / "train.csv", [("", f"http://{host}:{port}/jpg/x", f"{i}.jpg") for i, host in enumerate(hosts)]
+    )
     assert run(tmp_path, local=False).returncode == 0
     for i, host in enumerate(hosts):
         assert report(tmp_path)[f"{i}.jpg"]["reason"].startswith("private_host"), host
@@ -524,7 +524,9 @@ def test_private_addresses_are_refused_before_a_connection_is_made(tmp_path, ser
 def test_an_unknown_host_and_a_refused_connection_are_told_apart(tmp_path):
     with ImageServer() as gone:
         pass
-    write_table(tmp_path, [("", "http://no-such-host.invalid/x", "a.jpg"), ("", gone.url("jpg/x"), "b.jpg")])
+    write_csv(
+        tmp_path / "train.csv", [("", "http://no-such-host.invalid/x", "a.jpg"), ("", gone.url("jpg/x"), "b.jpg")]
+    )
     run(tmp_path, "--retries", "0")
     reasons = {name: row["reason"] for name, row in report(tmp_path).items()}
     assert reasons["a.jpg"].startswith("dns: no-such-host.invalid: ")
@@ -534,7 +536,7 @@ def test_an_unknown_host_and_a_refused_connection_are_told_apart(tmp_path):
 def test_only_http_and_https_are_fetched(tmp_path):
     urls = ["file:///etc/passwd", "ftp://example.com/x.jpg", "data:image/png;base64,AA", "", "http://", "http:/x/y"]
     urls += ["http://[bad/x.jpg", "http://host:port/x.jpg"]
-    write_table(tmp_path, [("", url, f"{i}.jpg") for i, url in enumerate(urls)])
+    write_csv(tmp_path / "train.csv", [("", url, f"{i}.jpg") for i, url in enumerate(urls)])
     run(tmp_path)
     assert {row["reason"].partition(":")[0] for row in report(tmp_path).values()} == {"bad_url"}
     assert len(report(tmp_path)) == len(urls)
@@ -543,7 +545,7 @@ def test_only_http_and_https_are_fetched(tmp_path):
 def test_with_a_proxy_everything_goes_through_it_and_written_out_addresses_are_still_refused(tmp_path, server):
     urls = ["http://no-such-host.invalid/jpg/x", "http://127.1/jpg/x", "http://localhost./jpg/x"]
     urls += [f"http://no-such-host.invalid/to/{server.url('jpg/x')}"]
-    write_table(tmp_path, [("", url, f"{i}.jpg") for i, url in enumerate(urls)])
+    write_csv(tmp_path / "train.csv", [("", url, f"{i}.jpg") for i, url in enumerate(urls)])
     run(tmp_path, "--proxy", f"http://{server.address}", local=False)
     assert files(tmp_path) == ["0.jpg"]
     for i in (1, 2, 3):
@@ -552,14 +554,14 @@ def test_with_a_proxy_everything_goes_through_it_and_written_out_addresses_are_s
 
 def test_no_cookie_and_no_environment_proxy_is_used_and_the_user_agent_is_ours(tmp_path, server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    write_table(tmp_path, [("", server.url("jpg/x"), "a.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/x"), "a.jpg")])
     run(tmp_path, "--user_agent", "测试者/1.0".encode().decode("latin-1"))
     assert files(tmp_path) == ["a.jpg"]
     assert "Cookie" not in server.headers["/jpg/x"] and "/1.0" in server.headers["/jpg/x"]["User-Agent"]
 
 
 def test_what_differs_from_the_default_manners_is_named_in_the_summary(tmp_path, server):
-    write_table(tmp_path, [("", server.url("jpg/x"), "a.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/x"), "a.jpg")])
     options = ["--referer", "{origin}/", "--user_agent", "me", "--no_verify_tls", "a.com", "b.com"]
     said = run(tmp_path, *options).stdout
     assert "Referer sent: {origin}/\n" in said and "User-Agent sent: me\n" in said
@@ -574,7 +576,7 @@ def test_what_differs_from_the_default_manners_is_named_in_the_summary(tmp_path,
 def test_unicode_names_commas_quotes_and_long_urls_survive(tmp_path, server):
     long_url = server.url("jpg/u=1234,5678&fm=253?" + "&".join(f"k{i}=%E4%BD%A0{i}" for i in range(60)))
     rows = [('一只,"猫"', long_url, "子目录/小猫 🐱.jpg"), ("狗", server.url("jpg/图片.jpg"), "狗.jpg")]
-    write_table(tmp_path, rows, encoding="utf-8-sig")
+    write_csv(tmp_path / "train.csv", rows, encoding="utf-8-sig")
     assert run(tmp_path).returncode == 0
     assert files(tmp_path) == sorted(["子目录/小猫 🐱.jpg", "狗.jpg"])
 
@@ -583,7 +585,7 @@ def test_urls_as_copying_leaves_them_are_mended_and_counted(tmp_path, server):
     path = f"{server.address}/jpg/x"
     rows = [f"http://{path}?a=1&amp;b=2", f"//{path}", f"\ufeff\u200bhttp://{path}2", f" http://{path}3"]
     again = ("", f"http://{path}?a=1&b=2", "0.jpg")
-    write_table(tmp_path, [*(("", url, f"{i}.jpg") for i, url in enumerate(rows)), again])
+    write_csv(tmp_path / "train.csv", [*(("", url, f"{i}.jpg") for i, url in enumerate(rows)), again])
     by_reason, said = download(tmp_path)
     assert by_reason == {("ok", ""): 4, ("skipped", "repeated"): 1}
     assert set(server.hits) == {"/jpg/x?a=1&b=2", "/jpg/x", "/jpg/x2", "/jpg/x3"}
@@ -593,7 +595,7 @@ def test_urls_as_copying_leaves_them_are_mended_and_counted(tmp_path, server):
 
 def test_one_image_under_many_names_is_named(tmp_path, server):
     rows = [("", server.url(f"png/{i}"), f"同/{i}.png") for i in range(5)]
-    write_table(tmp_path, rows + [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(20)])
+    write_csv(tmp_path / "train.csv", rows + [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(20)])
     names = re.search(r"^5 files have the same bytes.*: (.*), …$", download(tmp_path)[1], re.M)[1].split(", ")
     assert len(names) == 3 and all(re.fullmatch("同/[0-4].png", name) for name in names)
     assert "same bytes" not in download(tmp_path)[1]
@@ -601,7 +603,7 @@ def test_one_image_under_many_names_is_named(tmp_path, server):
 
 def test_what_a_server_says_is_inert_in_the_report(tmp_path, server):
     server.answers["odd"] = [b"HTTP/1.1 999 \x1b[2J" + b"x" * 9000 + b"\r\n\r\n"]
-    write_table(tmp_path, [("", server.url("raw/odd"), "=cmd|1.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("raw/odd"), "=cmd|1.jpg")])
     download(tmp_path)
     (row,) = report(tmp_path).values()
     assert row["filename"] == "'=cmd|1.jpg" and len(row["reason"]) < 400
@@ -613,14 +615,14 @@ def test_an_image_too_narrow_to_resize_has_its_reason(tmp_path, server):
     buffer = io.BytesIO()
     Image.new("L", (70_000, 2)).save(buffer, "PNG")
     server.answers["narrow"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
-    write_table(tmp_path, [("", server.url("raw/narrow"), "a.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("raw/narrow"), "a.jpg")])
     run(tmp_path, "--resize", "100")
     assert report(tmp_path)["a.jpg"]["reason"].startswith("long_and_narrow: 70000 x 2")
 
 
 def test_duplicated_file_names_keep_the_first_url_and_further_captions_cost_nothing(tmp_path, server):
     rows = [(text, server.url(f"jpg/{i}"), "x.jpg") for text, i in (("a", 1), ("b", 2), ("c", 1))]
-    write_table(tmp_path, rows)
+    write_csv(tmp_path / "train.csv", rows)
     done = run(tmp_path)
     assert server.hits == {"/jpg/1": 1}
     with open(tmp_path / "download_report.csv") as file:
@@ -649,12 +651,12 @@ def test_an_unusable_table_is_one_clear_line(tmp_path, content, message):
 
 
 def test_a_table_without_rows_is_done_at_once(tmp_path):
-    write_table(tmp_path, [])
+    write_csv(tmp_path / "train.csv", [])
     assert run(tmp_path, "--fail_over", "0").returncode == 0
 
 
 def test_a_foreign_file_is_never_taken_for_a_report(tmp_path, server):
-    write_table(tmp_path, [("", server.url("jpg/x"), "a.jpg")])
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/x"), "a.jpg")])
     (tmp_path / "notes.csv").write_text("my,notes\n1,2\n")
     done = run(tmp_path, "--report", str(tmp_path / "notes.csv"))
     assert done.returncode == 2 and "found: my, notes" in done.stderr
@@ -663,7 +665,7 @@ def test_a_foreign_file_is_never_taken_for_a_report(tmp_path, server):
 
 @pytest.mark.parametrize("option", [("--part", "0/2"), ("--proxy", "socks5://127.0.0.1:1"), ("--num_threads", "0")])
 def test_impossible_options_are_refused(tmp_path, option):
-    write_table(tmp_path, [])
+    write_csv(tmp_path / "train.csv", [])
     done = run(tmp_path, *option)
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
@@ -671,7 +673,7 @@ def test_impossible_options_are_refused(tmp_path, option):
 def test_the_hand_off_to_img2dataset_keeps_texts_as_they_are(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [('一只,"猫"\n', "http://x/1", "1.jpg"), ("007", "http://x/2", "2.jpg"), ("NA", "http://x/3", "")]
-    write_table(tmp_path, rows, encoding="utf-8-sig")
+    write_csv(tmp_path / "train.csv", rows, encoding="utf-8-sig")
     done = run(tmp_path, "--to_webdataset_input", str(tmp_path / "links.parquet"))
     assert done.returncode == 0 and "img2dataset --url_list" in done.stdout
     table = parquet.read_table(tmp_path / "links.parquet")

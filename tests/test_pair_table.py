@@ -108,7 +108,7 @@ def test_a_table_that_changed_is_read_again_in_place_of_the_old_one(load, data, 
     with open(data / "train.csv", "a", encoding="utf-8") as file:
         file.write("另一句话,,0.png\n")
     assert len(load()) == len(CAPTIONS) + 1
-    assert "is of an older state of its files" in caplog.text
+    assert "was made from other files or other versions of them" in caplog.text
     assert files(tmp_path / "tables") == before
 
 

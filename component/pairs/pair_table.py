@@ -1,10 +1,9 @@
 """The pairs of one data set: texts as tokens, and where each image lies."""
 
-import hashlib
+import os
 from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import astuple
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -12,10 +11,9 @@ import numpy as np
 import pandas as pd
 from tokenizers import Tokenizer
 
-from component.ground.file_state import MISSING
+from component.ground.file_state import MISSING, FileState
 from component.pairs.caption import is_caption
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
-from component.pairs.hashing import hash_columns, hash_texts
 from component.pairs.ragged import RaggedArray
 from component.pairs.shards import Shard
 from component.pairs.sources import ImageFolder, Place
@@ -32,6 +30,8 @@ class PairTable:
 
     Args:
         arrays: what `write_pairs` made.
+        states: path → state of the shards as this process found them at its start; those of the process that indexed
+            them by default. Another machine may have a copy of a shard, whose times and inode differ.
 
     Attributes:
         path, version: of the folder that it is mapped from, see `FlatArrays`; None in memory.
@@ -47,10 +47,16 @@ class PairTable:
         image_numbers: (rows,) the place in `first_rows` of each row's image.
     """
 
-    def __init__(self, arrays: FlatArrays):
-        self._arrays, self.path, self.version = arrays, arrays.path, arrays.version
+    def __init__(self, arrays: FlatArrays, states: Mapping[str, FileState | None] | None = None):
+        self._arrays, self.path, self.version, self._local = arrays, arrays.path, arrays.version, states or {}
         facts = dict(arrays.facts)
-        self._places = [PLACES[kind](*state) for kind, *state in facts["places"]]
+        places = [PLACES[kind](path, *(FileState(*state) for state in made)) for kind, path, *made in facts["places"]]
+        # Keys contain the states that the indexing process saw, so that they are the same in all processes.
+        self._place_states = np.array([place.state.number if isinstance(place, Shard) else 0 for place in places])
+        self._place_keys = pd.util.hash_array(np.array([os.path.abspath(place.path) for place in places], object))
+        self._places = [
+            replace(place, state=self._local[place.path]) if self._local.get(place.path) else place for place in places
+        ]
         self._starts = facts["starts"]  # from which row on the images lie in each place
         self.file, self.image_path = facts["file"], facts["image_path"]
         self.num_empty_texts, self.num_long_texts = facts["num_empty_texts"], facts["num_long_texts"]
@@ -62,7 +68,7 @@ class PairTable:
         self.first_rows, self.image_numbers = arrays["first_rows"], arrays["image_numbers"]
 
     def __reduce__(self):
-        return PairTable, (self._arrays,)
+        return PairTable, (self._arrays, self._local)
 
     def __len__(self) -> int:
         return len(self.text_ids)
@@ -85,9 +91,13 @@ class PairTable:
         return place.filename(locator)
 
     def image_states(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) rows → (n,) int64, `FileState.number` of each row's image file, MISSING where there is no file, and 0
-        for an image in a tar, whose state is part of the table's. Raises OSError."""
-        states, places = np.zeros(len(rows), np.int64), self._places_of(rows)
+        """(n,) rows → (n,) int64, `FileState.number` of the file or the shard that each image is in, or MISSING.
+
+        Raises:
+            OSError: the disk does not answer.
+        """
+        places = self._places_of(rows)
+        states = self._place_states[places]
         for number, place in enumerate(self._places):
             if isinstance(place, ImageFolder):
                 inside = np.flatnonzero(places == number)
@@ -95,17 +105,14 @@ class PairTable:
         return states
 
     def image_keys(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """(n,) rows and their `image_states` → (n,) int64 keys of their images, MISSING where there is no file.
-
-        An image that changes gets another key.
-        """
-        keys = hash_columns(self._place_keys[self._places_of(rows)], hash_texts(*self._locators.gather(rows)), states)
+        """(n,) rows and their `image_states` → (n,) int64 keys, which differ when an image changes; MISSING stays."""
+        what = {
+            "folder_or_shard": self._place_keys[self._places_of(rows)],
+            "locator": pd.util.hash_array(np.array(self._locators.texts(rows), object), categorize=False),
+            "state": states,
+        }
+        keys = pd.util.hash_pandas_object(pd.DataFrame(what), index=False).to_numpy() >> np.uint64(1)
         return np.where(states == MISSING, MISSING, keys.view(np.int64))
-
-    @cached_property
-    def _place_keys(self) -> np.ndarray:
-        digests = [hashlib.blake2b(place.identity().encode(), digest_size=8).digest() for place in self._places]
-        return np.frombuffer(b"".join(digests), "<u8")
 
     def _places_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1

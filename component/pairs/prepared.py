@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from component.ground.file_state import FileState
 from component.ground.files import new_folder, require_writable, sweep
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.labelled import tsv_of
@@ -23,9 +24,13 @@ from component.pairs.work import ALONE, Work
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the arrays; another one is another table
+FORMAT = 2  # of the arrays and facts
+NAME_FORMAT = 1  # of the folder's name: a table of an older format has the same name, and is replaced
 # How many bytes of a file make one of its prepared table, at least. A shard is mostly images.
 TEXT_BYTES, SHARD_BYTES = 0.5, 100
+
+
+States = dict[str, FileState | None]  # path → state; None: the file cannot be looked at
 
 
 class _IsThere(Exception):
@@ -59,9 +64,10 @@ def load_pair_table(
         ImportError: what reads Parquet is not installed.
     """
     files, paths = [file] if isinstance(file, str) else list(file), expand(file)
-    states = [_state(path) for path in (*paths, *_tsvs(paths, image_path))]
+    states = {path: _state(path) for path in (*paths, *_tsvs(paths, image_path))}
+    sizes = {path: state and state.size for path, state in states.items()}
     work.require_same(
-        (paths, [size for size, _ in states]),
+        sizes,
         f"The processes see different files ({paths[0]}, …). All machines must have the same.",
     )
     encoder = ChunkEncoder(tokenizer, max_seq_length)
@@ -71,21 +77,18 @@ def load_pair_table(
 
     if folder is not None:
         tokens = encoder.backend.to_str(), tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
-        prepared = os.path.join(folder, _digest(FORMAT, paths, image_path, max_seq_length, tokens))
-        table = _open(prepared, states)
+        prepared = os.path.join(folder, _digest(NAME_FORMAT, paths, image_path, max_seq_length, tokens))
+        table = _open(prepared, states, work)
         if work.everywhere(table is not None):
             return table
-        need = sum(
-            size / (SHARD_BYTES if is_shard(name) else TEXT_BYTES)
-            for name, (size, _) in zip(paths, states, strict=False)
-        )
+        need = sum((sizes[path] or 0) / (SHARD_BYTES if is_shard(path) else TEXT_BYTES) for path in paths)
         if work.everywhere(not work.is_writer or _is_writable(folder, need)):
             return _prepare(prepared, states, chunks, name, image_path, work)
-    return PairTable(write_pairs(ArrayWriter(), chunks, name, image_path))
+    return PairTable(write_pairs(ArrayWriter(), chunks, name, image_path), states)
 
 
 def _prepare(
-    path: str, states: list, chunks: Iterator[EncodedChunk], name: str, image_path: str | None, work: Work
+    path: str, states: States, chunks: Iterator[EncodedChunk], name: str, image_path: str | None, work: Work
 ) -> PairTable:
     """Write the arrays on the one process that does, and map them on all."""
     fault = None
@@ -95,8 +98,8 @@ def _prepare(
         try:
             with suppress(_IsThere), new_folder(path) as new:
                 writer = ArrayWriter(new)
-                write_pairs(writer, chunks, name, image_path, states=states)
-                if _open(path, states) is not None:
+                write_pairs(writer, chunks, name, image_path, format=FORMAT, states=list(states.values()))
+                if _open(path, states, work) is not None:
                     raise _IsThere
         except OSError as error:
             if writer and not writer.fault:  # a table that cannot be read
@@ -109,7 +112,7 @@ def _prepare(
             "`pair_table` to a folder on another disk, or to off."
         )
     os.listdir(os.path.dirname(path))  # a network file system looks again
-    table = _open(path, states)
+    table = _open(path, states, work)
     if not work.everywhere(table is not None):
         raise ValueError(
             f"The pair table {path} was written, but not all processes see it. Set `pair_table` to a folder on a disk "
@@ -128,15 +131,21 @@ def _with_a_text(chunks: Iterator[EncodedChunk], name: str) -> Iterator[EncodedC
         raise ValueError(f"{name} has no row with a text ({empty} rows with an empty one).")
 
 
-def _open(path: str, states: list) -> PairTable | None:
-    """The table that was prepared of files in this state; None where there is none, or a damaged one."""
+def _open(path: str, states: States, work: Work) -> PairTable | None:
+    """The table that was prepared from files in these states; None if there is none, or it is damaged.
+
+    The writer compares the states. The other processes may have copies of the files, whose times and inodes differ.
+    """
     if not os.path.isdir(path):
         return None
     try:
         arrays = FlatArrays.open(path)
-        if arrays.facts["states"] == states:
-            return PairTable(arrays)
-        logger.warning("%s is of an older state of its files: they are read again.", path)
+        if arrays.facts.get("format") != FORMAT:
+            logger.warning("%s was written by another version: its files are read again.", path)
+        elif work.is_writer and arrays.facts["states"] != [state and list(state) for state in states.values()]:
+            logger.warning("%s was made from other files or other versions of them: they are read again.", path)
+        else:
+            return PairTable(arrays, states)
     except (OSError, KeyError, TypeError, ValueError) as error:
         logger.warning("%s; its files are read again.", error)
     return None
@@ -161,13 +170,12 @@ def _is_writable(folder: str, need: float) -> bool:
     return True
 
 
-def _state(path: str) -> list[int]:
-    """Size and time of a file; of one that is not there, which reading will name, -1 and 0."""
+def _state(path: str) -> FileState | None:
+    """None for a file that cannot be looked at: the error comes when it is read."""
     try:
-        status = os.stat(path)
+        return FileState.of(path)
     except OSError:
-        return [-1, 0]
-    return [status.st_size, status.st_mtime_ns]
+        return None
 
 
 def _tsvs(paths: Sequence[str], image_path: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torch.utils.data import DataLoader
 
+from component.ground.file_state import FileState
 from component.image.folder import IMAGE_ENDINGS
 from component.image.load import BadImageError
 from component.pairs.json_text import parse_json, require_unicode
@@ -45,8 +46,7 @@ class Shard:
     """A tar and the state in which it was indexed; a `locator` says where in it a picture lies."""
 
     path: str
-    size: int
-    mtime_ns: int
+    state: FileState
 
     @staticmethod
     def locator(member: tarfile.TarInfo) -> str:
@@ -62,15 +62,11 @@ class Shard:
         try:
             # Opened for each picture, as a picture file is: a thousand open shards are more than a process may have.
             with open(self.path, "rb", buffering=0) as file:
-                if (self.size, self.mtime_ns) != read_state(file):
+                if self.state != FileState.of(file.fileno()):
                     raise BadImageError("the shard has changed since it was indexed; start again to index it anew")
                 return _read(file, int(offset), int(size))
         except FileNotFoundError as error:
             raise BadImageError(f"the shard cannot be read ({error.strerror})") from None
-
-    def identity(self) -> str:
-        """A text that no other place has, nor this shard in another state."""
-        return f"{os.path.abspath(self.path)}\0{self.size}\0{self.mtime_ns}"
 
 
 @dataclass
@@ -130,8 +126,8 @@ def index_shard(path: str) -> ShardIndex:
     """One pass over the headers of a tar, and one over its captions."""
     try:
         with open(path, "rb", buffering=0) as file:
-            index = ShardIndex(Shard(path, *read_state(file)))
-            if index.shard.size:
+            index = ShardIndex(Shard(path, FileState.of(file.fileno())))
+            if index.shard.state.size:
                 _fill(index, file)
             else:
                 index.faults.append((CUT_SHORT, path))
@@ -230,7 +226,7 @@ def _members(tar: tarfile.TarFile, index: ShardIndex) -> Iterator[tarfile.TarInf
             if not member.isdir():
                 index.faults.append((LINK, index.name(member)))
             continue
-        if member.offset_data + member.size > index.shard.size:
+        if member.offset_data + member.size > index.shard.state.size:
             return  # cut off, which the missing end mark tells
         if member.size > MAX_IMAGE_BYTES:
             index.faults.append((TOO_LARGE, index.name(member)))
@@ -275,8 +271,3 @@ def _text(content: bytes, ending: str) -> str:
 def _read(file: io.FileIO, offset: int, size: int) -> bytes:
     file.seek(offset)
     return file.read(size)
-
-
-def read_state(file: io.FileIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns

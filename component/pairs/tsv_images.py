@@ -6,12 +6,12 @@ import io
 import os
 from collections.abc import Iterator
 
+from component.ground.file_state import MISSING, FileState
 from component.image.load import BadImageError
-from component.pairs.shards import Shard, read_state
+from component.pairs.shards import Shard
 from component.pairs.text_file import require_plain_text
 
 MAX_LINE_BYTES = 2**28
-MISSING = -1
 
 
 class ImageTsv(Shard):
@@ -49,7 +49,7 @@ def index_tsv(path: str) -> tuple[ImageTsv, dict[str, str]]:
     offset = 0
     with open(path, "rb") as file:
         require_plain_text(path, file)
-        tsv = ImageTsv(path, *read_state(file))
+        tsv = ImageTsv(path, FileState.of(file.fileno()))
         for number, line in enumerate(_lines(file, path), 1):
             image_id, tab, encoded = line.partition(b"\t")
             name = image_id.decode("utf-8-sig", errors="replace").strip()

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from component.image.load import read_bytes
+from component.ground import file_state
+from component.image.load import BadImageError, read_bytes
 from component.pairs.shards import Shard
 
 FORMAT = 1
@@ -63,7 +64,10 @@ class FileState:
             OSError, MemoryError: as `read_bytes`.
         """
         if self.place is not None:
-            return Shard(self.place, self.size, self.mtime_ns).read(self.locator)
+            state = file_state.FileState.of(self.place)
+            if (self.size, self.mtime_ns) != (state.size, state.mtime_ns):
+                raise BadImageError("the shard has changed since it was indexed; index it again")
+            return Shard(self.place, state).read(self.locator)
         return read_bytes(self.path)
 
 

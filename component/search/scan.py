@@ -76,7 +76,7 @@ def _scan_pairs(file: str, image_path: str | None) -> Iterator[FileState]:
         for locator in chunk["filename"].tolist():
             if isinstance(place, Shard):
                 path = os.path.join(os.path.abspath(place.path), place.filename(locator)[len(place.path) + 1 :])
-                yield FileState(path, place.size, place.mtime_ns, os.path.abspath(place.path), locator)
+                yield FileState(path, place.state.size, place.state.mtime_ns, os.path.abspath(place.path), locator)
                 continue
             with suppress(ValueError, FileNotFoundError, NotADirectoryError):  # the table names more than there is
                 yield _file_state(os.path.abspath(image_file(place.path, locator)))

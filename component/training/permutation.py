@@ -5,8 +5,7 @@ from functools import cached_property
 from math import isqrt
 
 import numpy as np
-
-from component.pairs.hashing import mix
+from pandas.util import hash_array
 
 ROUNDS = 8
 
@@ -48,7 +47,7 @@ class Permutation:
         left, right = numbers // b, numbers % b
         for turn, key in enumerate(self._keys):
             if turn % 2:
-                right = (right + mix(left ^ key) % b) % b
+                right = (right + hash_array(left ^ key) % b) % b
             else:
-                left = (left + mix(right ^ key) % a) % a
+                left = (left + hash_array(right ^ key) % a) % a
         return left * b + right

@@ -1,5 +1,6 @@
 """A table is read once and mapped from then on: always the same pairs, whatever happens to the files."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -100,6 +101,27 @@ def test_offsets_that_are_no_longer_those_of_the_tokens_are_damage(load, tmp_pat
     with open(path, "r+b") as file:
         file.write(bytes(os.path.getsize(path)))
     assert rows_of(load()) == wanted and READ in caplog.text
+
+
+def test_a_table_of_the_same_size_and_time_as_the_old_one_is_read_again(load, data):
+    before = load().table.text_ids
+    path = data / "train.csv"
+    status, rows = path.stat(), path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([rows[0], *rows[:0:-1]]) + "\n", encoding="utf-8")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert load().table.text_ids.tolist() == before[::-1].tolist()
+
+
+def test_a_table_of_an_older_format_is_replaced(load, tmp_path, caplog):
+    before = load()
+    (record,) = (tmp_path / "tables").glob("*/arrays.json")
+    content = json.loads(record.read_text())
+    del content["facts"]["format"]
+    record.write_text(json.dumps(content))
+    assert load().table.text_ids.tolist() == before.table.text_ids.tolist()
+    assert "was written by another version: its files are read again" in caplog.text
+    assert len(list((tmp_path / "tables").iterdir())) == 1
 
 
 def test_a_table_that_changed_is_read_again_in_place_of_the_old_one(load, data, tmp_path, caplog):

@@ -371,7 +371,11 @@ def test_an_empty_shard_adds_nothing_and_alone_it_is_an_error(tmp_path, shards, 
 
 def test_a_shard_that_changed_since_it_was_indexed_gives_no_wrong_pictures(tmp_path, shards, dataset):
     pairs = dataset(shards)
-    write(tmp_path / "shards" / "00000.tar", *map(sample, range(5, 10)))  # the same sizes, other pictures
+    path = tmp_path / "shards" / "00000.tar"
+    before = path.stat()
+    write(path, *map(sample, range(5, 10)))  # the same sizes, other images
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `rsync -t` and `tar` keep it
+    assert path.stat().st_size == before.st_size
     (tmp_path / "shards" / "00001.tar").unlink()
     good, _, bad = pairs.images.load(range(PAIRS))
     assert good == [9, 10] and [row for row, _ in bad] == list(range(9))

@@ -48,14 +48,16 @@ class PairTable:
     """
 
     def __init__(self, arrays: FlatArrays, states: Mapping[str, FileState | None] | None = None):
-        self._arrays, self.path, self.version, self._local = arrays, arrays.path, arrays.version, states or {}
+        self._arrays, self.path, self.version = arrays, arrays.path, arrays.version
         facts = dict(arrays.facts)
         places = [PLACES[kind](path, *(FileState(*state) for state in made)) for kind, path, *made in facts["places"]]
         # Keys contain the states that the indexing process saw, so that they are the same in all processes.
         self._place_states = np.array([place.state.number if isinstance(place, Shard) else 0 for place in places])
         self._place_keys = pd.util.hash_array(np.array([os.path.abspath(place.path) for place in places], object))
+        # A worker process needs no states of files that are not shards.
+        self._local = {place.path: states[place.path] for place in places if states and states.get(place.path)}
         self._places = [
-            replace(place, state=self._local[place.path]) if self._local.get(place.path) else place for place in places
+            replace(place, state=self._local[place.path]) if place.path in self._local else place for place in places
         ]
         self._starts = facts["starts"]  # from which row on the images lie in each place
         self.file, self.image_path = facts["file"], facts["image_path"]

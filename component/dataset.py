@@ -1,5 +1,6 @@
 """Rows of the pair table → examples."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,11 +15,17 @@ from component.pairs.prepared import load_pair_table
 from component.pairs.work import ALONE, Work
 
 
-class SeededIndices:
-    """What a sampler asks a `Pairs` for: indices (n,), and the seed of all that is random in these n examples."""
+class SeededIndices(ABC):
+    """What a batch sampler asks of `Pairs`: n examples, and a seed for the random crops and flips in them."""
 
-    def __init__(self, indices: Sequence[int], seed: int):
-        self.indices, self.seed = indices, seed
+    @property
+    @abstractmethod
+    def indices(self) -> np.ndarray:
+        """(n,) int64."""
+
+    @property
+    @abstractmethod
+    def seed(self) -> int: ...
 
 
 class Pairs(Dataset):

@@ -1,4 +1,4 @@
-"""What training did since its last log, and whether that was training at all."""
+"""What happened in training since the last log, and whether the model could learn from it."""
 
 import math
 import time
@@ -8,36 +8,54 @@ import numpy as np
 from accelerate.utils import gather_object
 from torch import Tensor
 
-# So many batches in a row that teach nothing are no accident, even where every step is logged.
-FEWEST_DEAD_BATCHES = 3
+from component.metrics import mean_cosine
+
+# Fewer consecutive batches that teach nothing may be chance, even when every step is logged.
+MIN_DEAD_BATCHES = 3
 
 
 class LogWindow:
-    """The batches since the last log, of this process."""
+    """The training batches of this process since the last log."""
 
     def __init__(self):
         self._pairs: list[int] = []
         self._losses: list[Tensor] = []
         self._start = time.perf_counter()
-        # In a row, up to the beginning of the window: without an image here, without training anywhere.
+        self._logit_scale: Tensor | None = None
+        self._embeds: dict[str, Tensor] = {}
+        # Length of the run of batches up to the start of the window that had no image in this process (blind), or
+        # from which no process could learn (dead).
         self._blind_batches = self._dead_batches = 0
 
+    def observe(self, logit_scale: Tensor, image_embeds: Tensor, text_embeds: Tensor) -> None:
+        """Keep what the model computed for a batch; only the last batch counts.
+
+        Args:
+            logit_scale: scalar, exponentiated.
+            image_embeds, text_embeds: (B, D), L2-normalised, of this process.
+        """
+        self._logit_scale = logit_scale.detach()
+        self._embeds = {"image": image_embeds.detach(), "text": text_embeds.detach()}
+
     def add(self, pairs: int, loss: Tensor) -> None:
-        """A batch of so many good pairs, and its loss."""
+        """Count a batch by its number of good pairs and its loss."""
         self._pairs.append(pairs)
         self._losses.append(loss.detach())
 
-    def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on training."""
+    def exclude(self, seconds: float) -> None:
+        """Subtract time that was not spent on training."""
         self._start += seconds
 
     def logs(self, world_size: int, waited: float) -> dict[str, float]:
-        """The mean of ln(pairs), which is the loss of a model that knows nothing, pairs per second, and which share of
-        the time went by in waiting for data: of the process that waited longest, as all wait for that one. All
-        processes call it together.
+        """Figures for the log. All processes call it together.
 
         Args:
-            waited: seconds, of this process.
+            waited: seconds that this process waited for data.
+
+        Returns:
+            ln_batch, the mean of ln(pairs), which is the loss of a model that knows nothing; pairs_per_second;
+            data_wait, the share of the time that the slowest process waited for data, as the others wait for it;
+            logit_scale; image_cosine and text_cosine, see `mean_cosine`.
         """
         seconds = time.perf_counter() - self._start
         ln_batches = [math.log(pairs * world_size) for pairs in self._pairs if pairs]
@@ -45,43 +63,48 @@ class LogWindow:
             "ln_batch": float(np.mean(ln_batches)) if ln_batches else 0.0,
             "pairs_per_second": sum(self._pairs) * world_size / seconds,
             "data_wait": max(gather_object([waited])) / seconds,
+            "logit_scale": self._logit_scale.item(),
+            **{f"{kind}_cosine": mean_cosine(embeds) for kind, embeds in self._embeds.items() if len(embeds) > 1},
         }
 
     @property
-    def is_dead(self) -> bool:
-        """The last batches that this process knows of were no training."""
+    def learns(self) -> bool:
+        """Whether the model learnt from some recent batch, as far as this process knows."""
         if not self._pairs:
-            return self._blind_batches + self._dead_batches > 0
-        return not any(loss.item() and loss.isfinite() for loss in self._losses)
+            return self._blind_batches + self._dead_batches == 0
+        return any(loss.item() and loss.isfinite() for loss in self._losses)
 
     def close(self, can_read_an_image: Callable[[], bool]) -> str | None:
-        """Begin the next window; why this one was no training, if it was none. All processes call it together.
+        """Begin the next window. All processes call it together.
 
         Args:
-            can_read_an_image: asked where this process had none in the batches, which may be chance.
+            can_read_an_image: called when this process had no image in its batches, which may be chance.
+
+        Returns:
+            Why the model learnt nothing in this window, or None if it did.
         """
-        self._blind_batches = _in_a_row(self._blind_batches, np.array(self._pairs) == 0)
-        is_blind = self._pairs and self._blind_batches >= max(len(self._pairs), FEWEST_DEAD_BATCHES)
-        # A disk may be gone for one process alone: its node's.
+        self._blind_batches = _trailing(np.array(self._pairs) == 0, self._blind_batches)
+        is_blind = self._pairs and self._blind_batches >= max(len(self._pairs), MIN_DEAD_BATCHES)
+        # A disk may fail for one process alone: that of its node.
         blind = self._blind_batches if is_blind and not can_read_an_image() else 0
         processes = gather_object([(blind, self._pairs, [loss.item() for loss in self._losses])])
         self._pairs, self._losses, self._start = [], [], time.perf_counter()
         blind, pairs, losses = (np.array(column) for column in zip(*processes, strict=True))
         if blind.any():
             where = "" if blind.all() else f" by process {', '.join(map(str, np.flatnonzero(blind)))}"
-            return f"no picture could be read{where} in the last {blind.max()} batches"
+            return f"no image could be read{where} in the last {blind.max()} batches"
         has_no_image = pairs.sum(axis=0) == 0  # pairs and losses: (processes, batches)
         is_not_finite = ~np.isfinite(losses).all(axis=0)
-        # A single pair has no negatives, so that its loss of 0 says nothing.
+        # The loss of a single pair is always 0, because it has no negatives.
         is_zero = (losses == 0).all(axis=0) & (pairs.sum(axis=0) > 1)
         is_dead = has_no_image | is_not_finite | is_zero
-        self._dead_batches = _in_a_row(self._dead_batches, is_dead)
-        if self._dead_batches < max(len(is_dead), FEWEST_DEAD_BATCHES) or has_no_image.all():
+        self._dead_batches = _trailing(is_dead, self._dead_batches)
+        if self._dead_batches < max(len(is_dead), MIN_DEAD_BATCHES) or has_no_image.all():
             return None
-        loss = "exactly 0" if is_zero.all() else "no finite number, or 0,"
+        loss = "exactly 0" if is_zero.all() else "NaN, infinite or 0"
         return f"the loss was {loss} in the last {self._dead_batches} batches"
 
 
-def _in_a_row(before: int, flags: np.ndarray) -> int:
-    """So many flags are set in a row up to the end, where so many were before these."""
+def _trailing(flags: np.ndarray, before: int) -> int:
+    """Length of the run of True values that ends at the last element, including `before` from the previous window."""
     return before + len(flags) if flags.all() else int(flags[::-1].argmin())

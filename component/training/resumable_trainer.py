@@ -1,4 +1,4 @@
-"""transformers' Trainer, such that a run that was killed goes on as if it never had been."""
+"""transformers' Trainer with checkpoints from which an interrupted run continues as if it had never stopped."""
 
 import os
 from dataclasses import asdict
@@ -20,16 +20,23 @@ from component.training.checkpoint_files import (
 from component.training.interruption import SaveAndStop, naming_lost_process
 from component.training.run_identity import Run, read_run
 
+# ResumableTrainer, SavingTrainer and CLIPTrainer rest on these private names of transformers.Trainer, which any
+# release may change. requirements.txt therefore caps transformers at the newest release that the tests pass with. To
+# lift the cap, compare these in the two releases; tests/test_train.py fails when one is missing.
+#   overridden: _get_output_dir _inner_training_loop _load_best_model _load_from_checkpoint _prepare_inputs
+#               _push_from_checkpoint _run_epoch _save _save_checkpoint
+#   read:       _globalstep_last_logged _tr_loss _train_batch_size
 
-class StepsOfNow(TrainerCallback):
-    """logging_steps, eval_steps and save_steps are those of the arguments: resumed, the parent has the old ones."""
+
+class StepsFromArguments(TrainerCallback):
+    """Take logging_steps, eval_steps and save_steps from the arguments; the parent keeps those of the checkpoint."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         state.compute_steps(args, state.max_steps)
 
 
 class SaveAfterEvaluation(TrainerCallback):
-    """At the end of an epoch, a checkpoint waits for the evaluation there, which it would lack when resumed."""
+    """Delay a checkpoint at the end of an epoch until the evaluation there is done, so that it holds the results."""
 
     def __init__(self):
         self._is_due = False
@@ -45,15 +52,15 @@ class SaveAfterEvaluation(TrainerCallback):
 class ResumableTrainer(Trainer):
     """Differences from its parent:
 
-    - A checkpoint folder appears when it is whole, with every process's RNG state in it.
-    - A subclass may keep more in a checkpoint: `extra_state`.
-    - SIGTERM and SIGINT save a checkpoint, and raise `Interrupted` out of `train`.
-    - Evaluation draws no random numbers from training.
-    - A finished run that is resumed takes no further step.
-    - The batch that `auto_find_batch_size` found stands in the arguments.
+    - A checkpoint folder appears only when it is complete, with the RNG states of all processes.
+    - A subclass can store more in a checkpoint; see `extra_state`.
+    - SIGTERM and SIGINT save a checkpoint and raise `Interrupted` from `train`.
+    - Evaluation does not change the random numbers of training.
+    - Resuming a finished run takes no further step.
+    - `auto_find_batch_size` writes the batch size that it found into the arguments.
 
     Attributes:
-        took_steps: whether the last `train` moved the weights.
+        took_steps: whether the last `train` changed the weights.
     """
 
     def __init__(self, *args, **kwargs):
@@ -63,22 +70,22 @@ class ResumableTrainer(Trainer):
         self._run: Run | None = None
         self._interruption = SaveAndStop()
         self.add_callback(self._interruption)
-        self.add_callback(StepsOfNow())
+        self.add_callback(StepsFromArguments())
         self.add_callback(SaveAfterEvaluation())
 
     def extra_state(self) -> dict[str, Any]:
-        """What else a checkpoint keeps, as JSON; called on all processes, the first one's result is kept."""
+        """What else a checkpoint stores, as JSON. Called on all processes; the result of the first is stored."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what `extra_state` gave; {} for a checkpoint of an older version."""
+        """Restore the result of `extra_state`; {} for a checkpoint of an older version."""
 
     def may_remove_checkpoints(self) -> bool:
-        """Whether a new checkpoint is worth one of the older ones, beyond save_total_limit."""
+        """Whether the new checkpoint may replace an older one, as save_total_limit demands."""
         return True
 
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
-        """As the parent's; resume_from_checkpoint is a folder. Raises `Interrupted`, `RunFailed`."""
+        """Same as the parent's; resume_from_checkpoint is a folder. Raises `Interrupted` and `RunFailed`."""
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
             self._run = read_run(self.args.output_dir)
@@ -89,7 +96,7 @@ class ResumableTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_state(self) -> None:
-        """Write trainer_state.json, whole or not at all."""
+        """Write trainer_state.json atomically."""
         if self.args.should_save:
             write_json(os.path.join(self.args.output_dir, "trainer_state.json"), asdict(self.state))
 
@@ -99,13 +106,14 @@ class ResumableTrainer(Trainer):
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
-        # With max_steps in the middle of an epoch, or after an early stop, the parent takes one step before it looks.
+        # When a run that is finished or stopped early is resumed inside an epoch, the parent takes one step before it
+        # checks.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.took_steps = True
             super()._run_epoch(*args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
-        with torch.random.fork_rng(devices=()):  # a DataLoader draws a seed for its workers
+        with torch.random.fork_rng(devices=()):  # the DataLoader draws a seed for its workers
             return super().evaluation_loop(*args, **kwargs)
 
     def _get_output_dir(self, trial) -> str:
@@ -126,7 +134,7 @@ class ResumableTrainer(Trainer):
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = os.path.join(self.args.output_dir, name)
         extra_state = self.extra_state()
-        self.accelerator.wait_for_everyone()  # for their RNG states
+        self.accelerator.wait_for_everyone()  # until their RNG states are written
         if self.args.should_save:
             self.state.save_to_json(os.path.join(self.args.output_dir, UNFINISHED, name, "trainer_state.json"))
             batch = batch_of(self.args, self._train_batch_size)
@@ -135,8 +143,8 @@ class ResumableTrainer(Trainer):
             if self.may_remove_checkpoints():
                 remove_oldest(self.args.output_dir, self.args.save_total_limit, keep={name, best})
             remove_unfinished(self.args.output_dir)
-        self.accelerator.wait_for_everyone()  # it may be read from now on
+        self.accelerator.wait_for_everyone()  # the checkpoint can be read from now on
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:  # uploading goes on while the folder is moved
+        if not self._is_saving:  # the upload would continue while the folder is moved
             super()._push_from_checkpoint(checkpoint_folder)

@@ -1,4 +1,4 @@
-"""The order in which an epoch goes through the pairs, and which process takes which."""
+"""The order of the pairs in an epoch, and which process takes which of them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,53 +9,53 @@ from torch.utils.data import Sampler
 from component.dataset import SeededIndices
 from component.training.permutation import Permutation
 
-ORDER = "feistel"  # the name of the order of `Permutation`, in checkpoints; older ones, which stored it, have none
+ORDER = "feistel"  # recorded in checkpoints; older ones, which stored the whole order, have no such entry
 
 
 @dataclass(frozen=True)
-class Part(SeededIndices):
-    """What one process has of one batch, worked out where it is asked for: a batch that is skipped costs nothing.
+class LocalBatch(SeededIndices):
+    """What one process takes of one global batch. Computed on demand: batches that a resumed run skips cost nothing.
 
     Args:
-        order: of the epoch; None: that of the table.
-        places: of the whole batch in this order.
-        seed_of: numbers that this part alone has.
+        order: of the epoch; None: the order of the table.
+        positions: of the global batch in this order.
+        seed_of: numbers that identify this batch of this process.
         rank, world_size: of the process.
     """
 
     order: Permutation | None
-    places: range
+    positions: range
     seed_of: tuple[int, ...]
     rank: int
     world_size: int
 
     @property
     def indices(self) -> np.ndarray:
-        mine = np.array_split(np.array(self.places, np.int64), self.world_size)[self.rank]
-        return mine if self.order is None else self.order[mine]
+        positions = np.array_split(np.array(self.positions, np.int64), self.world_size)[self.rank]
+        return positions if self.order is None else self.order[positions]
 
     @property
     def seed(self) -> int:
         return int(np.random.SeedSequence(self.seed_of).generate_state(1, np.uint64)[0])
 
 
-class SharedBatches(Sampler[Part]):
-    """The parts that one process has of global batches: each pair is in one part of one batch of an epoch.
+class SharedBatches(Sampler[LocalBatch]):
+    """Batch sampler: what one process takes of each global batch. Every pair is in one batch of an epoch.
 
-    The batches do not depend on the number of processes. (accelerate's sharding does not give that: it fills up the
-    last global batch with pairs of the first one, which then are negatives of themselves.)
+    The global batches do not depend on the number of processes. (accelerate's sharding does not give that: it fills
+    up the last batch with pairs of the first one, which become negatives of themselves.)
 
-    Each part comes with a seed for what is random in its images, which is that of this part of this batch of this
-    epoch: a run that was resumed draws what it would have drawn.
+    Each local batch has a seed of its own for random crops and flips, so that a resumed run draws what an
+    uninterrupted one would have drawn.
 
     Args:
-        size: pairs in the table.
-        batch_size: of all processes together. The parts of a batch that is not full differ by one pair at most, and
-            may be empty.
-        seed: the same seed and epoch give the same order, on every process.
-        epoch: asked at the beginning of each pass.
-        shuffle: or else in the order of the table.
-        drop_last: leave out a last batch that is not full.
+        size: pairs in the dataset.
+        batch_size: pairs of all processes together. Each takes an equal number of them, give or take one; of a short
+            last batch possibly none.
+        seed: the same seed and epoch give the same order in every process.
+        epoch: called at the start of each pass.
+        shuffle: otherwise the order is that of the dataset.
+        drop_last: omit the last batch if it is not full.
         rank, world_size: of this process.
     """
 
@@ -77,12 +77,12 @@ class SharedBatches(Sampler[Part]):
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[LocalBatch]:
         epoch = self.epoch()
-        return (self.part(number, epoch) for number in range(len(self)))
+        return (self.local(number, epoch) for number in range(len(self)))
 
-    def part(self, number: int, epoch: int = 0) -> Part:
-        """What this process has of a batch; of one behind the last, nothing."""
+    def local(self, number: int, epoch: int = 0) -> LocalBatch:
+        """What this process takes of batch `number`; nothing if that is past the last one."""
         order = Permutation(self.size, (self.seed, epoch)) if self.shuffle else None
         first, last = (min(edge * self.batch_size, self.size) for edge in (number, number + 1))
-        return Part(order, range(first, last), (self.seed, epoch, number, self.rank), self.rank, self.world_size)
+        return LocalBatch(order, range(first, last), (self.seed, epoch, number, self.rank), self.rank, self.world_size)

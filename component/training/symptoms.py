@@ -19,7 +19,7 @@ FEWEST_STEPS = 20  # of a whole training after its warm-up, and of waiting for d
 FLAT = 0.97  # of ln(batch)
 COLLAPSED_COSINE = 0.99
 LOWEST_SCALE = 5  # healthy trainings have 10 to 100
-BOUND_OF_SCALE = 100
+MAX_SCALE = 100
 MUCH_WAITING = 0.3
 
 
@@ -105,10 +105,10 @@ def over_fitting(log: Log, args) -> str | None:
 def scale_at_bound(log: Log, args) -> str | None:
     scale = log.training[-1].get("logit_scale", 0) if log.training else 0
     first = log.training[0].get("logit_scale", 0) if log.training else 0
-    if scale < 0.99 * BOUND_OF_SCALE or first > 0.9 * BOUND_OF_SCALE:  # CLIP's own weights begin there
+    if scale < 0.99 * MAX_SCALE or first > 0.9 * MAX_SCALE:  # CLIP's own weights begin there
         return None
     return (
-        f"logit_scale has climbed from {first:.3g} to its bound of {BOUND_OF_SCALE}. That is usual late in a training "
+        f"logit_scale has climbed from {first:.3g} to its bound of {MAX_SCALE}. That is usual late in a training "
         "on millions of pairs. Early, the batches are too easy or known by heart: take larger batches, a lower "
         "learning_rate, or fewer epochs."
     )
@@ -120,7 +120,7 @@ def scale_collapsed(log: Log, args) -> str | None:
         return None
     return (
         f"logit_scale has fallen to {scale:.3g} (it was {log.training[0]['logit_scale']:.3g}; healthy trainings have "
-        f"10 to {BOUND_OF_SCALE}): the model finds no way to tell the pairs apart, and makes all alike. Check that "
+        f"10 to {MAX_SCALE}): the model finds no way to tell the pairs apart, and makes all alike. Check that "
         "each text belongs to its picture (check_data: true), set mask_duplicates if captions repeat, or lower the "
         f"learning_rate of {args.learning_rate:g}."
     )

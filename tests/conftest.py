@@ -213,37 +213,25 @@ def train_args(tmp_path, data, clip_path, bert_path):
     return write
 
 
+def build_trainer(args):
+    """The CLIPTrainer that train_clip.py builds from these arguments."""
+    from component.trainer import CLIPTrainer
+    from component.training.build import cache_images, load_datasets, load_model
+
+    model, processor = load_model(args)
+    train, test = cache_images(args, model, *load_datasets(args, processor))
+    return CLIPTrainer(model=model, args=args, train_dataset=train, eval_dataset=test, processing_class=processor)
+
+
 @pytest.fixture
 def trainer(train_args, bert_clip_path):
     """Build a CLIPTrainer in this process; keyword arguments are keys of the JSON."""
-
     from component.argument import load_arguments
-    from component.datacollator import PairCollator
-    from component.dataset import PairDataset
-    from component.model import BertCLIPModel
-    from component.processor import load_processor
-    from component.trainer import CLIPTrainer
 
-    def build(train_file: str | None = None, **keys) -> CLIPTrainer:
-        keys = {"report_to": "none", "save_strategy": "no", **keys}
-        args = load_arguments(train_args(**keys, **({"train_file": train_file} if train_file else {})))
-        processor = load_processor(bert_clip_path)
-        torch.manual_seed(0)
-        model = BertCLIPModel.from_pretrained(bert_clip_path, dtype=torch.float32)
-        if args.trainable_vision_blocks is not None:
-            model.lock_vision(args.trainable_vision_blocks)
-        model.set_loss(args.loss_type)
-        datasets = [
-            PairDataset(file, args.image_path, processor, args.max_seq_length) if file else None
-            for file in (args.train_file, args.test_file)
-        ]
-        return CLIPTrainer(
-            model=model,
-            args=args,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
-            data_collator=PairCollator(0, args.group_size, args.group_costs),
-            processing_class=processor,
-        )
+    start = {"clip_pretrain_path": bert_clip_path, "load_from_bert_clip": True}
+    quick = {"report_to": "none", "save_strategy": "no", "image_feature_cache": "off", "pair_table": "off"}
+
+    def build(**keys):
+        return build_trainer(load_arguments(train_args(**{**start, **quick, **keys})))
 
     return build

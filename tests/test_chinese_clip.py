@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, ROOT, build_trainer
 from PIL import Image
 from transformers import (
     BertModel,
@@ -21,14 +21,13 @@ from transformers.models.chinese_clip.image_processing_pil_chinese_clip import C
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
 from component.configuration import BertCLIPConfig
-from component.datacollator import PairCollator
 from component.embedding import embed_images, embed_texts
 from component.export.bert import save_bert
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel, BertCLIPTextModel
 from component.processor import load_processor, save_processor
 from component.trainer import CLIPTrainer
-from component.training.build import cache_images, load_datasets, load_model
+from component.training.build import load_model
 
 
 @pytest.fixture
@@ -154,13 +153,7 @@ def trainer(train_args, chinese_clip_path):
     def build(**keys) -> CLIPTrainer:
         keys = {"clip_pretrain_path": chinese_clip_path, "load_from_bert_clip": True, "report_to": "none", **keys}
         args = load_arguments(train_args(save_strategy="no", bert_pretrain_path=None, **keys))
-        model, processor = load_model(args)
-        dataset, _ = load_datasets(args, processor)
-        (dataset,) = cache_images(args, model, dataset)
-        collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size, args.group_costs)
-        return CLIPTrainer(
-            model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor
-        )
+        return build_trainer(args)
 
     return build
 
@@ -259,12 +252,8 @@ def test_the_recipe_for_fine_tuning_runs_on_a_folder(train_args, chinese_clip_pa
     expected = dict(learning_rate=5e-5, warmup_steps=100, weight_decay=1e-3, num_train_epochs=3, adam_beta2=0.98)
     assert {key: getattr(args, key) for key in expected} == expected and recipe["max_seq_length"] == 52
     assert args.per_device_train_batch_size * args.world_size == 128 * 8
-    model, processor = load_model(args)
-    dataset, _ = load_datasets(args, processor)
-    collator = PairCollator(processor.tokenizer.pad_token_id, args.group_size, args.group_costs)
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    CLIPTrainer(
-        model=model, args=args, train_dataset=dataset, data_collator=collator, processing_class=processor
-    ).train()
-    moved = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
+    built = build_trainer(args)
+    before = {name: value.clone() for name, value in built.model.named_parameters()}
+    built.train()
+    moved = [name for name, value in built.model.named_parameters() if not torch.equal(value, before[name])]
     assert any(name.startswith("vision_model.") for name in moved) and "text_projection.weight" in moved

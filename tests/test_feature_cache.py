@@ -13,7 +13,6 @@ from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
 from PIL import Image
 
 from component.argument import load_arguments
-from component.datacollator import PairCollator
 from component.dataset import PairDataset, Pairs
 from component.ground.file_state import MISSING
 from component.ground.fingerprint import fingerprint
@@ -86,7 +85,6 @@ def test_same_losses_with_and_without_the_cache(dataset, train_args, bert_clip_p
             model=model,
             args=load_arguments(train_args(max_steps=20, save_strategy="no", image_feature_cache="off")),
             train_dataset=pairs,
-            data_collator=PairCollator(0),
             processing_class=load_processor(bert_clip_path),
         )
         trainer.train()

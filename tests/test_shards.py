@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from conftest import CAPTIONS, ROOT, run_python
+from conftest import CAPTIONS, ROOT, build_trainer, run_python
 from PIL import Image
 
 from component.argument import load_arguments
@@ -22,8 +22,6 @@ from component.dataset import PairDataset
 from component.pairs.sources import read_pair_files
 from component.pairs.work import Work
 from component.processor import load_processor
-from component.trainer import CLIPTrainer
-from component.training.build import cache_images, load_datasets, load_model
 from component.training.feature_cache import CachedImages, FeatureCache, cache_features
 
 PAIRS = 11  # in shards of 5, 4 and 2
@@ -426,17 +424,7 @@ def test_training_on_shards_is_training_on_the_same_pairs_in_a_table(train_args,
     def history(**files) -> list[dict]:
         files = {**files, "test_file": files["train_file"], "image_feature_cache": cache}
         args = load_arguments(train_args(**files, max_seq_length=20, report_to="none", save_strategy="no"))
-        model, processor = load_model(args)
-        datasets = load_datasets(args, processor)
-        datasets = cache_images(args, model, *datasets)
-        trainer = CLIPTrainer(
-            model=model,
-            args=args,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
-            data_collator=PairCollator(0),
-            processing_class=processor,
-        )
+        trainer = build_trainer(args)
         trainer.train()
         trainer.evaluate()
         unsteady = ("runtime", "per_second", "flos", "data_wait")
@@ -454,7 +442,6 @@ def test_two_ranks_with_workers_see_each_pair_of_an_epoch_once(train_args, tmp_p
 import json, os, sys
 sys.path.insert(0, {ROOT!r})
 from component.argument import load_arguments
-from component.datacollator import PairCollator
 from component.training.interruption import leave_group
 from component.trainer import CLIPTrainer
 from component.training.build import load_datasets, load_model
@@ -471,7 +458,7 @@ for args_file in sys.argv[1:]:
     args = load_arguments(args_file)
     model, processor = load_model(args)
     dataset, _ = load_datasets(args, processor)
-    Recorded(model, args, PairCollator(0), dataset, processing_class=processor).train()
+    Recorded(model, args, train_dataset=dataset, processing_class=processor).train()
     with open(f"{{args_file}}.{{os.environ['RANK']}}", "w") as file:
         json.dump(rows, file)
 leave_group()

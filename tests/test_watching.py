@@ -154,7 +154,9 @@ ONE_CAPTION = rows(caption=lambda n: CAPTIONS[0])
     ],
 )
 def test_a_run_with_a_fault_has_it_named_once(trainer, data, caplog, train, keys, symptoms):
-    trainer(table(data, *train), **{**STEADY, "max_steps": 60, "per_device_train_batch_size": 8, **keys}).train()
+    trainer(
+        train_file=table(data, *train), **{**STEADY, "max_steps": 60, "per_device_train_batch_size": 8, **keys}
+    ).train()
     for symptom in symptoms:
         assert sum(symptom in warning for warning in warnings(caplog)) == 1, symptom
 
@@ -178,7 +180,7 @@ def test_recall_that_falls_while_the_loss_does_is_named_once(trainer, data, capl
     built = trainer(**STEADY, **keys, max_steps=60, per_device_train_batch_size=8, learning_rate=5e-3)
     built.train()
     table(data, *rows(caption=lambda n: CAPTIONS[(n + 3) % 8], count=8))
-    built.train_dataset = trainer(str(data / "t.csv")).train_dataset
+    built.train_dataset = trainer(train_file=str(data / "t.csv")).train_dataset
     built.train()
     (warning,) = (warning for warning in warnings(caplog) if "learnt by heart" in warning)
     assert "from 100.0% at step 0" in warning and "blend_checkpoints.py" in warning
@@ -188,7 +190,7 @@ def test_waiting_for_data_is_named_with_what_helps(trainer, data, caplog):
     noise = np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), dtype=np.uint8)
     for number in range(8):
         Image.fromarray(noise).save(data / "images" / f"{number}.png", compress_level=1)
-    trainer(**STEADY, max_steps=30, image_feature_cache="off").train()
+    trainer(**STEADY, max_steps=30).train()
     (warning,) = (warning for warning in warnings(caplog) if "waiting for data" in warning)
     assert "dataloader_num_workers" in warning and "image_feature_cache: auto" in warning
 

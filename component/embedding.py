@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPProcessor
 
-from component.image.load import BadImageError, check_aspect, load_image, to_rgb
+from component.image.load import BadImageError, check_aspect, load_image
+from component.image.rgb import to_rgb
 from component.model import BertCLIPModel
 from component.pairs.ragged import RaggedArray
 from component.pairs.text_groups import costs_on, group_by_cost, pad_texts

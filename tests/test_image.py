@@ -23,12 +23,12 @@ from component.image.load import (
     MAX_ASPECT,
     MAX_SCANS,
     BadImageError,
-    load_draft,
+    decode,
     load_image,
     read_bytes,
-    to_rgb,
 )
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
+from component.image.rgb import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000")
 WITH_EXIF = ("JPEG", "PNG", "WEBP", "TIFF")
@@ -97,8 +97,8 @@ def orientation_seen(content: bytes) -> list[bool]:
     shrink_image(content, small, 400)
     return [
         load_image(content),
-        load_draft(content, 8)[0],
-        check_image(content, 8).upright(),
+        decode(content, 8).rgb,
+        check_image(content, 8).rgb,
         Image.open(small),
     ]
 
@@ -172,7 +172,7 @@ def test_random_bytes_as_exif_change_nothing():
 def test_every_road_gives_the_same_verdict_on_damage_and_never_another_error(format):
     dice = random.Random(3)
     whole = encoded(Image.open(io.BytesIO(picture(1, (48, 40)))), format)
-    roads = [load_image, check_image, lambda file: load_draft(file, 8)]
+    roads = [load_image, check_image, lambda file: decode(file, 8)]
     roads.append(lambda file: shrink_image(file, io.BytesIO(), 16))
     for number in range(120):
         damaged = bytearray(whole)
@@ -259,7 +259,7 @@ PROFILE = b"icc\0\0" + zlib.compress(bytes(3 * 2**20))
 )
 def test_no_metadata_keeps_an_image_from_being_shown(content):
     assert is_upright(load_image(content), 1)
-    assert is_upright(check_image(content, 8).upright(), 1)
+    assert is_upright(check_image(content, 8).rgb, 1)
 
 
 def test_a_bmp_whose_alpha_nobody_filled_is_opaque():
@@ -284,7 +284,7 @@ def test_what_looks_alike_is_hashed_as_people_see_it():
     turned[0x0112] = 6
     grey16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     looks = [
-        perceptual_hash(check_image(content, HASH_SIDE).upright())
+        perceptual_hash(check_image(content, HASH_SIDE).rgb)
         for content in (
             encoded(photo, "PNG"),
             encoded(on_white, "PNG"),

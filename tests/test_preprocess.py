@@ -10,7 +10,7 @@ from conftest import ROOT
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from component.image.load import BadImageError, load_draft, load_image
+from component.image.load import BadImageError, decode, load_image
 from component.image.transform import ImageTransform
 
 IMAGES = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.png")))
@@ -83,23 +83,23 @@ def test_no_draft_where_the_picture_is_hardly_larger_than_needed():
     ("edge", "wanted"), [(224, (300, 225)), (225, (300, 225)), (226, (600, 450)), (30, (150, 113))]
 )
 def test_a_draft_is_no_smaller_than_the_target(gradient, edge, wanted):
-    draft, size = load_draft(gradient(1200, 900, "a.jpg"), edge)
+    draft, size = decode(gradient(1200, 900, "a.jpg"), edge)
     assert draft.size == wanted and size == (1200, 900)
 
 
 def test_a_draft_is_upright_and_leaves_other_formats_alone(gradient):
     exif = Image.Exif()
     exif[0x0112] = 6
-    draft, size = load_draft(gradient(1200, 900, "a.jpg", exif=exif), 224)
+    draft, size = decode(gradient(1200, 900, "a.jpg", exif=exif), 224)
     assert draft.size == (225, 300) and size == (900, 1200)
-    assert load_draft(gradient(1200, 900, "a.png"), 224)[0].size == (1200, 900)
+    assert decode(gradient(1200, 900, "a.png"), 224).rgb.size == (1200, 900)
 
 
 def test_a_damaged_draft_is_a_bad_image(gradient, tmp_path):
     with open(gradient(1200, 900, "a.jpg"), "rb") as file:
         (tmp_path / "cut.jpg").write_bytes(file.read()[:5000])
     with pytest.raises(BadImageError, match="truncated"):
-        load_draft(str(tmp_path / "cut.jpg"), 224)
+        decode(str(tmp_path / "cut.jpg"), 224)
 
 
 def test_random_pieces_keep_their_share_and_lie_everywhere(gradient):

@@ -1,72 +1,45 @@
-"""Is this file worth a place in a data set? The content decides, never the name or what a server called it."""
+"""Is this file usable as a training image? Its content decides, not its name or the server's Content-Type."""
 
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from PIL import Image
 
-from component.image.load import BadImageError, OpenedImage, opened, to_rgb
+from component.image.load import BadImageError, DecodedImage, decode
 
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 
 
-@dataclass(frozen=True)
-class CheckedImage:
-    """A whole image: its size in pixels as stored, and the decoded pixels, perhaps reduced and grey."""
+def check_image(image: str | bytes, edge: int = 1) -> DecodedImage:
+    """Decode an image file to its last byte, and refuse what is not a photograph.
 
-    width: int
-    height: int
-    reduced: Image.Image
-    orientation: int
+    A JPEG is decoded to grey at down to an eighth of its size, in half the time. Every coded bit is still read, so
+    damage is found all the same (the tests compare the verdicts).
 
-    def upright(self) -> Image.Image:
-        """The reduced image as people see it, RGB."""
-        return to_rgb(self.reduced, self.orientation)
-
-
-def check_image(image: str | bytes, side: int = 1) -> CheckedImage:
-    """Decode an image file (its path or its content) to its last byte.
-
-    JPEG is decoded to grey at down to an eighth of its size, but no smaller than `side` x `side`: every coded bit is
-    still read, so damage is found all the same (the tests compare the verdicts), in half the time.
+    Args:
+        image: the path or the content of the file.
+        edge: the shorter edge of a reduced JPEG keeps at least this many pixels.
 
     Raises:
-        BadImageError: as `load_image`; and `gif` or `animated`, which are no photographs.
+        BadImageError: as `load_image`; in addition `gif` and `animated`.
     """
-    with opened(image) as found:
-        _refuse_animations(found)
-        width, height = found.image.size
-        found.image.draft("L", (side, side))
-        found.image.load()
-    return CheckedImage(width, height, found.image, found.orientation)
+    return decode(image, edge, grey=True, stills_only=True)
 
 
 def shrink_image(image: str | bytes, out: BinaryIO, shorter_side: int) -> None:
-    """Write the image upright, as RGB JPEG, its shorter side at most `shorter_side` pixels; never enlarged.
+    """Write an image file upright, as RGB JPEG, its shorter side at most `shorter_side` pixels; never enlarged.
 
-    Hamming's filter: as sharp as bicubic when shrinking, at two thirds of the time.
+    Hamming's filter: as sharp as bicubic when shrinking, in two thirds of the time.
 
     Raises:
         BadImageError: as `check_image`.
     """
-    with opened(image) as found:
-        _refuse_animations(found)
-        factor = shorter_side / min(found.image.size)
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8: take the smallest that leaves twice the pixels for a good filter.
-        found.image.draft(None, tuple(round(2 * factor * side) for side in found.image.size))
-        upright = to_rgb(found.image, found.orientation)
-    factor = shorter_side / min(upright.size)
+    # Twice the pixels that are needed leave enough for a good filter.
+    rgb, size = decode(image, 2 * shorter_side, stills_only=True)
+    factor = shorter_side / min(size)
     if factor < 1:
-        size = max(1, round(upright.width * factor)), max(1, round(upright.height * factor))
-        upright = upright.resize(size, Image.Resampling.HAMMING)
-    if max(upright.size) > MAX_JPEG_SIDE:
-        raise BadImageError("long_and_narrow", f"{upright.width} x {upright.height} is more than a JPEG can hold")
-    upright.save(out, "JPEG", quality=JPEG_QUALITY)
-
-
-def _refuse_animations(found: OpenedImage) -> None:
-    if found.image.format == "GIF":
-        raise BadImageError("gif")
-    if found.is_animated:
-        raise BadImageError("animated")
+        size = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+        rgb = rgb.resize(size, Image.Resampling.HAMMING)
+    if max(rgb.size) > MAX_JPEG_SIDE:
+        raise BadImageError("long_and_narrow", f"{rgb.width} x {rgb.height} is more than a JPEG can hold")
+    rgb.save(out, "JPEG", quality=JPEG_QUALITY)

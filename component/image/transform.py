@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from component.image.load import load_draft, load_image
+from component.image.load import decode
 
 MAX_ASPECT = 4 / 3  # of random pieces, upright or lying
 DRAFT_GAP = 2  # a draft has this many times the pixels to a side that it needs, as in Pillow's own thumbnails
@@ -55,11 +55,14 @@ class ImageTransform:
         Raises:
             BadImageError, OSError, MemoryError: as `load_image`.
         """
-        if self._draft_edge is None:
-            rgb = load_image(image)
-            size = rgb.size
-        else:
-            rgb, size = load_draft(image, self._draft_edge)
+        return self.cut(*decode(image, self._draft_edge), generator)
+
+    def cut(self, rgb: Image.Image, size: tuple[int, int], generator: torch.Generator | None = None) -> np.ndarray:
+        """Scale and crop a decoded image as `read` does.
+
+        Args:
+            rgb, size: as in `DecodedImage`.
+        """
         if self.min_crop_area is None:
             rgb = self._cut_centre(rgb, size)
         else:

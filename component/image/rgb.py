@@ -1,0 +1,70 @@
+"""A decoded image of any mode → upright RGB, as people see it."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from component.image.container import exif_orientation
+
+_STRIP_PIXELS = 2**20
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Convert an image to upright RGB: transparency on white, 16 bits scaled to 8.
+
+    Args:
+        orientation: as in EXIF, 1 to 8; None: from the image's own EXIF.
+    """
+    image.load()
+    turn = _TURNS.get(orientation or own_orientation(image))
+    if image.mode.startswith("I"):
+        rgb = _by_strips(image, _scaled_to_8_bits)
+    elif _has_transparency(image):
+        rgb = _by_strips(image, _laid_on_white)
+    else:
+        rgb = image.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def own_orientation(image: Image.Image) -> int:
+    """The orientation in the EXIF block that Pillow found, 1 to 8; 1 without one."""
+    exif = image.info.get("exif")
+    return exif_orientation(exif) if isinstance(exif, bytes) else 1
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    if image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        return False  # an alpha byte that the writer left at 0; every program shows such a BMP as opaque
+    return "A" in image.getbands() or "transparency" in image.info
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image strip by strip, so that intermediate results take little memory."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return convert(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(convert(image.crop(box)), box)
+    return rgb
+
+
+def _scaled_to_8_bits(grey: Image.Image) -> Image.Image:
+    """Pillow's own conversion would clip everything above 255 to white."""
+    return Image.fromarray((np.asarray(grey).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _laid_on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,4 +1,4 @@
-"""Keep the pairs of a CSV `text,...,filename` that are worth training on; see --help and the README."""
+"""Keep the pairs of a table `text,...,filename` that are worth training on; see --help and the README."""
 
 import argparse
 import os
@@ -6,18 +6,18 @@ import sys
 
 from component.ground.command import Parser, input_folder, number, output_file, run_script, share, whole_number
 
+RULES = "min_text max_text min_chinese min_side max_aspect exact_duplicates near_duplicates".split()
+
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="Keep the rows whose text is not empty and whose picture exists, decodes to its end and is not a "
-        "GIF; every further rule is off until asked for. Nothing is deleted unless --delete_bad_images."
+        description="Keep the rows whose caption is not empty and whose image exists, decodes to its end and is not a "
+        "GIF. All other rules are off by default. Nothing is deleted without --delete_bad_images."
     )
     parser.add_argument("--train_file", required=True, help="CSV with the columns text and filename")
-    parser.add_argument("--image_path", required=True, type=input_folder, help="folder of the pictures")
-    parser.add_argument(
-        "--out_file", type=output_file, help="CSV for the kept rows; order and columns stay as they are"
-    )
-    parser.add_argument("--report", type=output_file, help="CSV that names each dropped row and the reason")
+    parser.add_argument("--image_path", required=True, type=input_folder, help="folder of the images")
+    parser.add_argument("--out_file", type=output_file, help="CSV for the kept rows, in the same order and columns")
+    parser.add_argument("--report", type=output_file, help="CSV that lists each dropped row and the reason")
     parser.add_argument("--dry_run", action="store_true", help="print the funnel; write no out_file, delete nothing")
     parser.add_argument(
         "--delete_bad_images", action="store_true", help="delete GIFs and files that no program would show"
@@ -27,28 +27,29 @@ def parse_args() -> argparse.Namespace:
     )
 
     rules = parser.add_argument_group("rules")
-    rules.add_argument(
-        "--min_text", type=whole_number("characters", 0), metavar="N", help="least characters of a text"
-    )
-    rules.add_argument("--max_text", type=whole_number("characters", 0), metavar="N", help="most characters of a text")
+    rules.add_argument("--min_text", type=whole_number("characters", 0), metavar="N", help="shortest caption to keep")
+    rules.add_argument("--max_text", type=whole_number("characters", 0), metavar="N", help="longest caption to keep")
     rules.add_argument("--min_chinese", type=share, metavar="SHARE", help="least share of Chinese characters, 0 to 1")
     rules.add_argument(
-        "--min_side", type=whole_number("pixels", 0), metavar="PIXELS", help="least shorter side of a picture"
+        "--min_side", type=whole_number("pixels", 0), metavar="PIXELS", help="least shorter side of an image"
     )
     rules.add_argument(
-        "--max_aspect", type=number("a ratio", 1), metavar="RATIO", help="most longer side / shorter side"
+        "--max_aspect", type=number("a ratio", 1), metavar="RATIO", help="largest longer side / shorter side"
     )
-    rules.add_argument("--exact_duplicates", action="store_true", help="drop pairs of the same text and file content")
-    rules.add_argument("--near_duplicates", action="store_true", help="drop pictures that look like an earlier one")
+    rules.add_argument("--exact_duplicates", action="store_true", help="drop pairs of equal caption and file content")
+    rules.add_argument("--near_duplicates", action="store_true", help="drop images that look like an earlier one")
 
-    clip = parser.add_argument_group("similarity of picture and text")
+    clip = parser.add_argument_group("similarity of image and caption")
     clip.add_argument("--clip_model", metavar="PATH", help="BertCLIP checkpoint; writes a histogram of the cosines")
     clip.add_argument(
         "--min_similarity", type=number("a cosine", -1, 1), metavar="COSINE", help="least cosine, such as 0.2"
     )
     clip.add_argument("--batch_size", type=whole_number("pairs"), default=64, help="(%(default)s)")
     clip.add_argument(
-        "--histogram", type=output_file, metavar="PNG", help="default: beside out_file or train_file, *-similarity.png"
+        "--histogram",
+        type=output_file,
+        metavar="PNG",
+        help="default: *-similarity.png next to out_file, or to train_file without one",
     )
     args = parser.parse_args()
 
@@ -70,18 +71,19 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from component.filter.judge import FilterOutput, Funnel, count_rows, judge_pairs
-    from component.filter.rules import FilterRules
+    from component.filter.bad_images import BadImages
+    from component.filter.judge import count_rows, judge_pairs
+    from component.filter.output import FilterOutput, Funnel
+    from component.filter.rules import FilterRules, PairCheck
     from component.ground.files import require_writable
     from component.ground.lock import sole_writer
 
-    names = "min_text max_text min_chinese min_side max_aspect exact_duplicates near_duplicates".split()
-    rules = FilterRules(**{name: getattr(args, name) for name in names})
-    histogram, score = None, None
+    rules = FilterRules(**{name: getattr(args, name) for name in RULES})
     out_file = None if args.dry_run else args.out_file
-    delete_in = args.image_path if args.delete_bad_images and not args.dry_run else None
+    bad_images = BadImages(args.image_path) if args.delete_bad_images and not args.dry_run else None
+    scorer = histogram = None
     funnel = Funnel()
-    with sole_writer(args.histogram), FilterOutput(out_file, args.report, delete_in) as output:
+    with sole_writer(args.histogram), FilterOutput(out_file, args.report) as output:
         total = count_rows(args.train_file)
         if args.clip_model:
             from component.filter.clip_score import ClipScorer
@@ -89,17 +91,20 @@ def main() -> None:
 
             require_writable(args.histogram)
             histogram = ScoreHistogram()
-            score = ClipScorer(args.clip_model, args.batch_size, histogram.add)
-        judged = judge_pairs(args.train_file, args.image_path, rules, score, args.min_similarity, args.num_workers)
+            scorer = ClipScorer(args.clip_model, args.batch_size, histogram.add)
+        check = PairCheck(args.image_path, rules, scorer.transform if scorer else None)
         with tqdm(total=total, unit="row") as bar:
-            for chunk, reasons in judged:
+            for chunk, reasons in judge_pairs(args.train_file, check, scorer, args.min_similarity, args.num_workers):
                 output.add(chunk, reasons)
                 funnel.add(reasons)
+                if bad_images:
+                    bad_images.add(chunk["filename"], reasons)
                 bar.update(len(chunk))
     print(f"\n{funnel}")
-    if delete_in:
-        spared = f"; {output.num_spared} changed since or cannot be read now, and stay" if output.num_spared else ""
-        print(f"Deleted {output.num_deleted} bad images{spared}")
+    if bad_images:
+        num_deleted, num_kept = bad_images.delete()
+        kept = f"; kept {num_kept} that have changed or cannot be read any more" if num_kept else ""
+        print(f"Deleted {num_deleted} bad images{kept}")
     if histogram:
         histogram.save(args.histogram, args.min_similarity)
         print(f"Histogram of the similarities: {args.histogram}")

@@ -18,8 +18,10 @@ from image_server import huge_png, picture
 from PIL import Image
 
 import filter_data
-from component.filter.judge import BAD_IMAGES, REASONS, FilterOutput, judge_pairs
-from component.filter.rules import FilterRules, chinese_share
+from component.filter.bad_images import DELETABLE, BadImages
+from component.filter.judge import judge_pairs
+from component.filter.output import REASONS, FilterOutput
+from component.filter.rules import FilterRules, PairCheck, chinese_share
 from component.image.check import check_image
 from component.image.load import BadImageError, load_image
 from component.image.perceptual_hash import NearDuplicates, perceptual_hash
@@ -46,10 +48,10 @@ def read(path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def reasons(folder, *judge, **rules) -> list[str]:
+def reasons(folder, *judge, transform=None, **rules) -> list[str]:
     """The kind of each row's verdict, without a process of its own for each rule."""
-    files = str(folder / "train.csv"), str(folder / "images")
-    judged = judge_pairs(*files, FilterRules(**rules), *judge, num_workers=1)
+    check = PairCheck(str(folder / "images"), FilterRules(**rules), transform)
+    judged = judge_pairs(str(folder / "train.csv"), check, *judge, num_workers=1)
     return [reason.partition(":")[0] for _, chunk in judged for reason in chunk]
 
 
@@ -165,15 +167,14 @@ def test_a_file_is_looked_at_again_before_it_is_deleted(tmp_path, images):
     names = ["cut.jpg", "mended.jpg", "other.jpg"]
     for name in names:
         (images / name).write_bytes(picture(1)[:-200])
-    chunk = pd.DataFrame({"text": "a", "filename": [*names, "cut.jpg"]})
     with pytest.raises(BadImageError) as caught:
         check_image(picture(1)[:-200])
-    with FilterOutput(delete_in=str(images)) as output:
-        output.add(chunk, [str(caught.value)] * 4)
-        (images / "mended.jpg").write_bytes(picture(1))
-        (images / "other.jpg").write_bytes(picture(2)[:-200])
+    bad_images = BadImages(str(images))
+    bad_images.add([*names, "cut.jpg"], [str(caught.value)] * 4)
+    (images / "mended.jpg").write_bytes(picture(1))
+    (images / "other.jpg").write_bytes(picture(2)[:-200])
+    assert bad_images.delete() == (1, 2)
     assert {path.name for path in images.iterdir()} == {"mended.jpg", "other.jpg"}
-    assert (output.num_deleted, output.num_spared) == (1, 2)
 
 
 def test_a_dry_run_prints_the_funnel_and_touches_nothing(tmp_path, messy, images):
@@ -333,7 +334,7 @@ def test_the_score_of_a_dropped_pair_does_not_make_its_twin_a_duplicate(tmp_path
     (images / "b.jpg").write_bytes(picture(1))
     write_table(tmp_path, [("wrong", "", "a.jpg"), ("right", "", "b.jpg")])
 
-    def score(texts, paths):
+    def score(texts, images):
         return [float(text == "right") for text in texts]
 
     assert reasons(tmp_path, score, 0.5, near_duplicates=True) == ["dissimilar", ""]
@@ -436,7 +437,7 @@ def test_a_report_holds_no_formulas(tmp_path):
 
 
 def test_every_deletable_reason_is_a_known_reason():
-    assert set(REASONS) >= BAD_IMAGES
+    assert set(REASONS) >= DELETABLE
 
 
 def test_kept_rows_read_back_the_same_whatever_is_in_them(tmp_path):

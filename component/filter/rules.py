@@ -1,30 +1,36 @@
-"""The rules that a pair passes or fails on its own; they run in worker processes."""
+"""The checks that a pair passes or fails on its own. They run in worker processes."""
 
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from component.image.check import check_image
-from component.image.load import BadImageError, MissingImageError, read_bytes
+from component.image.load import BadImageError, MissingImageError, decode, read_bytes
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
 from component.pairs.caption import is_caption
+from component.pairs.paths import image_file
+
+if TYPE_CHECKING:  # it brings torch, which only the workers of a CLIP filter need
+    from component.image.transform import ImageTransform
 
 HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
 
 @dataclass(frozen=True)
 class FilterRules:
-    """What a pair must be. Always asked: a text, and a picture that exists, decodes to its end and is not a GIF.
+    """What to require of a pair, besides a caption and an image that exists, decodes to its end and is not a GIF.
 
     Attributes:
-        min_text, max_text: characters of the text, without white space around it.
-        min_chinese: share of Chinese characters (Han) among all characters but white space, from 0 to 1.
-        min_side: shorter side of the picture in pixels.
+        min_text, max_text: number of characters of the caption, without surrounding white space.
+        min_chinese: share of Chinese characters (Han) among all characters except white space, from 0 to 1.
+        min_side: shorter side of the image in pixels.
         max_aspect: longer side divided by the shorter.
-        exact_duplicates: drop a pair whose text and picture file an earlier pair has, byte for byte.
-        near_duplicates: drop a picture that looks like an earlier one of another name.
+        exact_duplicates: drop a pair if an earlier pair has the same caption and the same image file, byte for byte.
+        near_duplicates: drop an image that looks like an earlier one with another name.
     """
 
     min_text: int | None = None
@@ -45,51 +51,77 @@ class FilterRules:
 
 
 class Finding(NamedTuple):
-    """One pair: why it is dropped ("" if it is not), and what to compare it with others by, where a rule asks.
+    """Result of checking one pair.
 
-    `reason` is one word to count by, then perhaps a colon and details. `digest` covers text and file, `looks` is the
-    perceptual hash; 64 bits each.
+    Attributes:
+        reason: why the pair is dropped: one word to count by, then perhaps a colon and details; "" if it is kept.
+        digest: 64 bits of a hash over caption and image file, with `exact_duplicates`.
+        looks: 64-bit perceptual hash of the image, with `near_duplicates`.
+        pixels: (H, W, 3) uint8, the image as the CLIP model sees it, if there is one.
     """
 
     reason: str
     digest: int = 0
     looks: int = 0
+    pixels: np.ndarray | None = None
 
 
-def check_pairs(
-    texts: Sequence[str], paths: Sequence[str | ValueError], folder: str, rules: FilterRules
-) -> list[Finding]:
-    """Check pairs one by one; in place of a path in `folder` stands the error that its file name gave."""
-    return [check_pair(text, path, folder, rules) for text, path in zip(texts, paths, strict=True)]
+@dataclass(frozen=True)
+class PairCheck:
+    """Checks pairs one by one. It is sent to worker processes.
 
-
-def check_pair(text: str, path: str | ValueError, folder: str, rules: FilterRules) -> Finding:
-    """Check one pair; the text first, because that is cheap.
-
-    Raises:
-        OSError, MemoryError: as `read_bytes`; they say nothing about the pair.
+    Args:
+        image_path: folder of the images.
+        transform: of the CLIP model that scores the pairs; None without one.
     """
-    reason = _text_problem(text.strip(), rules)
-    if reason:
-        return Finding(reason)
-    if isinstance(path, ValueError):
-        return Finding(f"bad_filename: {path}")
-    try:
-        content = read_bytes(path, folder)
-        image = check_image(content, HASH_SIDE if rules.near_duplicates else 1)
-    except MissingImageError:
-        return Finding("missing")
-    except BadImageError as error:
-        return Finding(str(error))
-    reason = _size_problem(image.width, image.height, rules)
-    if reason:
-        return Finding(reason)
-    digest = _digest(text, content) if rules.exact_duplicates else 0
-    return Finding("", digest, perceptual_hash(image.upright()) if rules.near_duplicates else 0)
+
+    image_path: str
+    rules: FilterRules
+    transform: "ImageTransform | None" = None
+
+    def __call__(self, texts: Sequence[str], filenames: Sequence[str]) -> list[Finding]:
+        """Check some pairs.
+
+        Raises:
+            OSError, MemoryError: as `read_bytes`; they say nothing about the pair.
+        """
+        return [self._check(text, filename) for text, filename in zip(texts, filenames, strict=True)]
+
+    def _check(self, text: str, filename: str) -> Finding:
+        reason = _text_problem(text.strip(), self.rules)  # first, because it is cheap
+        if reason:
+            return Finding(reason)
+        try:
+            path = image_file(self.image_path, filename)
+        except ValueError as error:
+            return Finding(f"bad_filename: {error}")
+        try:
+            content = read_bytes(path, self.image_path)
+            if self.transform:
+                image = decode(content, stills_only=True)  # once, for the rules and for the model
+            else:
+                image = check_image(content, HASH_SIDE if self.rules.near_duplicates else 1)
+        except MissingImageError:
+            return Finding("missing")
+        except BadImageError as error:
+            return Finding(str(error))
+        reason = _size_problem(*image.size, self.rules)
+        if reason:
+            return Finding(reason)
+        return Finding(
+            "",
+            _digest(text, content) if self.rules.exact_duplicates else 0,
+            perceptual_hash(image.rgb) if self.rules.near_duplicates else 0,
+            self.transform.cut(*image) if self.transform else None,
+        )
 
 
 def chinese_share(text: str) -> float:
-    """Share of Han characters among all characters but white space; 0 for an empty text."""
+    """Share of Han characters among all characters except white space; 0 for an empty text.
+
+    >>> chinese_share("一只 cat")
+    0.4
+    """
     characters = "".join(text.split())
     return len(HAN.findall(characters)) / max(len(characters), 1)
 

@@ -1,0 +1,85 @@
+"""What filtering writes: the kept rows, the report of the dropped ones, and the funnel of counts."""
+
+import contextlib
+import csv
+from collections import Counter
+from collections.abc import Iterable
+
+import pandas as pd
+
+from component.ground.files import new_file
+from component.ground.lock import sole_writers
+from component.ground.plain_text import spreadsheet_cell
+from component.pairs.table import table_writer
+
+# In the order in which they are checked.
+REASONS = (
+    *("empty_text", "short_text", "long_text", "little_chinese"),
+    *("bad_filename", "missing", "not_a_file", "empty", "html", "svg", "not_image", "truncated", "broken"),
+    *("gif", "animated", "no_plugin", "other_format", "undecodable"),
+    *("too_large", "too_many_pixels", "too_many_scans", "small", "long_and_narrow"),
+    *("dissimilar", "exact_duplicate", "near_duplicate"),
+)
+
+
+class FilterOutput:
+    """Context manager that writes the result of a filter. Its files appear when the block ends without an error.
+
+    Entering it raises ValueError if another process writes one of the files.
+
+    Args:
+        out_file: CSV for the kept rows, all columns as they were; None: not written.
+        report: CSV `row,filename,reason,text` of the dropped rows, rows counted from 1; None: not written.
+    """
+
+    def __init__(self, out_file: str | None = None, report: str | None = None):
+        self._paths, self._rows = (out_file, report), 0
+
+    def add(self, chunk: pd.DataFrame, reasons: list[str]) -> None:
+        """Write the next rows according to their reasons, see `judge_pairs`."""
+        if self._out:
+            table = table_writer(self._out)
+            if self._rows == 0:
+                table.writerow(chunk.columns)
+            table.writerows(chunk.loc[[not reason for reason in reasons]].to_numpy(object).tolist())
+        if self._report:
+            writer = csv.writer(self._report)
+            for row, (name, text, reason) in enumerate(zip(chunk["filename"], chunk["text"], reasons, strict=True), 1):
+                if reason:
+                    writer.writerow([self._rows + row, *map(spreadsheet_cell, (name, reason, text))])
+        self._rows += len(chunk)
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sole_writers(*self._paths))
+            self._out, self._report = (
+                stack.enter_context(new_file(path, newline="") if path else contextlib.nullcontext())
+                for path in self._paths
+            )
+            self._files = stack.pop_all()
+        if self._report:
+            csv.writer(self._report).writerow(["row", "filename", "reason", "text"])
+        return self
+
+    def __exit__(self, *exc_info):
+        self._files.__exit__(*exc_info)
+
+
+class Funnel:
+    """Counts the reasons of `judge_pairs`; as a string, a table for a terminal."""
+
+    def __init__(self):
+        self._rows: Counter[str] = Counter()
+
+    def add(self, reasons: Iterable[str]) -> None:
+        self._rows.update(reason.partition(":")[0] for reason in reasons)
+
+    def __str__(self) -> str:
+        total = left = self._rows.total()
+        lines = [f"{'':<20} {'rows':>10} {'left':>10}", f"{'rows in':<31} {left:>10}"]
+        for reason in REASONS:
+            if rows := self._rows[reason]:
+                left -= rows
+                lines.append(f"- {reason:<18} {rows:>10} {left:>10}")
+        lines.append(f"{'rows out':<31} {left:>10} {left / max(total, 1):>7.1%}")
+        return "\n".join(lines)

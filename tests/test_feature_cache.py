@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from component.argument import load_arguments
 from component.dataset import PairDataset, Pairs
@@ -39,24 +40,24 @@ def dataset(data, bert_clip_path, tmp_path_factory, request):
 
 
 class Tower:
-    """The model's tower, counting the pictures that it is given."""
+    """The model's tower, counting the images that it encodes."""
 
     def __init__(self, model):
-        self.model, self.pictures = model, 0
+        self.model, self.images = model, 0
 
     @torch.no_grad()
     def __call__(self, pixel_values):
-        self.pictures += len(pixel_values)
+        self.images += len(pixel_values)
         return self.model.vision_model(pixel_values).pooler_output
 
 
 def cached(dataset, model, folder, dtype=torch.float16, verify=False) -> tuple[Pairs, int]:
-    """The dataset with a cache in `folder`, and how many pictures went through the tower for it."""
+    """The dataset with a cache in `folder`, and how many images were encoded for it."""
     tower = Tower(model)
     key = fingerprint(model.vision_model, dataset.images.transform.image_processor.to_dict(), "fp32")
     cache = FeatureCache(str(folder), key, 48, dtype, verify)
     images = cache_features(dataset.images, cache, tower, batch_size=3, show_progress=False)
-    return Pairs(dataset.table, images), tower.pictures
+    return Pairs(dataset.table, images), tower.images
 
 
 def blocks(folder) -> list[str]:
@@ -65,7 +66,7 @@ def blocks(folder) -> list[str]:
 
 
 def assert_features_are_right(dataset, decoded, model):
-    """Every example's feature is what the tower gives for its picture as it lies on disk now."""
+    """Every example's feature is the tower's output for the image as it is on disk now."""
     for index in range(len(dataset)):
         example = dataset[index]
         pixel_values = decoded.images.load(example["rows"]).inputs["pixel_values"]
@@ -95,7 +96,7 @@ def test_same_losses_with_and_without_the_cache(dataset, train_args, bert_clip_p
     assert with_cache == pytest.approx(plain, abs=tolerance)
 
 
-def test_each_picture_goes_through_the_tower_once(dataset, data, model, tmp_path):
+def test_each_image_goes_through_the_tower_once(dataset, data, model, tmp_path):
     with open(data / "train.csv", "a", encoding="utf-8") as file:
         file.write("另一句话,,0.png\n")
     pairs = dataset()
@@ -105,16 +106,22 @@ def test_each_picture_goes_through_the_tower_once(dataset, data, model, tmp_path
     assert cached(dataset(), model, tmp_path / "cache")[1] == 0
 
 
-def test_a_changed_picture_is_computed_alone(dataset, data, model, tmp_path):
+@pytest.mark.parametrize("times", ["new times", "times restored"])
+def test_a_changed_image_alone_is_computed_again(dataset, data, model, tmp_path, times):
     cached(dataset(), model, tmp_path / "cache")
-    Image.new("RGB", (50, 40), "purple").save(data / "images" / "3.png")
+    path = data / "images" / "3.png"
+    before = path.stat()
+    Image.new("RGB", (50, 40), "purple").save(path)
+    if times == "times restored":  # as rsync -t, cp -p and reproducible archives do
+        path.write_bytes(path.read_bytes().ljust(before.st_size, b"\0"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     pairs = dataset()
     with_cache, encoded = cached(pairs, model, tmp_path / "cache")
     assert encoded == 1
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_a_longer_table_computes_its_new_pictures_alone(dataset, data, model, tmp_path):
+def test_of_a_longer_table_only_the_new_images_are_computed(dataset, data, model, tmp_path):
     cached(dataset(), model, tmp_path / "cache")
     Image.new("RGB", (50, 40), "purple").save(data / "images" / "new.png")
     (data / "more.csv").write_text("text,filename\n小狗,new.png\n小猪,5.png\n", encoding="utf-8")
@@ -135,7 +142,7 @@ def test_a_batch_may_come_from_many_blocks_in_any_order(dataset, model, tmp_path
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_a_second_table_on_the_same_cache_leaves_the_first_its_features(dataset, data, model, tmp_path, monkeypatch):
+def test_a_second_table_in_the_same_cache_does_not_disturb_the_first(dataset, data, model, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "BLOCK_ROWS", 1)  # many blocks: the digests order them at random
     with open(data / "more.csv", "w", encoding="utf-8") as file:
         file.write("text,filename\n")
@@ -176,7 +183,7 @@ def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monke
     tower = Tower(model)
 
     def interrupted(pixel_values):
-        if tower.pictures >= 6:
+        if tower.images >= 6:
             raise KeyboardInterrupt
         return tower(pixel_values)
 
@@ -193,7 +200,7 @@ def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monke
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
-def test_a_damaged_block_is_noticed_and_built_anew(dataset, model, tmp_path, caplog, damage):
+def test_a_damaged_block_is_noticed_and_computed_again(dataset, model, tmp_path, caplog, damage):
     cached(dataset(), model, tmp_path / "cache")
     (block,) = blocks(tmp_path / "cache")
     with open(block, "rb") as file:
@@ -208,7 +215,7 @@ def test_a_damaged_block_is_noticed_and_built_anew(dataset, model, tmp_path, cap
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_bad_pictures_leave_the_set_with_their_reason(dataset, data, model, tmp_path):
+def test_bad_images_are_left_out_with_their_reason(dataset, data, model, tmp_path):
     (data / "images" / "2.png").write_bytes(b"<html>")
     (data / "images" / "4.png").unlink()
     for _ in range(2):  # built, and reused
@@ -221,7 +228,7 @@ def test_bad_pictures_leave_the_set_with_their_reason(dataset, data, model, tmp_
         assert_features_are_right(with_cache, pairs, model)
 
 
-def test_a_picture_that_reads_well_again_is_encoded_though_its_key_is_the_same(dataset, data, model, tmp_path):
+def test_an_image_that_was_repaired_is_encoded(dataset, data, model, tmp_path):
     path = data / "images" / "2.png"
     whole, time = path.read_bytes(), path.stat().st_mtime_ns
     path.write_bytes(b"<html>".ljust(len(whole)))
@@ -247,14 +254,14 @@ def test_a_disk_that_fails_stops_and_leaves_no_verdict(dataset, data, model, tmp
     assert len(cached(dataset(), model, tmp_path / "cache")[0]) == 8
 
 
-def test_a_table_without_any_good_picture_is_named(dataset, data, model, tmp_path):
+def test_a_table_without_any_good_image_is_named(dataset, data, model, tmp_path):
     for path in (data / "images").iterdir():
         path.write_bytes(b"<html>")
-    with pytest.raises(ValueError, match="train.csv: none of its pictures can be used .the first: 0.png: html"):
+    with pytest.raises(ValueError, match="train.csv: none of its images can be used .the first: 0.png: html"):
         cached(dataset(), model, tmp_path)
 
 
-def test_a_block_that_is_cut_while_in_use_is_one_line_and_then_computed_anew(dataset, model, tmp_path, caplog):
+def test_a_block_cut_while_in_use_is_one_line_and_computed_again_by_the_next_start(dataset, model, tmp_path, caplog):
     pairs = dataset()
     with_cache, _ = cached(pairs, model, tmp_path / "cache")
     (block,) = blocks(tmp_path / "cache")
@@ -277,7 +284,7 @@ def test_too_little_room_is_said_before_the_work(tmp_path):
         FeatureCache(str(tmp_path), "key", 48).require_space(10**13)
 
 
-def test_what_a_killed_run_was_writing_is_swept(tmp_path):
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
     writing = (
         "import os, sys\nfrom component.ground.files import new_file\nwith new_file(sys.argv[1], 'wb'): os._exit(9)"
     )
@@ -307,16 +314,18 @@ def prepared(data, bert_clip_path, tmp_path):
     return lambda: PairDataset(files, str(data / "images"), processor, 16, folder=str(tmp_path / "tables"))
 
 
-def test_a_second_start_looks_no_feature_up(prepared, model, tmp_path, monkeypatch):
+def test_a_second_start_needs_no_key_to_find_the_features(prepared, model, tmp_path):
     cached(prepared(), model, tmp_path / "cache")
-    monkeypatch.setattr(FeatureCache, "find", lambda cache, keys: pytest.fail("looked up") if len(keys) else keys)
+    (block,) = blocks(tmp_path / "cache")
+    content = load_file(block)
+    save_file({**content, "keys": torch.zeros_like(content["keys"])}, block)
     pairs = prepared()
     with_cache, encoded = cached(pairs, model, tmp_path / "cache")
     assert encoded == 0 and len(with_cache) == 8
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_a_worker_is_given_paths(prepared, model, tmp_path):
+def test_a_pickled_dataset_holds_paths(prepared, model, tmp_path):
     with_cache, _ = cached(prepared(), model, tmp_path / "cache")
     content = pickle.dumps(with_cache)
     assert len(content) < 3000
@@ -325,7 +334,7 @@ def test_a_worker_is_given_paths(prepared, model, tmp_path):
     assert np.array_equal(one["tokens"], other["tokens"])
 
 
-def test_what_was_found_for_another_list_of_pictures_is_not_taken(prepared, data, model, tmp_path):
+def test_the_index_of_a_reordered_table_is_not_used(prepared, data, model, tmp_path):
     cached(prepared(), model, tmp_path / "cache")
     rows = (data / "train.csv").read_text(encoding="utf-8").splitlines()
     (data / "train.csv").write_text("\n".join([rows[0], *rows[:0:-1]]) + "\n", encoding="utf-8")
@@ -335,7 +344,7 @@ def test_what_was_found_for_another_list_of_pictures_is_not_taken(prepared, data
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_what_was_found_is_looked_up_again_where_its_record_is_cut(prepared, model, tmp_path):
+def test_a_cut_index_is_built_again(prepared, model, tmp_path):
     cached(prepared(), model, tmp_path / "cache")
     (positions,) = (tmp_path / "cache").glob("*/table-*/positions.bin")
     os.truncate(positions, 8)
@@ -345,7 +354,7 @@ def test_what_was_found_is_looked_up_again_where_its_record_is_cut(prepared, mod
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_the_key_of_a_picture_tells_its_state(data, bert_clip_path):
+def test_the_key_of_an_image_depends_on_the_state_of_its_file(data, bert_clip_path):
     before, other, none, outside = keys_of(data, bert_clip_path, "0.png", "1.png", "none.png", "../train.csv")
     assert before != other and none == outside == MISSING
     assert keys_of(data, bert_clip_path, "1.png", "0.png").tolist() == [other, before]
@@ -367,7 +376,7 @@ def start(args_file: str, *launcher: str) -> subprocess.Popen:
 
 
 def assert_whole(folder):
-    """All eight pictures are in the cache, by the digests of all blocks."""
+    """Open the only cache in the folder, whose blocks are all whole."""
     (key,) = os.listdir(folder)
     cache = FeatureCache(str(folder), key, 48)
     assert not [name for name in blocks(folder) if not name.endswith(".safetensors")]
@@ -400,7 +409,7 @@ def test_ranks_share_the_work(train_args, data, bert_clip_path, tmp_path):
 
 
 def test_features_that_another_machine_keeps_to_itself_are_missed(data, bert_clip_path, tmp_path):
-    """Not called bad pictures, which is what they look like."""
+    """They are not reported as bad images."""
     script = tmp_path / "rank.py"
     script.write_text(
         f"""

@@ -1,4 +1,9 @@
-"""The blocks of an image feature cache, mapped from their files."""
+"""The files of an image feature cache, and the index that says which of their features belongs to which image.
+
+A block is one safetensors file with the keys and features of some images. `Blocks` reads several of them as one
+array. A `FeatureIndex` holds the position of each image of a table in that array, so that only the first start on a
+table looks the keys up.
+"""
 
 import logging
 import os
@@ -21,36 +26,46 @@ from component.pairs.pair_table import PairTable
 
 logger = logging.getLogger(__name__)
 
+NO_FEATURE = -1  # in an array of positions
+
 
 class Block(NamedTuple):
+    """One file of a cache.
+
+    Attributes:
+        size: of the file when it was opened, in bytes.
+        keys: (n,) int64, of the images; memory-mapped, as the features are.
+        features: (n, width).
+    """
+
     path: str
-    size: int  # of the file
-    keys: np.ndarray  # (n,), memory-mapped, as the features are
+    size: int
+    keys: np.ndarray
     features: Tensor
 
     @classmethod
     def open(cls, path: str) -> "Block":
-        """Raises SafetensorError where size and header do not belong together."""
-        tensors = safetensors.torch.load_file(path)  # memory-mapped, nothing but the header is read yet
+        """Map a file. Raises SafetensorError if its size does not match its header."""
+        tensors = safetensors.torch.load_file(path)  # reads the header only
         return cls(path, os.path.getsize(path), tensors["keys"].numpy(), tensors["features"])
 
     def require_whole(self) -> None:
-        """Raise OSError where the file was cut since it was opened: reading what is gone ends the process (SIGBUS)."""
-        with suppress(FileNotFoundError):  # one that was removed stays readable until it is closed
+        """Raise OSError if the file was cut since it was opened: reading beyond its end kills the process (SIGBUS)."""
+        with suppress(FileNotFoundError):  # a removed file stays readable until it is closed
             size = os.path.getsize(self.path)
             if size < self.size:
                 raise OSError(
-                    f"{self.path} was cut to {size} of {self.size} bytes while it was in use. Start again: what is "
-                    "lost is computed anew."
+                    f"{self.path} was cut to {size} of {self.size} bytes while it was in use. Start again: the lost "
+                    "features are computed again."
                 )
 
 
 class Blocks:
-    """Some blocks of a cache, in an order; a position counts through all of their features. Pickled, it is paths."""
+    """Blocks in a fixed order, read as one array of features. A pickled `Blocks` holds paths only."""
 
     def __init__(self, blocks: Sequence[Block]):
         self.blocks = blocks
-        self.starts = np.cumsum([0, *(len(block.keys) for block in blocks)])  # the position at which each begins
+        self.starts = np.cumsum([0, *(len(block.keys) for block in blocks)])  # position of each block's first feature
 
     def __reduce__(self):
         return Blocks.open, ([block.path for block in self.blocks],)
@@ -60,109 +75,116 @@ class Blocks:
         return cls(list(map(Block.open, paths)))
 
     def __getitem__(self, positions: np.ndarray) -> Tensor:
-        """(n,) positions, each of a feature → (n, width) features. Raises OSError."""
+        """(n,) positions → (n, width) features. Raises OSError as `Block.require_whole`."""
         first = self.blocks[0].features
         features = torch.empty(len(positions), first.shape[1], dtype=first.dtype)
-        numbers = np.searchsorted(self.starts, positions, side="right") - 1
+        numbers = self.block_numbers(positions)
         for number in np.unique(numbers).tolist():
             block, inside = self.blocks[number], torch.from_numpy(numbers == number)
             block.require_whole()
             features[inside] = block.features[torch.from_numpy(positions)[inside] - self.starts[number]]
         return features
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """(n,) keys → (n,) positions, -1 where there is no feature.
+    def block_numbers(self, positions: np.ndarray) -> np.ndarray:
+        """(n,) positions → (n,) numbers of the blocks that they are in."""
+        return np.searchsorted(self.starts, positions, side="right") - 1
 
-        What is asked for is sorted, and the blocks are looked through once: there is no index of them to keep.
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """(n,) keys → (n,) positions, NO_FEATURE for a key that no block has.
+
+        Sorts the keys and reads each block's keys once, instead of keeping an index of all blocks in memory.
         """
         wanted, which = np.unique(keys, return_inverse=True)
-        found = np.full(len(wanted), -1)
+        found = np.full(len(wanted), NO_FEATURE)
         for start, block in zip(self.starts, self.blocks, strict=False) if len(wanted) else ():
-            places = np.searchsorted(wanted, block.keys).clip(max=len(wanted) - 1)
-            inside = np.flatnonzero(wanted[places] == block.keys)
-            found[places[inside]] = start + inside
+            slots = np.searchsorted(wanted, block.keys).clip(max=len(wanted) - 1)
+            inside = np.flatnonzero(wanted[slots] == block.keys)
+            found[slots[inside]] = start + inside
         return found[which]
 
 
 @dataclass(frozen=True)
-class Found:
-    """Positions in some blocks.
+class FeatureIndex:
+    """Where the feature of each image of a table is.
 
-    arrays: of all images: `positions`, -1 where there is no feature, and `states` of their files, as
-        `PairTable.image_states`; and `bad_rows`, those of the table whose image has no feature.
+    Attributes:
+        blocks: that the positions count through.
+        arrays: `positions` (images,), NO_FEATURE for an image without one; `states` (images,), the `FileState.number`
+            of each image's file; `bad_rows`, the rows of the table whose image has no feature.
     """
 
     blocks: Blocks
     arrays: FlatArrays
 
+    @classmethod
+    def empty(cls, images: int) -> "FeatureIndex":
+        arrays = {"positions": np.broadcast_to(NO_FEATURE, images), "states": np.broadcast_to(MISSING, images)}
+        return cls(Blocks([]), FlatArrays(arrays, {}))
 
-def open_found(folder: str, blocks: Callable[[Iterable[str]], Blocks], table: PairTable) -> Found | None:
-    """What was kept for this table; None where nothing was, or a block of then is gone.
+    @classmethod
+    def open(cls, folder: str, blocks: Callable[[Iterable[str]], Blocks], table: PairTable) -> "FeatureIndex | None":
+        """Map the index that `keep` wrote for a table; None if there is none, or one of its blocks is gone.
 
-    Args:
-        folder: of the blocks.
-        blocks: gives those of some names, or raises KeyError.
-    """
-    path = _path(folder, table)
-    if path is None or not os.path.isdir(path):
-        return None
-    try:
-        arrays = FlatArrays.open(path)
-        if arrays.facts["table"] == table.version:
-            return Found(blocks(arrays.facts["blocks"]), arrays)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        logger.info("%s: the image features are looked up again (%s)", path, error)
-    return None
-
-
-def merge_found(
-    before: Found | None, blocks: Blocks, images: int, numbers: np.ndarray, positions: np.ndarray, states: np.ndarray
-) -> Found:
-    """What was found before and is found now, in memory and without bad_rows.
-
-    Args:
-        blocks: all that there are now, those of before among them.
-        images: of the table.
-        numbers, positions, states: (n,) each, of the images that were looked at now.
-    """
-    all_positions, all_states = np.full(images, -1), np.full(images, MISSING)
-    if before:
-        old = before.arrays["positions"]
-        is_found = np.flatnonzero(old >= 0)
-        start_of = {block.path: start for block, start in zip(blocks.blocks, blocks.starts, strict=False)}
-        now = np.array([start_of[block.path] for block in before.blocks.blocks], np.int64)
-        block = np.searchsorted(before.blocks.starts, old[is_found], side="right") - 1
-        all_positions[is_found] = old[is_found] - before.blocks.starts[block] + now[block]
-        all_states = before.arrays["states"].copy()
-    all_positions[numbers], all_states[numbers] = positions, states
-    arrays = {"positions": all_positions, "states": all_states}
-    return Found(blocks, FlatArrays(arrays, {}))
-
-
-def keep_found(found: Found, folder: str, table: PairTable) -> Found:
-    """The same with bad_rows, written for the next start and mapped from there, where that is possible. All processes
-    call it."""
-    process, path = PartialState(), _path(folder, table)
-    bad = np.flatnonzero(found.arrays["positions"] < 0)
-    bad_rows = np.flatnonzero(np.isin(table.image_numbers, bad)) if len(bad) else bad
-    names = [os.path.basename(block.path) for block in found.blocks.blocks]
-    arrays = {name: found.arrays[name] for name in ("positions", "states")} | {"bad_rows": bad_rows}
-    facts = {"table": table.version, "blocks": names}
-    in_memory = Found(found.blocks, FlatArrays(arrays, facts))
-    if not all(gather_object([path is not None])):
-        return in_memory
-    if process.is_main_process:
+        Args:
+            folder: of the blocks.
+            blocks: gives the blocks of some names, or raises KeyError.
+        """
+        path = _index_path(folder, table)
+        if path is None or not os.path.isdir(path):
+            return None
         try:
-            with new_folder(path) as new:
-                writer = ArrayWriter(new)
-                for name, array in arrays.items():
-                    writer.append(name, array)
-                writer.finish(facts)
-        except OSError as error:
-            logger.warning("%s cannot be written (%s): the next start looks the features up again.", path, error)
-    process.wait_for_everyone()
-    return open_found(folder, lambda _: found.blocks, table) or in_memory
+            arrays = FlatArrays.open(path)
+            if arrays.facts["table"] == table.version:
+                return cls(blocks(arrays.facts["blocks"]), arrays)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            logger.info("%s: the image features are looked up again (%s)", path, error)
+        return None
+
+    def updated(
+        self, blocks: Blocks, numbers: np.ndarray, positions: np.ndarray, states: np.ndarray
+    ) -> "FeatureIndex":
+        """This index over more blocks and with new entries, in memory.
+
+        Args:
+            blocks: all blocks there are now, those of this index among them.
+            numbers, positions, states: (n,) images, and what they have now.
+        """
+        all_positions = self.arrays["positions"].copy()
+        found = np.flatnonzero(all_positions != NO_FEATURE)
+        start_of = {block.path: start for block, start in zip(blocks.blocks, blocks.starts, strict=False)}
+        starts = np.array([start_of[block.path] for block in self.blocks.blocks], np.int64)
+        inside = self.blocks.block_numbers(all_positions[found])
+        all_positions[found] += starts[inside] - self.blocks.starts[inside]
+        all_states = self.arrays["states"].copy()
+        all_positions[numbers], all_states[numbers] = positions, states
+        return FeatureIndex(blocks, FlatArrays({"positions": all_positions, "states": all_states}, {}))
+
+    def keep(self, folder: str, table: PairTable) -> "FeatureIndex":
+        """Add `bad_rows` and write the index for the next start; the result is mapped from there if that succeeded.
+
+        All processes call this together.
+        """
+        process, path = PartialState(), _index_path(folder, table)
+        bad = np.flatnonzero(self.arrays["positions"] == NO_FEATURE)
+        bad_rows = np.flatnonzero(np.isin(table.image_numbers, bad)) if len(bad) else bad
+        arrays = {name: self.arrays[name] for name in ("positions", "states")} | {"bad_rows": bad_rows}
+        names = [os.path.basename(block.path) for block in self.blocks.blocks]
+        facts = {"table": table.version, "blocks": names}
+        in_memory = FeatureIndex(self.blocks, FlatArrays(arrays, facts))
+        if not all(gather_object([path is not None])):
+            return in_memory
+        if process.is_main_process:
+            try:
+                with new_folder(path) as new:
+                    writer = ArrayWriter(new)
+                    for name, array in arrays.items():
+                        writer.append(name, array)
+                    writer.finish(facts)
+            except OSError as error:
+                logger.warning("%s cannot be written (%s): the next start looks the features up again.", path, error)
+        process.wait_for_everyone()
+        return FeatureIndex.open(folder, lambda _: self.blocks, table) or in_memory
 
 
-def _path(folder: str, table: PairTable) -> str | None:
+def _index_path(folder: str, table: PairTable) -> str | None:
     return table.path and os.path.join(folder, f"table-{os.path.basename(table.path)}")

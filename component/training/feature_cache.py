@@ -1,13 +1,13 @@
-"""Frozen vision outputs on disk: each picture goes through the locked tower once, not once per epoch.
+"""Frozen vision features on disk: each image goes through the locked tower once, not once per epoch.
 
 A cache is a folder `<cache>/<fingerprint of tower and image processor>/` of blocks. A block is a safetensors file
-with `keys` (n,) and `features` (n, width); its name is the digest of its content, by which one whose bits have turned
-is found where that is asked for; a start looks at sizes and headers. Where the features of a table lie is found once
-and kept beside the blocks, see `component.training.feature_blocks`.
-Blocks are only ever added, whole: an interrupted run loses the block it was at, and several processes can fill one
-cache at the same time. The key of a picture says path, size and time of change: a changed picture is a new key.
+with `keys` (n,) and `features` (n, width), named by the digest of its content. A start checks sizes and headers; with
+`verify`, it reads every block and compares the digests, which finds flipped bits.
 
-What is bad is not written down: a picture without a feature is looked at again by the next run.
+Blocks are only ever added, whole: an interrupted run loses the block it was filling, and several processes can fill
+one cache at the same time. The key of an image covers its path and `FileState`, so a changed image has a new key.
+
+Bad images are not recorded: the next run tries an image without a feature again.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -28,30 +29,30 @@ from tqdm import tqdm
 
 from component.ground.file_state import MISSING
 from component.ground.files import new_file, sweep
+from component.ground.shared_memory import ToSharedMemory, tensor_bytes, worker_options
 from component.pairs.image_source import DecodedImages, GoodRows, LoadedImages
 from component.pairs.pair_table import PairTable
-from component.training.feature_blocks import Block, Blocks, Found, keep_found, merge_found, open_found
+from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex
 from component.training.interruption import naming_lost_process
 
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
-AT_ONCE = 2**18  # images whose states and keys are worked out together: some 100 bytes each
-CAME = "was not there when the run began, and is there now: start again when all files are."
+IMAGES_AT_ONCE = 2**18  # whose states and keys are computed together, at about 100 bytes each
 
 
 class FeatureCache:
     """The blocks of one tower.
 
     Args:
-        folder: of all caches; made where it is not there.
-        fingerprint: of all that decides the features of a picture: weights, image processor, precision.
+        folder: of all caches; created if it does not exist.
+        fingerprint: of everything that determines an image's features: weights, settings, image processor, precision.
         width: of a feature, the tower's hidden size.
-        dtype: fp16 halves the disk; its rounding is far below that of training in half precision.
-        verify: read every block and compare its digest; else its size and header are checked.
+        dtype: fp16 halves the disk space; its rounding is far below that of training in half precision.
+        verify: read every block and compare its digest, instead of checking its size and header only.
 
     Raises:
-        ValueError: the folder cannot be made or written.
+        ValueError: the folder cannot be created or written.
     """
 
     def __init__(
@@ -59,33 +60,40 @@ class FeatureCache:
     ):
         self.folder, self.width, self.dtype = os.path.join(folder, fingerprint), width, dtype
         try:
+            others = os.listdir(folder) if os.path.isdir(folder) else []
+            if others and fingerprint not in others:
+                logger.info(
+                    "%s has features of other models, settings or versions: those of this model are computed into a "
+                    "new folder in it.",
+                    folder,
+                )
             os.makedirs(self.folder, exist_ok=True)
             sweep(self.folder)
         except OSError as error:
             raise ValueError(
-                f"The image feature cache {folder} cannot be made ({error.strerror}). Set `image_feature_cache` to a "
-                'folder that can be written, or to "off".'
+                f"The image feature cache {folder} cannot be created ({error.strerror}). Set `image_feature_cache` to "
+                'a folder that can be written, or to "off".'
             ) from None
         self._verify, self._blocks = verify, {}  # name → block
         self.refresh()
 
     def refresh(self) -> None:
-        """Open the blocks that are new in the folder, those of other processes too; damaged ones are removed."""
+        """Open the blocks added since, by this process or others; remove damaged ones."""
         for name in sorted(set(os.listdir(self.folder)) - self._blocks.keys()):
             path = os.path.join(self.folder, name)
             if not name.endswith(".safetensors"):
                 continue
-            with suppress(FileNotFoundError):  # damaged, and another process was the first to remove it
+            with suppress(FileNotFoundError):  # damaged, and removed by another process
                 try:
                     if self._verify and _digest_of(path) != name:
                         raise ValueError
                     self._blocks[name] = Block.open(path)
                 except (ValueError, KeyError, safetensors.SafetensorError):
-                    logger.warning("%s is damaged: its pictures are computed anew.", path)
+                    logger.warning("%s is damaged: the features of its images are computed again.", path)
                     os.remove(path)
 
     def blocks(self, names: Iterable[str] | None = None) -> Blocks:
-        """Those of these names, all by default. Raises KeyError for one that is not there."""
+        """The blocks of these names, by default all of them. Raises KeyError for a name without a block."""
         return Blocks([self._blocks[name] for name in (self._blocks if names is None else names)])
 
     def find(self, keys: np.ndarray) -> np.ndarray:
@@ -115,10 +123,10 @@ class FeatureCache:
             raise OSError(f"{self.folder}: a block of image features cannot be written ({error.strerror}).") from None
 
     def require_space(self, images: int) -> None:
-        """Log how much disk so many new pictures need, and raise ValueError where it is not there."""
+        """Log the disk space that the features of new images need. Raises ValueError if there is less."""
         need = images * (self.width * self.dtype.itemsize + 8)
         free = shutil.disk_usage(self.folder).free
-        logger.info("image features of %d pictures: %.1f MB in %s", images, need / 1e6, self.folder)
+        logger.info("image features of %d images: %.1f MB in %s", images, need / 1e6, self.folder)
         if need > free:
             raise ValueError(
                 f"The image features need {need / 1e6:.0f} MB, but {self.folder} has {free / 1e6:.0f} MB free. "
@@ -130,19 +138,36 @@ class CachedImages:
     """The images of a table as their features in a cache: vision_pooler_output (n, width).
 
     Args:
-        found: where the features of the table's images lie.
+        index: where the features of the table's images are, with `bad_rows`.
         reasons: first row of an image → why it has no feature.
     """
 
-    def __init__(self, table: PairTable, found: Found, reasons: dict[int, str]):
-        self._found, self._numbers = found, table.image_numbers
-        bad_rows = found.arrays["bad_rows"]
+    def __init__(self, table: PairTable, index: FeatureIndex, reasons: dict[int, str]):
+        self._index, self._numbers = index, table.image_numbers
+        bad_rows = index.arrays["bad_rows"]
         self.rows = GoodRows(len(table), bad_rows)
         self.bad = [(row, reasons[table.first_rows[table.image_numbers[row]]]) for row in bad_rows.tolist()]
 
     def load(self, rows: np.ndarray, generator: torch.Generator | None = None) -> LoadedImages:
-        positions = self._found.arrays["positions"][self._numbers[rows]]
-        return LoadedImages(rows, {"vision_pooler_output": self._found.blocks[positions]}, [])
+        positions = self._index.arrays["positions"][self._numbers[rows]]
+        return LoadedImages(rows, {"vision_pooler_output": self._index.blocks[positions]}, [])
+
+
+class ImagesToCheck(NamedTuple):
+    """Images of a table that have changed since the index was written, or have no feature: n of them, rising.
+
+    Attributes:
+        numbers, keys, states: (n,), see `PairTable`.
+    """
+
+    numbers: np.ndarray
+    keys: np.ndarray
+    states: np.ndarray
+
+    @classmethod
+    def join(cls, pieces: Iterable["ImagesToCheck"]) -> "ImagesToCheck":
+        empty = np.empty(0, np.int64)
+        return cls(*map(np.concatenate, zip(cls(empty, empty, empty), *pieces, strict=True)))
 
 
 def cache_features(
@@ -153,101 +178,107 @@ def cache_features(
     num_workers: int = 0,
     show_progress: bool = True,
 ) -> CachedImages:
-    """The same images from the cache; what it lacks is computed first. Under several processes each computes a share.
+    """Compute the features that the cache does not have, and return the same images from the cache.
+
+    With several processes, all call this together and each computes a share.
 
     Args:
-        encode: the tower: (B, 3, H, W) pixel_values → (B, width) pooled output.
+        encode: the tower, (B, 3, H, W) pixel_values → (B, width) pooled output.
         batch_size: images per call of `encode`.
-        num_workers: processes that decode.
+        num_workers: processes that decode images.
 
     Raises:
-        ValueError: the disk has too little room, said before anything is computed; no image is good; or the features
-            of other processes did not appear.
+        ValueError: the disk has too little space, which is checked before anything is computed; no image is good; or
+            the features that other processes computed did not appear.
         OSError, MemoryError: an image cannot be judged, or a block not written.
     """
     process, table = PartialState(), images.table
-    before = open_found(cache.folder, cache.blocks, table)
-    if len(set(gather_object([before and before.arrays.version]))) > 1:
-        before = None
-    numbers, keys, states = _to_look_at(table, before, process.process_index, process.num_processes)
-    rows = table.first_rows[numbers]
-    missing = cache.find(keys) < 0
+    index = FeatureIndex.open(cache.folder, cache.blocks, table)
+    if index is None or len(set(gather_object([index.arrays.version]))) > 1:
+        index = FeatureIndex.empty(len(table.first_rows))
+    mine = _images_to_check(table, index, process.process_index, process.num_processes)
+    missing = cache.find(mine.keys) == NO_FEATURE
     bad: list[tuple[int, str]] = []
     if missing.any():
         cache.require_space(int(missing.sum()) * process.num_processes)
-        # A mapped array would be one's own in a worker that is spawned.
-        loader = DataLoader(rows[missing].tolist(), batch_size, num_workers=num_workers, collate_fn=images.load)
-        with tqdm(total=int(missing.sum()), unit=" images", desc="image features", disable=not show_progress) as bar:
+        new = ImagesToCheck(*(array[missing] for array in mine))
+        rows = table.first_rows[new.numbers].tolist()  # a list, because spawned workers would copy the map
+        workers = worker_options(num_workers, batch_size * _image_bytes(images, rows))
+        loader = DataLoader(rows, batch_size, collate_fn=ToSharedMemory(images.load), **workers)
+        with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
             with naming_lost_process():
-                cache.add(_encoded(loader, table, rows[missing], keys[missing], encode, cache.dtype, bad, bar))
+                cache.add(_encoded(_counted(loader, bar), table, new, encode, cache.dtype, bad))
     reasons = dict(gather_object(bad))
-    looked_at = zip(*gather_object([(numbers, keys, states)]), strict=True)
-    numbers, keys, states = map(np.concatenate, looked_at)
+    checked = ImagesToCheck.join(gather_object([mine]))
     cache.refresh()
-    positions = cache.find(keys)
-    without = table.first_rows[numbers[positions < 0]].tolist()
+    positions = cache.find(checked.keys)
+    without = table.first_rows[checked.numbers[positions == NO_FEATURE]].tolist()
     absent = len(without) - len(reasons.keys() & without)
     if absent:
         raise ValueError(
             f"{absent} of {len(table.first_rows)} image features are not in {cache.folder}, though the other "
-            "processes are done. Set `image_feature_cache` to a folder on a disk that all machines share."
+            "processes have finished. Set `image_feature_cache` to a folder on a disk that all machines share."
         )
     if len(without) == len(table.first_rows):
-        raise ValueError(f"{table.file}: none of its pictures can be used (the first: {reasons[min(without)]}).")
-    if before and (positions < 0).all() and not (before.arrays["states"][numbers] != states).any():
-        return CachedImages(table, before, reasons)
-    found = merge_found(before, cache.blocks(), len(table.first_rows), numbers, positions, states)
-    return CachedImages(table, keep_found(found, cache.folder, table), reasons)
+        raise ValueError(f"{table.file}: none of its images can be used (the first: {reasons[min(without)]}).")
+    if (positions == NO_FEATURE).all() and (index.arrays["states"][checked.numbers] == checked.states).all():
+        return CachedImages(table, index, reasons)  # nothing is new
+    index = index.updated(cache.blocks(), checked.numbers, positions, checked.states)
+    return CachedImages(table, index.keep(cache.folder, table), reasons)
 
 
-def _to_look_at(
-    table: PairTable, before: Found | None, rank: int, processes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of one process's share of the images, those that have changed since or had no feature: numbers, keys, states.
-
-    The shares do not depend on what the processes see. What is to be held grows with what is to be looked at.
-    """
-    found = []
-    for first in range(rank, len(table.first_rows), AT_ONCE * processes):
-        numbers = np.arange(first, min(first + AT_ONCE * processes, len(table.first_rows)), processes)
+def _images_to_check(table: PairTable, index: FeatureIndex, rank: int, num_processes: int) -> ImagesToCheck:
+    """The share of one process. Shares do not depend on what a process sees on disk."""
+    pieces = []
+    for first in range(rank, len(table.first_rows), IMAGES_AT_ONCE * num_processes):
+        numbers = np.arange(first, min(first + IMAGES_AT_ONCE * num_processes, len(table.first_rows)), num_processes)
         rows = table.first_rows[numbers]
         states = table.image_states(rows)
-        if before:
-            is_new = (before.arrays["states"][numbers] != states) | (before.arrays["positions"][numbers] < 0)
-            numbers, rows, states = numbers[is_new], rows[is_new], states[is_new]
-        found.append((numbers, table.image_keys(rows, states), states))
-    empty = np.empty(0, np.int64)
-    return tuple(map(np.concatenate, zip((empty, empty, empty), *found, strict=True)))
+        changed = index.arrays["states"][numbers] != states
+        new = changed | (index.arrays["positions"][numbers] == NO_FEATURE)
+        pieces.append(ImagesToCheck(numbers[new], table.image_keys(rows[new], states[new]), states[new]))
+    return ImagesToCheck.join(pieces)
+
+
+def _image_bytes(images: DecodedImages, rows: list[int]) -> int:
+    """Bytes of an image's pixel_values; 0 if none of the first images is good."""
+    return next(filter(None, (tensor_bytes(images.load([row]).inputs) for row in rows[:16])), 0)
+
+
+def _counted(loader: Iterable[LoadedImages], bar: tqdm) -> Iterator[LoadedImages]:
+    for loaded in loader:
+        yield loaded
+        bar.update(len(loaded.rows) + len(loaded.bad))
 
 
 def _encoded(
     loader: Iterable[LoadedImages],
     table: PairTable,
-    rows: np.ndarray,
-    keys: np.ndarray,
+    new: ImagesToCheck,
     encode: Callable[[Tensor], Tensor],
     dtype: torch.dtype,
     bad: list[tuple[int, str]],
-    bar: tqdm,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """The keys and features of the good images; (row, reason) of the others are added to `bad`.
+    """Yield the keys and features of the good images; append (row, reason) of the others to `bad`.
 
     Args:
-        rows, keys: (n,) of all images, by row.
+        new: all images that `loader` loads.
     """
+    rows = table.first_rows[new.numbers]
     for loaded in loader:
         bad += loaded.bad
-        if loaded.rows:
-            of_batch = keys[np.searchsorted(rows, loaded.rows)]
-            if MISSING in of_batch:
-                raise OSError(f"{table.filename(loaded.rows[of_batch.tolist().index(MISSING)])} {CAME}")
-            features = encode(loaded.inputs["pixel_values"]).to("cpu", dtype)
-            good = features.isfinite().all(dim=1)
-            for place in (~good).nonzero()[:, 0].tolist():
-                row = loaded.rows[place]
-                bad.append((row, f"{table.filename(row)}: its features are no finite numbers"))
-            yield of_batch[good.numpy()], features[good]
-        bar.update(len(loaded.rows) + len(loaded.bad))
+        if not loaded.rows:
+            continue
+        keys = new.keys[np.searchsorted(rows, loaded.rows)]
+        if MISSING in keys:
+            name = table.filename(loaded.rows[keys.tolist().index(MISSING)])
+            raise OSError(f"{name} did not exist when the run began, and does now. Start again when all files do.")
+        features = encode(loaded.inputs["pixel_values"]).to("cpu", dtype)
+        good = features.isfinite().all(dim=1)
+        for slot in (~good).nonzero()[:, 0].tolist():
+            row = loaded.rows[slot]
+            bad.append((row, f"{table.filename(row)}: its features are not finite numbers"))
+        yield keys[good.numpy()], features[good]
 
 
 def _block_name(content: bytes) -> str:

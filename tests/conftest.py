@@ -1,6 +1,8 @@
 """Small towers and small data, made anew for each test session: no network, seconds on a CPU."""
 
+import atexit
 import csv
+import functools
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from fork_server import ForkServer
 from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -53,8 +56,17 @@ def python(*arguments, processes: int = 1) -> list[str]:
     return [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
 
 
+@functools.cache
+def fork_server() -> ForkServer:
+    server = ForkServer(ENVIRONMENT)
+    atexit.register(server.close)
+    return server
+
+
 def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
-    """Run that to its end, from the root of the repository."""
+    """Run a script, or -c and code, to its end, from the root of the repository."""
+    if processes == 1 and arguments[0] != "-X":  # which is an option for a new interpreter
+        return fork_server().run(*map(str, arguments))
     command = python(*arguments, processes=processes)
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
 

@@ -29,7 +29,7 @@ def run_here(monkeypatch, *arguments: str) -> int:
     """The same without a new process, which takes seconds to import torch."""
     monkeypatch.setattr(sys, "argv", ["predict_similarity.py", *map(str, arguments)])
     try:
-        return command.run(predict_similarity.main)
+        return command.run_script(predict_similarity.main)
     except SystemExit as stop:  # argparse's own
         return stop.code
 

@@ -1,0 +1,87 @@
+"""A process that has imported torch and our modules once, and forks for each script that a test runs to its end.
+
+Starting Python and importing torch takes five seconds, which is most of the time of a small script. A forked child
+runs the same code with its own arguments, output files and exit status. Tests of signals, of start-up and of several
+processes start real processes.
+"""
+
+import atexit
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class ForkServer:
+    """Starts the server and sends it requests; one request at a time."""
+
+    def __init__(self, environment: dict[str, str]):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, text=True, **pipes)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run `python <arguments>`: a script and its arguments, or -c and code."""
+        with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+            print(json.dumps([arguments, stdout.name, stderr.name]), file=self._process.stdin, flush=True)
+            status = os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+            return subprocess.CompletedProcess(arguments, status, stdout.read(), stderr.read())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve() -> None:
+    """Fork for each line of stdin, and answer with the wait status of the child."""
+    sys.path[0] = ROOT
+    import component
+
+    for module in pkgutil.walk_packages(component.__path__, "component."):
+        importlib.import_module(module.name)
+    answers = os.dup(1)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.close(answers)
+            _run(*json.loads(line))
+        os.write(answers, b"%d\n" % os.waitpid(pid, 0)[1])
+
+
+def _run(arguments: list[str], stdout: str, stderr: str) -> None:
+    """Run as the interpreter would, and end the process without taking the interpreter down, which takes a second."""
+    for number, path in enumerate((os.devnull, stdout, stderr)):
+        file = os.open(path, os.O_RDWR)
+        os.dup2(file, number)
+        os.close(file)
+    status = 0
+    try:
+        if arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = list(arguments)
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # joins the threads, as at the end of Python
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    serve()

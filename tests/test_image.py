@@ -226,6 +226,112 @@ def test_what_other_programs_show_is_refused_by_its_name(content, reason, told):
     assert caught.value.reason == reason == verdict(load_image, content)
 
 
+# ---- the kinds of TIFF ----
+
+RAMP = np.tile(np.linspace(0, 1, 16), (8, 1))  # from black at the left to white at the right
+
+
+def tiff(pixels: np.ndarray | bytes, tags: dict[int, int | list[int]], order: str = "<", after: bytes = b"") -> bytes:
+    """An uncompressed TIFF of 16 x 8 pixels; `tags` override those of 8-bit grey; `after`: a TIFF of further pages."""
+    pixels = pixels if isinstance(pixels, bytes) else pixels.tobytes()
+    tags = {256: 16, 257: 8, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: 8, 279: len(pixels)} | tags
+    start = 8 + len(pixels)
+    extra, entries = b"", b""
+    if isinstance(tags[279], list):  # strips of equal length
+        tags[273] = list(range(8, start, len(pixels) // len(tags[279])))
+    else:
+        tags[273] = 8
+    for tag, value in sorted(tags.items()):
+        values = value if isinstance(value, list) else [value]
+        kind, form = (3, "H") if tag in (258, 320) else (4, "L")
+        packed = struct.pack(f"{order}{len(values)}{form}", *values)
+        if len(packed) > 4:
+            extra += packed
+            packed = struct.pack(order + "L", start + 6 + 12 * len(tags) + len(extra) - len(packed))
+        entries += struct.pack(order + "HHL", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    size = start + 6 + len(entries) + len(extra)
+    following = b""
+    if after:
+        offset, count = struct.unpack_from("<L", after, 4)[0], struct.unpack_from("<H", after, 8 + 16 * 8)[0]
+        following = after[:offset]
+        page = [list(entry) for entry in struct.iter_unpack("<HHLL", after[offset + 2 :][: 12 * count])]
+        for entry in page:
+            entry[3] += size if entry[0] == 273 else 0
+        following += struct.pack("<H", count) + b"".join(struct.pack("<HHLL", *entry) for entry in page) + bytes(4)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HL", 42, start)
+    link = struct.pack(order + "L", size + 8 + 16 * 8 if after else 0)
+    return head + pixels + struct.pack(order + "H", len(tags)) + entries + link + extra + following
+
+
+def twelve_bits() -> bytes:
+    values = (RAMP * 4095).round().astype(int).ravel().reshape(-1, 2)
+    return b"".join(bytes((a >> 4, (a & 15) << 4 | b >> 8, b & 255)) for a, b in values.tolist())
+
+
+def grey(kind: str, white: float) -> np.ndarray:
+    return (RAMP * white if kind[1] == "f" else (RAMP * white).round()).astype(kind)
+
+
+PALETTE = {258: 8, 262: 3}
+INDICES = np.tile(np.arange(16, dtype=np.uint8), (8, 1))
+COLOURS = [round(colour * 255) for colour in np.linspace(0, 1, 16)] + [0] * 240
+RGB = {258: [8, 8, 8], 262: 2, 277: 3}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(grey("<u1", 255), {}),
+        tiff(255 - grey("<u1", 255), {262: 0}),
+        tiff(grey("<u2", 65535), {258: 16}),
+        tiff(grey(">u2", 65535), {258: 16}, ">"),
+        tiff(65535 - grey("<u2", 65535), {258: 16, 262: 0}),
+        tiff(twelve_bits(), {258: 12}),
+        tiff(grey("<u4", 2**32 - 1), {258: 32}),
+        tiff(grey("<f4", 1), {258: 32, 339: 3}),
+        tiff(grey(">f4", 1), {258: 32, 339: 3}, ">"),
+        tiff(1 - grey("<f4", 1), {258: 32, 262: 0, 339: 3}),
+        tiff(np.stack([grey("<u1", 255)] * 3, axis=-1), RGB),
+        tiff(np.stack([grey("<u1", 255)] * 3), {**RGB, 279: [128] * 3, 284: 2}),
+        tiff(np.stack([grey("<u2", 65535)] * 3, axis=-1), {**RGB, 258: [16, 16, 16]}),
+        tiff(np.stack([grey(">u2", 65535)] * 3, axis=-1), {**RGB, 258: [16, 16, 16]}, ">"),
+        tiff(INDICES, {**PALETTE, 320: [257 * colour for colour in COLOURS] * 3}),
+        tiff(INDICES, {**PALETTE, 320: COLOURS * 3}),
+        tiff(INDICES, {254: 1}, after=tiff(grey("<u1", 255), {254: 0})),
+    ],
+)
+def test_a_tiff_of_any_depth_is_read_from_black_to_white_or_refused(content):
+    for road in (load_image, lambda file: check_image(file).rgb):
+        seen = np.asarray(road(content)).astype(int)
+        assert np.abs(seen - (RAMP * 255)[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(grey("<f4", 255), {258: 32, 339: 3}),
+        tiff(grey("<f4", 1) - 0.5, {258: 32, 339: 3}),
+        tiff(grey("<f4", np.nan), {258: 32, 339: 3}),
+        tiff(grey("<f2", 1), {258: 16, 339: 3}),
+        tiff(grey("<i1", 127), {339: 2}),
+        tiff(grey("<i2", 32767), {258: 16, 339: 2}),
+        tiff(grey("<i4", 2**31 - 1), {258: 32, 339: 2}),
+        tiff(grey(">u4", 2**32 - 1), {258: 32}, ">"),
+        tiff(grey("<u4", 2**32 - 1), {258: 32, 262: 0}),
+        tiff(INDICES.astype("<u2"), {258: 16, 262: 3, 320: COLOURS * 3}),
+        tiff(INDICES, {254: 1}, after=tiff(INDICES, {254: 1})),
+    ],
+)
+def test_a_tiff_that_cannot_be_read_right_is_refused_by_name(content):
+    assert verdict(load_image, content) == verdict(check_image, content) == "undecodable"
+
+
+@pytest.mark.parametrize("alpha", [1, 2])  # with and without colours multiplied by it
+def test_what_is_transparent_in_a_tiff_is_white(alpha):
+    content = tiff(bytes(16 * 8 * 4), {258: [8] * 4, 262: 2, 277: 4, 338: alpha})
+    assert load_image(content).getpixel((4, 4)) == (255, 255, 255)
+
+
 # ---- what is shown ----
 
 

@@ -1,22 +1,25 @@
-"""An image file without what is not pixels, so that no comment, profile or EXIF tag decides what a decoder does.
+"""An image file reduced to its pixels, so that no comment, profile or EXIF tag decides what a decoder does.
 
-Pillow reads metadata before pixels, and an odd tag ends its reading; a megabyte of tags that all point at the same
-bytes becomes gigabytes. What is kept here is what the pixels depend on, and of EXIF the orientation alone.
+Pillow reads metadata before pixels: one odd tag makes it fail, and a megabyte of tags that all point at the same bytes
+becomes gigabytes. Kept here is what the pixels depend on, and from EXIF only the orientation.
 """
 
 import re
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_PARTS = 100_000  # segments, chunks or blocks of a file
-FEW_SCANS = 20  # of a JPEG: nobody minds if some of them are none
+FEW_SCANS = 20  # of a JPEG: so few are counted roughly
 MAX_ENTRIES = 4096  # of a TIFF directory; cameras write a hundred
-MAX_TAG_VALUES = 2**17  # of a TIFF tag: the strips or tiles of any image that is small enough
-TILE_PIXELS = 400  # as many as the tables of one tile of a JPEG 2000 take room for
+MAX_DIRECTORIES = 100  # of a TIFF, searched for the full image
+MAX_TAG_VALUES = 2**17  # of a TIFF tag: enough strips or tiles for any image within the limits
+TILE_PIXELS = 400  # the tables of one JPEG 2000 tile take the memory of this many pixels
 MAX_CODESTREAM_OFFSET = 2**20  # bytes of boxes before the pixels of a JPEG 2000
 
-# Format → how its files begin. Left out on purpose: EPS, which Pillow hands to Ghostscript, a program that runs what
-# it reads; formats that Pillow decodes in Python, pixel by pixel (PPM, TGA, …); and icons, which hide other formats.
+# Format → how its files begin. Left out on purpose: EPS, which Pillow hands to Ghostscript, a program that executes
+# what it reads; formats that Pillow decodes in Python, pixel by pixel (PPM, TGA, …); and icons, which contain other
+# formats.
 _MAGIC = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -32,22 +35,40 @@ _ANY_MAGIC = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), magic) for nam
 
 
 class BadContainerError(ValueError):
-    """The parts of a file do not fit together; `is_cut` when its end is missing."""
+    """The structure of a file is invalid; `is_cut` if its end is missing."""
 
     def __init__(self, message: str, is_cut: bool = False):
         super().__init__(message)
         self.is_cut = is_cut
 
 
+class Samples(NamedTuple):
+    """How a file stores brightness in more than 8 bits, if not as unsigned integers from black to white.
+
+    Attributes:
+        bits: per sample; the largest integer of so many bits is white (MinIsWhite: black).
+        is_float: floating point, from 0 to 1.
+        is_inverted: 0 is white.
+    """
+
+    bits: int = 16
+    is_float: bool = False
+    is_inverted: bool = False
+
+
+EIGHT_OR_SIXTEEN_BITS = Samples()
+
+
 class Container(NamedTuple):
-    """What a decoder is to see of a file, and what it cannot tell before it makes room for pixels.
+    """The part of a file that a decoder may see, and what must be known before it allocates pixels.
 
     Attributes:
         content: the file without metadata.
-        orientation: as in EXIF, 1 to 8; 0 where Pillow is to tell it.
-        pixels: room that the decoder makes at least.
-        scans: how often the decoder goes over all pixels.
-        is_animated: the file holds further images than the first, and Pillow is not told.
+        orientation: as in EXIF, 1 to 8; 0 if Pillow has to find it.
+        pixels: number of pixels that the decoder allocates at least.
+        scans: number of times that the decoder goes over all pixels.
+        is_animated: the file holds more than one image, and Pillow is not shown the others.
+        samples: of a grey image in more than 8 bits.
     """
 
     content: bytes
@@ -55,57 +76,87 @@ class Container(NamedTuple):
     pixels: int = 0
     scans: int = 1
     is_animated: bool = False
+    samples: Samples = EIGHT_OR_SIXTEEN_BITS
 
 
 def format_of(content: bytes) -> str | None:
-    """One of FORMATS by the first bytes; None for anything else."""
+    """One of FORMATS, from the first bytes; None for anything else."""
     match = _ANY_MAGIC.match(content[:256])
     return match.lastgroup if match else None
 
 
-def read_container(format: str, content: bytes) -> Container:
-    """Take a file of one of FORMATS apart. Raises BadContainerError."""
+def read_container(name: str, content: bytes) -> Container:
+    """Take apart a file of the format `name`, one of FORMATS. Raises BadContainerError."""
     try:
-        return _READERS.get(format, Container)(content)
+        return _READERS.get(name, Container)(content)
     except (struct.error, IndexError, OverflowError):
         raise BadContainerError("truncated in its header", is_cut=True) from None
 
 
 # ---- EXIF and TIFF ----
 
-_ORIENTATION = 274
 _SHORT, _LONG = 3, 4
 _TYPE_BYTES = {1: 1, 2: 1, _SHORT: 2, _LONG: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_NUMBERS = {_SHORT: "H", _LONG: "L", 13: "L", 16: "Q"}  # types of tags that hold unsigned integers → struct format
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES = 254, 255, 330
+_BITS, _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 258, 262, 320, 339
+_TILE_WIDTH, _TILE_LENGTH, _ORIENTATION = 322, 323, 274
+_MIN_IS_WHITE, _PALETTE = 0, 3  # photometric interpretations
+_UNSIGNED, _FLOAT, _UNDEFINED = 1, 3, 4  # sample formats
 # Size, bits, compression, colours, strips, tiles, palette, alpha, JPEG tables, YCbCr, LERC.
 _PIXEL_TAGS = {
-    *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320),
-    *(_TILE_WIDTH, _TILE_LENGTH, 324, 325, 332, 338, 339, 347),
+    *(256, 257, _BITS, 259, _PHOTOMETRIC, 266, 273, 277, 278, 279, 284, 292, 293, 317, _COLOUR_MAP),
+    *(_TILE_WIDTH, _TILE_LENGTH, 324, 325, 332, 338, _SAMPLE_FORMAT, 347),
     *(512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, 50674),
 }
 
 
 class _Directory(NamedTuple):
-    """The first directory of a TIFF: its place, and its entries (tag, type, number of values, value or its place)."""
+    """A directory of a TIFF.
 
+    Attributes:
+        tiff: the file.
+        start: offset of the directory.
+        entries: (tag, type, number of values, value or its offset).
+        following: offset of the next directory; 0 after the last.
+    """
+
+    tiff: bytes
     order: str
-    start: int
     is_big: bool
+    start: int
     entries: list[tuple[int, int, int, bytes]]
+    following: int
 
-    def number(self, wanted: int) -> int:
-        """The value of a tag that is one SHORT or LONG; 0 for any other."""
+    def offset(self, wanted: int) -> int:
+        """Offset of the values of a tag that does not fit into its entry."""
+        value = next(value for tag, _, _, value in self.entries if tag == wanted)
+        return struct.unpack_from(self.order + ("Q" if self.is_big else "L"), value)[0]
+
+    def numbers(self, wanted: int) -> tuple[int, ...]:
+        """The values of a tag that holds unsigned integers; () for any other."""
         for tag, kind, count, value in self.entries:
-            if tag == wanted:
-                form = {_SHORT: "H", _LONG: "L"}.get(kind) if count == 1 else None
-                return struct.unpack_from(self.order + form, value)[0] if form else 0
-        return 0
+            if tag == wanted and kind in _NUMBERS and count <= MAX_TAG_VALUES:
+                is_inside = count * _TYPE_BYTES[kind] <= len(value)
+                where = (value, 0) if is_inside else (self.tiff, self.offset(tag))
+                return struct.unpack_from(f"{self.order}{count}{_NUMBERS[kind]}", *where)
+        return ()
+
+    def number(self, wanted: int, default: int = 0) -> int:
+        """The value of a tag that holds exactly one unsigned integer."""
+        numbers = self.numbers(wanted)
+        return numbers[0] if len(numbers) == 1 else default
+
+    def is_reduced(self) -> bool:
+        """Whether this is a thumbnail of another image in the file, or its transparency mask."""
+        return bool(self.number(_NEW_SUBFILE_TYPE) & 5) or self.number(_SUBFILE_TYPE) == 2
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block tells, 1 to 8; 1 where it tells none, or nonsense."""
+    """The orientation in an EXIF block, 1 to 8; 1 if there is none, or an invalid one."""
     try:
-        return _orientation(_directory(exif.removeprefix(b"Exif\0\0")))
+        tiff = exif.removeprefix(b"Exif\0\0")
+        return _orientation(_directory(tiff, *_header(tiff)))
     except (BadContainerError, struct.error, IndexError, OverflowError):
         return 1
 
@@ -115,25 +166,57 @@ def _orientation(directory: _Directory) -> int:
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def _directory(tiff: bytes) -> _Directory:
+def _header(tiff: bytes) -> tuple[str, bool, int]:
+    """Byte order for `struct`, whether it is a BigTIFF, and the offset of the first directory."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         raise BadContainerError("no byte order")
     is_big = struct.unpack_from(order + "H", tiff, 2)[0] == 43
-    start = struct.unpack_from(order + ("8xQ" if is_big else "4xL"), tiff)[0]
-    count, form = (order + "Q", order + "HHQ8s") if is_big else (order + "H", order + "HHL4s")
+    return order, is_big, struct.unpack_from(order + ("8xQ" if is_big else "4xL"), tiff)[0]
+
+
+def _directory(tiff: bytes, order: str, is_big: bool, start: int) -> _Directory:
+    count, entry, pointer = (order + "Q", order + "HHQ8s", "Q") if is_big else (order + "H", order + "HHL4s", "L")
     number = struct.unpack_from(count, tiff, start)[0]
     if number > MAX_ENTRIES:
         raise BadContainerError(f"{number} entries in a directory")
     first = start + struct.calcsize(count)
-    whole = (len(tiff) - first) // struct.calcsize(form)
-    entries = tiff[first : first + min(number, whole) * struct.calcsize(form)]
-    return _Directory(order, start, is_big, list(struct.iter_unpack(form, entries)))
+    whole = min(number, (len(tiff) - first) // struct.calcsize(entry))
+    end = first + whole * struct.calcsize(entry)
+    entries = list(struct.iter_unpack(entry, tiff[first:end]))
+    has_pointer = whole == number and end + struct.calcsize(order + pointer) <= len(tiff)
+    following = struct.unpack_from(order + pointer, tiff, end)[0] if has_pointer else 0
+    return _Directory(tiff, order, is_big, start, entries, following)
+
+
+def _full_image(tiff: bytes) -> _Directory:
+    """The directory of the first image that is not a reduced version of another one."""
+
+    def others() -> Iterator[int]:
+        directory = first
+        for _ in range(MAX_DIRECTORIES):
+            if not directory.following:
+                break
+            yield directory.following
+            directory = _directory(tiff, *first[1:3], directory.following)
+        yield from first.numbers(_SUB_DIRECTORIES)[:MAX_DIRECTORIES]  # where raw files of cameras have it
+
+    order, is_big, start = _header(tiff)
+    first = directory = _directory(tiff, order, is_big, start)
+    if not first.is_reduced():
+        return first
+    for start in others():
+        directory = _directory(tiff, order, is_big, start)
+        if not directory.is_reduced():
+            return directory
+    if directory is first:  # alone in its file, whatever it was reduced from
+        return first
+    raise BadContainerError("all of its images are reduced versions of one that it does not hold")
 
 
 def _read_tiff(content: bytes) -> Container:
-    directory = _directory(content)
-    entry, number = ("HHQ8s", "Q") if directory.is_big else ("HHL4s", "H")
+    directory = _full_image(content)
+    entry, number, pointer = ("HHQ8s", "Q", "Q") if directory.is_big else ("HHL4s", "H", "L")
     kept: dict[int, bytes] = {}
     room = len(content)
     for tag, kind, count, value in directory.entries:
@@ -143,13 +226,34 @@ def _read_tiff(content: bytes) -> Container:
             if count > MAX_TAG_VALUES or room < 0:
                 raise BadContainerError(f"tag {tag} has {count} values")
             kept[tag] = struct.pack(directory.order + entry, tag, kind, count, value)
-    # In the same place, with fewer entries, and without a further directory.
+    # At the same offset, with fewer entries, and without a following directory.
     written = struct.pack(directory.order + number, len(kept)) + b"".join(kept.values())
-    written += bytes(struct.calcsize(number) if directory.is_big else 4)
-    view = memoryview(content)
-    content = b"".join([view[: directory.start], written, view[directory.start + len(written) :]])
+    written += bytes(width := struct.calcsize(directory.order + pointer))
+    small = bytearray(content)
+    small[directory.start : directory.start + len(written)] = written
+    struct.pack_into(directory.order + pointer, small, width, directory.start)
+    _widen_colour_map(directory, small)
     tile = directory.number(_TILE_WIDTH) * directory.number(_TILE_LENGTH)
-    return Container(content, _orientation(directory), tile)
+    return Container(bytes(small), _orientation(directory), tile, samples=_samples(directory))
+
+
+def _samples(directory: _Directory) -> Samples:
+    sample_format = next(iter(directory.numbers(_SAMPLE_FORMAT)), _UNSIGNED)
+    if sample_format not in (_UNSIGNED, _FLOAT, _UNDEFINED):
+        raise BadContainerError("signed or complex samples, for which black and white are not defined")
+    bits = next(iter(directory.numbers(_BITS)), 1)
+    is_inverted = directory.number(_PHOTOMETRIC, default=1) == _MIN_IS_WHITE
+    return Samples(bits, sample_format == _FLOAT, is_inverted)
+
+
+def _widen_colour_map(directory: _Directory, tiff: bytearray) -> None:
+    """Repair a palette that holds 8-bit values although TIFF's have 16, as libtiff does."""
+    if directory.number(_PHOTOMETRIC, default=1) != _PALETTE:
+        return
+    colours = directory.numbers(_COLOUR_MAP)
+    if len(colours) > 2 and max(colours) < 256:
+        wide = [257 * colour for colour in colours]
+        struct.pack_into(f"{directory.order}{len(wide)}H", tiff, directory.offset(_COLOUR_MAP), *wide)
 
 
 # ---- JPEG ----
@@ -159,8 +263,8 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _WITHOUT_BODY = {0x00, 0x01, *range(0xD0, _EOI)}
 _METADATA = {*range(0xE0, 0xF0), 0xFE}
-_HOW_COLOURS_ARE_STORED = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
-# Among coded pixels 0xFF 0x00 stands for 0xFF, and restart markers may stand anywhere.
+_COLOUR_MARKERS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
+# In coded pixels, 0xFF 0x00 stands for 0xFF, and restart markers may occur anywhere.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 
 
@@ -179,14 +283,14 @@ def _read_jpeg(content: bytes) -> Container:
         body, end = position + 4, position + 2 + struct.unpack_from(">H", content, position + 2)[0]
         if marker == _SOS:
             kept.append(view[position:])
-            # A baseline decoder stops after a scan of all components; any other goes from scan to scan.
+            # A baseline decoder stops after a scan of all components; any other continues with the next scan.
             goes_on = is_progressive or content[body] < components
             return Container(b"".join(kept), orientation, scans=_count_scans(content, position) if goes_on else 1)
         if marker in _FRAMES:
             is_progressive, components = marker in _PROGRESSIVE, content[body + 5]
         if marker == _APP1 and not orientation and content.startswith(b"Exif\0\0", body):
             orientation = exif_orientation(content[body:end])
-        if marker not in _METADATA or content.startswith(_HOW_COLOURS_ARE_STORED.get(marker, b"\xff\xff"), body):
+        if marker not in _METADATA or content.startswith(_COLOUR_MARKERS.get(marker, b"\xff\xff"), body):
             kept.append(view[position:end])
         position = end
     raise BadContainerError(f"more than {MAX_PARTS} segments")
@@ -236,7 +340,7 @@ def _read_png(content: bytes) -> Container:
         raise BadContainerError(f"more than {MAX_PARTS} chunks")
     if not pixels:
         raise BadContainerError("no pixels", is_cut=position >= len(content))
-    # Chunks of a few bytes each would be walked in Python once more. Nobody asks for the sum of this one.
+    # One chunk: Pillow would walk through chunks of a few bytes in Python again. It does not check the CRC of pixels.
     size = sum(map(len, pixels))
     kept += [size.to_bytes(4, "big"), b"IDAT", *pixels, bytes(4), _PNG_END]
     return Container(b"".join(kept), orientation, is_animated=is_animated)
@@ -259,13 +363,13 @@ def _read_gif(content: bytes) -> Container:
             while size := content[position]:
                 position += size + 1
             position += 1
-            if content[start + 1] == 0xF9:  # which colour is transparent
+            if content[start + 1] == 0xF9:  # names the transparent colour
                 kept.append(content[start:position])
     raise BadContainerError(f"more than {MAX_PARTS} blocks before the first image")
 
 
 def _read_webp(content: bytes) -> Container:
-    """Pillow makes room for the canvas while it opens the file."""
+    """Pillow allocates the canvas while it opens the file."""
     if int.from_bytes(content[4:8], "little") + 8 > len(content):
         raise BadContainerError("truncated", is_cut=True)
     kind = content[12:16]
@@ -279,7 +383,7 @@ def _read_webp(content: bytes) -> Container:
     return Container(content, pixels=width * height)
 
 
-# An entry of the table of contents that names EXIF. AVIF turns images by boxes of its own.
+# An entry of the table of contents that names EXIF. AVIF has boxes of its own for the orientation.
 _AVIF_EXIF = re.compile(rb"(infe(?:\x02.{7}|\x03.{9}))Exif", re.DOTALL)
 
 
@@ -288,7 +392,7 @@ def _read_avif(content: bytes) -> Container:
 
 
 def _read_jpeg2000(content: bytes) -> Container:
-    """The size that the decoder goes by may differ from the one in the boxes around it."""
+    """Take the size from the codestream, as the decoder does; the one in the boxes around it may differ."""
     start = content.find(b"\xff\x4f\xff\x51", 0, MAX_CODESTREAM_OFFSET)
     if start < 0:
         raise BadContainerError("no pixels")

@@ -158,7 +158,7 @@ def _decode(content: bytes, stills_only: bool, draft: tuple | None = None) -> De
             size = image.size[::-1] if orientation >= 5 else image.size
             if draft:
                 image.draft(*draft)
-            return DecodedImage(to_rgb(image, orientation), size)
+            return DecodedImage(to_rgb(image, orientation, container.samples), size)
     except BadImageError:
         raise
     except BadContainerError as error:

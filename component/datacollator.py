@@ -23,7 +23,7 @@ class PairCollator:
         model_inputs: input_ids (B, T), attention_mask (B, T); text_groups, a list of (texts, tokens), one after the
         other; and what the image source gives, pixel_values (B, 3, H, W) or vision_pooler_output (B, vision_hidden),
         or nothing where B is 0.
-        Beside them: rows (B,) in the table, ids (B, 2), and bad_images, a list of (row, reason).
+        Beside them: rows (B,) in the table, ids (B, 2), and bad_images, row → reason.
     """
 
     pad_token_id: int

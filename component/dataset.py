@@ -47,14 +47,13 @@ class Pairs(Dataset):
         Returns:
             rows (n,) in the table; ids (n, 2) int64, text_ids and image_ids of the rows; tokens, of all texts one
             after the other, and their lengths (n,); images, the model's inputs from the image source, {} if n is 0;
-            and bad_images, (row, reason) of the pairs without a good one, which are left out.
+            and bad_images, row → reason of the pairs without a good one, which are left out.
         """
         generator = None
         if isinstance(indices, SeededIndices):
             # A random number of the worker process would be another one in a run that was resumed.
             generator, indices = torch.Generator().manual_seed(indices.seed), indices.indices
         rows, images, bad_images = self.images.load(self.images.rows[indices], generator)
-        rows = np.asarray(rows, np.int64)
         tokens, lengths = self.table.tokens(rows)
         columns = {"rows": rows, "ids": self.table.ids(rows), "tokens": tokens, "lengths": lengths}
         return {**columns, "images": images, "bad_images": bad_images}
@@ -72,7 +71,7 @@ class Pairs(Dataset):
             loaded = self.images.load(self.images.rows[[index]])
             if not loaded.bad:
                 return
-            first = first or loaded.bad[0][1]
+            first = first or next(iter(loaded.bad.values()))
         folder = self.table.image_path
         hint = f" Check image_path {folder}; the column `filename` is relative to it." if folder else ""
         raise ValueError(

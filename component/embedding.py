@@ -3,9 +3,9 @@
 Shapes: n good items, D projection width, T tokens.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import CLIPProcessor
 
+from component.ground.cores import usable_cores
+from component.image.batch import ImageBatch
 from component.image.load import BadImageError, check_aspect, load_image
 from component.image.rgb import to_rgb
+from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.ragged import RaggedArray
 from component.pairs.text_groups import costs_on, group_by_cost, pad_texts
@@ -120,13 +123,13 @@ def embed_images(
         folder: of paths, as for `read_bytes`.
     """
     embeds, good_rows, bad_images = [torch.empty(0, model.config.projection_dim)], [], {}
-    for rows, pixel_values, bad in image_batches(processor, images, batch_size, num_workers, model.device, folder):
-        if rows:
-            features = model.get_image_features(pixel_values.to(model.device, model.dtype, non_blocking=True))
-            embeds.append(on_unit_sphere(features, "image"))
-        good_rows += rows
-        bad_images.update(bad)
-        on_batch(len(rows) + len(bad))
+    for batch in image_batches(processor, images, batch_size, num_workers, model.device, folder):
+        if len(batch.rows):
+            pixel_values = batch.columns["pixel_values"].to(model.device, model.dtype, non_blocking=True)
+            embeds.append(on_unit_sphere(model.get_image_features(pixel_values), "image"))
+        good_rows += batch.rows.tolist()
+        bad_images |= batch.bad
+        on_batch(batch.total)
     return Embedded("image", images, torch.cat(embeds), good_rows, bad_images)
 
 
@@ -138,19 +141,19 @@ def image_batches(
     device: torch.device,
     folder: str | None = None,
 ) -> DataLoader:
-    """Of (rows, pixel_values (B, 3, H, W) or None where none is good, bad row → reason), on the CPU.
+    """Yield an `ImageBatch` of pixel_values (B, 3, H, W), on the CPU, for every `batch_size` images.
 
     Args:
         images, num_workers, folder: see `embed_images`.
         device: where the pixels will go.
     """
     if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1) if len(images) > batch_size else 0
+        num_workers = min(8, usable_cores()) if len(images) > batch_size else 0
     return DataLoader(
-        _Images(images, processor.image_processor, folder),
+        range(len(images)),
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=_stack_good,
+        collate_fn=partial(_read, images, ImageTransform(processor.image_processor), folder),
         pin_memory=device.type == "cuda",
     )
 
@@ -166,21 +169,14 @@ def on_unit_sphere(features: Tensor, kind: str) -> Tensor:
     return embeds
 
 
-class _Images(Dataset):
-    """row → (row, pixel_values (3, H, W) or the reason why there are none)."""
+def _read(
+    images: Sequence[str | Image.Image], transform: ImageTransform, folder: str | None, rows: Sequence[int]
+) -> ImageBatch:
+    def read(row: int) -> np.ndarray:
+        image = open_image(images[row], folder)
+        return transform.cut(image, image.size)
 
-    def __init__(self, images: Sequence[str | Image.Image], image_processor, folder: str | None):
-        self.images, self.image_processor, self.folder = images, image_processor, folder
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
-        try:
-            image = open_image(self.images[row], self.folder)
-        except BadImageError as error:
-            return row, str(error)
-        return row, self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    return ImageBatch.read(rows, read, transform.pixel_values)
 
 
 def open_image(item: str | Image.Image, folder: str | None = None) -> Image.Image:
@@ -194,9 +190,3 @@ def open_image(item: str | Image.Image, folder: str | None = None) -> Image.Imag
         raise
     except Exception as error:  # opened lazily, and its file is damaged
         raise BadImageError(f"{type(error).__name__}: {error}") from error
-
-
-def _stack_good(examples: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor | None, dict[int, str]]:
-    good = [(row, pixels) for row, pixels in examples if isinstance(pixels, Tensor)]
-    bad = {row: reason for row, reason in examples if isinstance(reason, str)}
-    return [row for row, _ in good], torch.stack([pixels for _, pixels in good]) if good else None, bad

@@ -69,7 +69,7 @@ def assert_features_are_right(dataset, decoded, model):
     """Every example's feature is the tower's output for the image as it is on disk now."""
     for index in range(len(dataset)):
         example = dataset[index]
-        pixel_values = decoded.images.load(example["rows"]).inputs["pixel_values"]
+        pixel_values = decoded.images.load(example["rows"]).columns["pixel_values"]
         wanted = Tower(model)(pixel_values)
         torch.testing.assert_close(example["images"]["vision_pooler_output"].float(), wanted, atol=5e-3, rtol=0)
 
@@ -221,7 +221,7 @@ def test_bad_images_are_left_out_with_their_reason(dataset, data, model, tmp_pat
     for _ in range(2):  # built, and reused
         pairs = dataset()
         with_cache, _ = cached(pairs, model, tmp_path)
-        (row, reason), (other, other_reason) = with_cache.images.bad
+        (row, reason), (other, other_reason) = with_cache.images.bad.items()
         assert (row, other) == (2, 4) and "2.png: html" in reason and "4.png: no such file" in other_reason
         assert [with_cache[index]["rows"].item() for index in range(len(with_cache))] == [0, 1, 3, 5, 6, 7]
         assert len(pairs) == 8
@@ -233,7 +233,7 @@ def test_an_image_that_was_repaired_is_encoded(dataset, data, model, tmp_path):
     whole, time = path.read_bytes(), path.stat().st_mtime_ns
     path.write_bytes(b"<html>".ljust(len(whole)))
     os.utime(path, ns=(time, time))
-    assert cached(dataset(), model, tmp_path)[0].images.bad[0][0] == 2
+    assert cached(dataset(), model, tmp_path)[0].images.bad.keys() == {2}
     path.write_bytes(whole)
     os.utime(path, ns=(time, time))
     pairs = dataset()

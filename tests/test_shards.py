@@ -141,7 +141,7 @@ def test_an_example_of_a_shard_is_that_of_the_same_file(shards, csv, bert_clip_p
     one = PairDataset(shards, None, processor, max_seq_length=20, **TWO_WORKERS)
     other = PairDataset(csv["train_file"], csv["image_path"], processor, max_seq_length=20)
     one, other = (PairCollator(0)(pairs.__getitems__([10, 0, 4, 5])) for pairs in (one, other))
-    assert one["bad_images"] == other["bad_images"] == [] and torch.equal(one["rows"], other["rows"])
+    assert one["bad_images"] == other["bad_images"] == {} and torch.equal(one["rows"], other["rows"])
     one, other = one["model_inputs"], other["model_inputs"]
     assert one["text_groups"] == other["text_groups"]
     assert all(torch.equal(one[key], other[key]) for key in ("input_ids", "attention_mask", "pixel_values"))
@@ -406,11 +406,11 @@ def test_the_cache_reads_a_shard_from_front_to_back_and_each_picture_once(tmp_pa
         return torch.cat(seen), images
 
     pairs = dataset(shards)
-    images = pairs.images.load(range(PAIRS)).inputs["pixel_values"]
+    images = pairs.images.load(range(PAIRS)).columns["pixel_values"]
     encoded, from_cache = cached(pairs)
     assert torch.equal(encoded, images)
     assert len(cached(dataset([shards, shards]))[0]) == 0
-    features = from_cache.load(np.array([7, 0])).inputs["vision_pooler_output"]
+    features = from_cache.load(np.array([7, 0])).columns["vision_pooler_output"]
     assert torch.equal(features, images[[7, 0]].flatten(1)[:, :48].half())
     os.utime(tmp_path / "shards" / "00001.tar", ns=(1, 1))
     assert torch.equal(cached(dataset(shards))[0], images[5:9])

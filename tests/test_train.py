@@ -352,7 +352,7 @@ def test_pictures_change_in_training_alone(train_args, data, bert_clip_path):
     args = load_arguments(train_args(test_file=str(data / "train.csv"), min_crop_area=0.3, random_flip=True))
     training, testing = load_datasets(args, load_processor(bert_clip_path))
     images = [
-        [dataset.images.load(range(8)).inputs["pixel_values"] for _ in range(2)] for dataset in (training, testing)
+        [dataset.images.load(range(8)).columns["pixel_values"] for _ in range(2)] for dataset in (training, testing)
     ]
     assert images[0][0].shape == images[1][0].shape and not torch.equal(*images[0])
     assert torch.equal(*images[1])

@@ -91,13 +91,13 @@ def _once(
 ) -> Callable[[BertCLIPModel], Embedded]:
     """Put the pictures through the vision tower; what comes back projects what it gave, as a model does."""
     model, outputs, good_rows, bad_images = ends.model, [], [], {}
-    for rows, pixel_values, bad in image_batches(ends.processor, data.images, batch_size, None, model.device):
-        if rows:
-            output = model.vision_model(pixel_values=pixel_values.to(model.device, model.dtype)).pooler_output
-            outputs.append(output.cpu())
-        good_rows += rows
-        bad_images.update(bad)
-        on_batch(len(rows) + len(bad))
+    for batch in image_batches(ends.processor, data.images, batch_size, None, model.device):
+        if len(batch.rows):
+            pixel_values = batch.columns["pixel_values"].to(model.device, model.dtype, non_blocking=True)
+            outputs.append(model.vision_model(pixel_values=pixel_values).pooler_output.cpu())
+        good_rows += batch.rows.tolist()
+        bad_images |= batch.bad
+        on_batch(batch.total)
 
     @torch.inference_mode()
     def embed(model: BertCLIPModel) -> Embedded:

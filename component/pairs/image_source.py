@@ -1,28 +1,14 @@
 """Where the images of a `PairTable` come from: decoded when asked for, or, in training, from the feature cache."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from component.image.load import BadImageError
+from component.image.batch import ImageBatch
 from component.image.transform import ImageTransform
 from component.pairs.pair_table import PairTable
-
-
-class LoadedImages(NamedTuple):
-    """The images of some rows.
-
-    rows: those with a good image.
-    inputs: of the model, one row for each of these; {} where there is none.
-    bad: (row, reason) of the others.
-    """
-
-    rows: Sequence[int]
-    inputs: dict[str, Tensor]
-    bad: list[tuple[int, str]]
 
 
 class GoodRows:
@@ -47,15 +33,19 @@ class GoodRows:
 class ImageSource(Protocol):
     """What a `Pairs` asks for its images.
 
-    rows: of the table, those that may have a good image.
-    bad: (row, reason) of the others.
+    rows: the rows of the table that may have a good image.
+    bad: row → reason, of the other rows.
     """
 
     rows: GoodRows
-    bad: list[tuple[int, str]]
+    bad: dict[int, str]
 
-    def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> LoadedImages:
-        """The images of some of `self.rows`; what is random in them is drawn from the generator."""
+    def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> ImageBatch:
+        """Load the images of some of `self.rows`; the columns are inputs of the model.
+
+        Args:
+            generator: source of all randomness (crop, flip); None: torch's global one.
+        """
 
 
 class DecodedImages:
@@ -67,16 +57,14 @@ class DecodedImages:
 
     def __init__(self, table: PairTable, transform: ImageTransform):
         self.table, self.transform = table, transform
-        self.rows, self.bad = GoodRows(len(table), np.empty(0, np.int64)), []
+        self.rows, self.bad = GoodRows(len(table), np.empty(0, np.int64)), {}
 
-    def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> LoadedImages:
-        """As `ImageSource.load`. Raises OSError or MemoryError where that keeps an image from being judged."""
-        good, images, bad = [], [], []
-        for row in map(int, rows):
+    def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> ImageBatch:
+        """As `ImageSource.load`. Raises OSError or MemoryError when an image cannot be judged because of them."""
+
+        def read(row: int) -> np.ndarray:
             place, locator = self.table.image(row)
-            try:
-                images.append(self.transform.read(place.read(locator), generator))
-                good.append(row)
-            except BadImageError as error:
-                bad.append((row, f"{place.filename(locator)}: {error}"))
-        return LoadedImages(good, {"pixel_values": self.transform.pixel_values(images)} if good else {}, bad)
+            return self.transform.read(place.read(locator), generator)
+
+        batch = ImageBatch.read(rows, read, self.transform.pixel_values)
+        return batch._replace(bad={row: f"{self.table.filename(row)}: {why}" for row, why in batch.bad.items()})

@@ -7,16 +7,18 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import CLIPProcessor
 
+from component.ground.cores import usable_cores
+from component.image.batch import ImageBatch
 from component.image.load import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
@@ -80,17 +82,19 @@ def update(
     broadcast_object_list(shared)
     (new,) = shared
     if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1) if len(new) > 4 * batch_size else 0
+        num_workers = min(8, usable_cores()) if len(new) > 4 * batch_size else 0
     for batch in _embedded(model, processor, new, batch_size, num_workers):
         if not state.is_main_process:
             continue
-        if batch.rows:
-            gallery.add([new[row] for row in batch.rows], batch.digests, batch.vectors)
-        gallery.add_bad([new[row] for row in batch.bad], list(batch.bad.values()))
-        report.added += len(batch.rows)
-        report.vanished += len(batch.vanished)
-        report.bad_images |= {new[row].path: reason for row, reason in batch.bad.items()}
-        on_batch(len(batch.rows) + len(batch.bad) + len(batch.vanished))
+        images, asked = batch
+        if len(images.rows):
+            digests = [digest.tobytes() for digest in images.columns["digests"]]
+            gallery.add([new[row] for row in images.rows], digests, images.columns["vectors"])
+        gallery.add_bad([new[row] for row in images.bad], list(images.bad.values()))
+        report.added += len(images.rows)
+        report.vanished += asked - images.total
+        report.bad_images |= {new[row].path: reason for row, reason in images.bad.items()}
+        on_batch(asked)
     return report
 
 
@@ -166,52 +170,49 @@ def digest_of(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-@dataclass
-class _Batch:
-    """Images that were read together; rows are places in the list of those to embed.
+class _Batch(NamedTuple):
+    """Images that were read together.
 
-    Attributes:
-        rows, digests: of the good ones.
-        pixel_values: (good, 3, H, W), or None where none is good; vectors: (good, D) float16, of them.
-        bad: row → reason.
-        vanished: rows whose file is gone.
-        error: what the disk said, where it could not be read.
+    images: pixel_values, later vectors (n, D) float16, and digests (n, 16) uint8, by row in the list to embed. A row
+        that is neither good nor bad vanished after its folder was listed.
+    asked: number of images that were to be read.
     """
 
-    rows: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    pixel_values: Tensor | None = None
-    vectors: np.ndarray | None = None
-    bad: dict[int, str] = field(default_factory=dict)
-    vanished: list[int] = field(default_factory=list)
-    error: str | None = None
+    images: ImageBatch
+    asked: int
 
 
-class _Files(Dataset):
-    """Images → batches; read and decoded in worker processes."""
+class _Files:
+    """Reads and decodes images in worker processes."""
 
     def __init__(self, states: Sequence[FileState], transform: ImageTransform):
         self.states, self.transform = states, transform
 
-    def __getitems__(self, rows: Sequence[int]) -> _Batch:
-        batch, pixels = _Batch(), []
-        for row in rows:
+    def load(self, rows: Sequence[int]) -> _Batch | OSError:
+        """An OSError is returned, not raised: every process must learn of it, or the others wait forever."""
+        digests: dict[int, bytes] = {}
+        vanished = set()
+
+        def read(row: int) -> np.ndarray:
             try:
                 content = self.states[row].read()
-                pixels.append(self.transform.read(content))
+                pixels = self.transform.read(content)
             except MissingImageError:
-                batch.vanished.append(row)
-            except BadImageError as error:
-                batch.bad[row] = str(error)
+                vanished.add(row)
+                raise
             except (OSError, MemoryError) as error:
-                batch.error = f"{self.states[row].path} cannot be read ({error})"
-                break
-            else:
-                batch.rows.append(row)
-                batch.digests.append(digest_of(content))
-        if pixels:
-            batch.pixel_values = self.transform.pixel_values(pixels)
-        return batch
+                raise OSError(f"{self.states[row].path} cannot be read ({error})") from None
+            digests[row] = digest_of(content)
+            return pixels
+
+        try:
+            images = ImageBatch.read(rows, read, self.transform.pixel_values)
+        except OSError as error:
+            return error
+        if digests:
+            images.columns["digests"] = np.frombuffer(b"".join(digests.values()), np.uint8).reshape(len(digests), -1)
+        bad = {row: reason for row, reason in images.bad.items() if row not in vanished}
+        return _Batch(images._replace(bad=bad), len(rows))
 
 
 @torch.inference_mode()
@@ -222,33 +223,26 @@ def _embedded(
     process = PartialState()
     batches = [list(range(len(states))[start : start + batch_size]) for start in range(0, len(states), batch_size)]
     loader = DataLoader(
-        _Files(states, ImageTransform(processor.image_processor)),
+        range(len(states)),
         batch_sampler=batches[process.process_index :: process.num_processes],
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_Files(states, ImageTransform(processor.image_processor)).load,
         pin_memory=model.device.type == "cuda",
     )
     mine = iter(loader)
     for _ in range(0, len(batches), process.num_processes):
         batch = next(mine, None)
-        if batch and batch.pixel_values is not None:
-            features = model.get_image_features(batch.pixel_values.to(model.device, model.dtype, non_blocking=True))
-            batch.vectors, batch.pixel_values = F.normalize(features.float(), dim=-1).half().cpu().numpy(), None
-            _leave_out_nan(batch)
+        if isinstance(batch, _Batch) and len(batch.images.rows):
+            batch = batch._replace(images=_with_vectors(batch.images, model))
         for done in filter(None, gather_object([batch])):
-            if done.error:
-                raise OSError(done.error)
+            if isinstance(done, OSError):
+                raise done
             yield done
 
 
-def _as_it_is(batch: _Batch) -> _Batch:
-    return batch
-
-
-def _leave_out_nan(batch: _Batch) -> None:
-    good = np.isfinite(batch.vectors).all(axis=1)
-    if not good.all():
-        batch.bad |= {row: "the model gives NaN for it" for row in np.array(batch.rows)[~good].tolist()}
-        batch.rows = np.array(batch.rows)[good].tolist()
-        batch.digests = [digest for digest, is_good in zip(batch.digests, good, strict=True) if is_good]
-        batch.vectors = batch.vectors[good]
+def _with_vectors(images: ImageBatch, model: BertCLIPModel) -> ImageBatch:
+    """The batch with its pixel_values replaced by their vectors."""
+    pixel_values = images.columns["pixel_values"].to(model.device, model.dtype, non_blocking=True)
+    vectors = F.normalize(model.get_image_features(pixel_values).float(), dim=-1).half().cpu().numpy()
+    images = images._replace(columns={"digests": np.asarray(images.columns["digests"]), "vectors": vectors})
+    return images.keep(np.isfinite(vectors).all(axis=1), lambda row: "the model gives NaN for it")

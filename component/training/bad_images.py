@@ -1,7 +1,7 @@
 """The ledger of the pictures that a training or an evaluation has left out."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from accelerate.utils import gather_object
 
@@ -20,9 +20,9 @@ class BadImages:
         self._named: set[tuple[str, int]] = set()
         self._found: list[tuple[str, int, str]] = []  # by this process, since the last `share`
 
-    def note(self, split: str, file: str, bad_images: Iterable[tuple[int, str]]) -> None:
-        """Count and name (row, reason) of some pictures of a file."""
-        for row, reason in bad_images:
+    def note(self, split: str, file: str, bad_images: Mapping[int, str]) -> None:
+        """Count and name some images of a file, given as row → reason."""
+        for row, reason in bad_images.items():
             self._rows[split].add(row)
             if self._name(file, row, reason):
                 self._found.append((file, row, reason))

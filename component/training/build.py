@@ -128,7 +128,7 @@ def require_images(*datasets: Pairs | None) -> None:
             logger.warning(
                 "%s: %d of the %d pictures that were looked at cannot be used (the first: %s), and so most of its "
                 "pairs will be dropped. Check image_path (%s), and what was downloaded.",
-                *(dataset.table.file, len(bad), len(rows), bad[0][1], dataset.table.image_path),
+                *(dataset.table.file, len(bad), len(rows), next(iter(bad.values())), dataset.table.image_path),
             )
 
 

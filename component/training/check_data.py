@@ -16,11 +16,12 @@ from transformers import CLIPProcessor
 
 from component.argument import CLIPTrainingArguments
 from component.dataset import PairDataset, Pairs
+from component.image.batch import ImageBatch
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
 from component.training.build import check_tokens, feature_encoder, load_datasets, require_a_step
-from component.training.survey import Images, Texts, join, read_images, survey_texts
+from component.training.survey import Texts, join, read_images, survey_texts
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
         seconds += time.perf_counter() - start
         num_images += len(images.rows)
         check = _check_table(dataset, images, found.batch, tokenizer, None if dataset is train else digests)
-        digests = images.digests
+        digests = images.columns["digests"]
         found.tables.append(check)
     for problem in (
         lambda: check_tokens(args, model, *datasets),
@@ -119,7 +120,7 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
     return found
 
 
-def _read_all(args: CLIPTrainingArguments, dataset: PairDataset, processor: CLIPProcessor) -> Images:
+def _read_all(args: CLIPTrainingArguments, dataset: PairDataset, processor: CLIPProcessor) -> ImageBatch:
     plain = ImageTransform(processor.image_processor, draft=args.images_change)
     state = PartialState()
     rows = dataset.table.first_rows[state.process_index :: state.num_processes]
@@ -135,12 +136,13 @@ def _read_all(args: CLIPTrainingArguments, dataset: PairDataset, processor: CLIP
 
 
 def _check_table(
-    dataset: Pairs, images: Images, batch: int, tokenizer, other_digests: np.ndarray | None
+    dataset: Pairs, images: ImageBatch, batch: int, tokenizer, other_digests: np.ndarray | None
 ) -> TableCheck:
-    table, bad = dataset.table, sorted(images.bad)
+    table, bad = dataset.table, sorted(images.bad.items())
     texts = survey_texts(table, batch)
-    order = np.argsort(images.digests, kind="stable")
-    same = np.flatnonzero(images.digests[order][1:] == images.digests[order][:-1])
+    digests = images.columns["digests"]
+    order = np.argsort(digests, kind="stable")
+    same = np.flatnonzero(digests[order][1:] == digests[order][:-1])
     twins = [(images.rows[order[place]], images.rows[order[place + 1]]) for place in same[:NAMED]]
     return TableCheck(
         file=table.file,
@@ -154,7 +156,7 @@ def _check_table(
         bad_pairs=int(np.isin(table.image_ids, table.image_ids[[row for row, _ in bad]]).sum()) if bad else 0,
         copies=len(same),
         copied=[(table.filename(one), table.filename(other)) for one, other in twins],
-        in_other=None if other_digests is None else int(np.isin(images.digests, other_digests).sum()),
+        in_other=None if other_digests is None else int(np.isin(digests, other_digests).sum()),
     )
 
 
@@ -182,10 +184,10 @@ def _samples(dataset: Pairs, seed: int, tokenizer, image_processor) -> list[Samp
     for row in rows.tolist():
         loaded = dataset.images.load([row], generator)
         image = None
-        if loaded.rows:
-            pixels = loaded.inputs["pixel_values"][0] * std + mean
+        if not loaded.bad:
+            pixels = loaded.columns["pixel_values"][0] * std + mean
             image = Image.fromarray((255 * pixels.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy())
-        reason = None if loaded.rows else loaded.bad[0][1]
+        reason = loaded.bad.get(row)
         samples.append(Sample(dataset.table.filename(row), image, reason, _tokens(dataset.table, row, tokenizer)))
     return samples
 

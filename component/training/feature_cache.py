@@ -30,7 +30,8 @@ from tqdm import tqdm
 from component.ground.file_state import MISSING
 from component.ground.files import new_file, sweep
 from component.ground.shared_memory import ToSharedMemory, tensor_bytes, worker_options
-from component.pairs.image_source import DecodedImages, GoodRows, LoadedImages
+from component.image.batch import ImageBatch
+from component.pairs.image_source import DecodedImages, GoodRows
 from component.pairs.pair_table import PairTable
 from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex
 from component.training.interruption import naming_lost_process
@@ -146,11 +147,12 @@ class CachedImages:
         self._index, self._numbers = index, table.image_numbers
         bad_rows = index.arrays["bad_rows"]
         self.rows = GoodRows(len(table), bad_rows)
-        self.bad = [(row, reasons[table.first_rows[table.image_numbers[row]]]) for row in bad_rows.tolist()]
+        self.bad = {row: reasons[table.first_rows[table.image_numbers[row]]] for row in bad_rows.tolist()}
 
-    def load(self, rows: np.ndarray, generator: torch.Generator | None = None) -> LoadedImages:
+    def load(self, rows: np.ndarray, generator: torch.Generator | None = None) -> ImageBatch:
+        rows = np.asarray(rows, np.int64)
         positions = self._index.arrays["positions"][self._numbers[rows]]
-        return LoadedImages(rows, {"vision_pooler_output": self._index.blocks[positions]}, [])
+        return ImageBatch(rows, {"vision_pooler_output": self._index.blocks[positions]}, {})
 
 
 class ImagesToCheck(NamedTuple):
@@ -198,7 +200,7 @@ def cache_features(
         index = FeatureIndex.empty(len(table.first_rows))
     mine = _images_to_check(table, index, process.process_index, process.num_processes)
     missing = cache.find(mine.keys) == NO_FEATURE
-    bad: list[tuple[int, str]] = []
+    bad: dict[int, str] = {}
     if missing.any():
         cache.require_space(int(missing.sum()) * process.num_processes)
         new = ImagesToCheck(*(array[missing] for array in mine))
@@ -207,8 +209,8 @@ def cache_features(
         loader = DataLoader(rows, batch_size, collate_fn=ToSharedMemory(images.load), **workers)
         with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
             with naming_lost_process():
-                cache.add(_encoded(_counted(loader, bar), table, new, encode, cache.dtype, bad))
-    reasons = dict(gather_object(bad))
+                cache.add(_encoded(_counted(loader, bar), table, new, lambda pixels: encode(pixels).to("cpu", cache.dtype), bad))
+    reasons = {row: reason for found in gather_object([bad]) for row, reason in found.items()}
     checked = ImagesToCheck.join(gather_object([mine]))
     cache.refresh()
     positions = cache.find(checked.keys)
@@ -242,43 +244,42 @@ def _images_to_check(table: PairTable, index: FeatureIndex, rank: int, num_proce
 
 def _image_bytes(images: DecodedImages, rows: list[int]) -> int:
     """Bytes of an image's pixel_values; 0 if none of the first images is good."""
-    return next(filter(None, (tensor_bytes(images.load([row]).inputs) for row in rows[:16])), 0)
+    return next(filter(None, (tensor_bytes(images.load([row]).columns) for row in rows[:16])), 0)
 
 
-def _counted(loader: Iterable[LoadedImages], bar: tqdm) -> Iterator[LoadedImages]:
-    for loaded in loader:
-        yield loaded
-        bar.update(len(loaded.rows) + len(loaded.bad))
+def _counted(loader: Iterable[ImageBatch], bar: tqdm) -> Iterator[ImageBatch]:
+    for batch in loader:
+        yield batch
+        bar.update(batch.total)
 
 
 def _encoded(
-    loader: Iterable[LoadedImages],
+    loader: Iterable[ImageBatch],
     table: PairTable,
     new: ImagesToCheck,
     encode: Callable[[Tensor], Tensor],
-    dtype: torch.dtype,
-    bad: list[tuple[int, str]],
+    bad: dict[int, str],
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yield the keys and features of the good images; append (row, reason) of the others to `bad`.
+    """Yield the keys and features of the good images; add row → reason of the others to `bad`.
 
     Args:
         new: all images that `loader` loads.
     """
     rows = table.first_rows[new.numbers]
-    for loaded in loader:
-        bad += loaded.bad
-        if not loaded.rows:
-            continue
-        keys = new.keys[np.searchsorted(rows, loaded.rows)]
-        if MISSING in keys:
-            name = table.filename(loaded.rows[keys.tolist().index(MISSING)])
-            raise OSError(f"{name} did not exist when the run began, and does now. Start again when all files do.")
-        features = encode(loaded.inputs["pixel_values"]).to("cpu", dtype)
-        good = features.isfinite().all(dim=1)
-        for slot in (~good).nonzero()[:, 0].tolist():
-            row = loaded.rows[slot]
-            bad.append((row, f"{table.filename(row)}: its features are not finite numbers"))
-        yield keys[good.numpy()], features[good]
+    for batch in loader:
+        if len(batch.rows):
+            keys = new.keys[np.searchsorted(rows, batch.rows)]
+            if MISSING in keys:
+                name = table.filename(batch.rows[keys.tolist().index(MISSING)])
+                raise OSError(f"{name} did not exist when the run began, and does now. Start again when all files do.")
+            features = encode(batch.columns["pixel_values"])
+            batch = batch._replace(columns={"keys": keys, "features": features}).keep(
+                features.isfinite().all(dim=1).numpy(),
+                lambda row: f"{table.filename(row)}: its features are not finite numbers",
+            )
+        if len(batch.rows):
+            yield batch.columns["keys"], batch.columns["features"]
+        bad |= batch.bad
 
 
 def _block_name(content: bytes) -> str:

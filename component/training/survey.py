@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader
 
+from component.image.batch import ImageBatch
 from component.pairs.image_source import DecodedImages
 from component.pairs.pair_table import PairTable
 
@@ -51,46 +51,42 @@ def survey_texts(table: PairTable, batch: int, most: int = 10) -> Texts:
     )
 
 
-class Images(NamedTuple):
-    """What was read of some images.
-
-    rows: (n,) a row of each image that is good.
-    digests: (n,) uint64 of its pixels as the model gets them.
-    bad: (row, reason) of the others.
-    """
-
-    rows: np.ndarray
-    digests: np.ndarray
-    bad: list[tuple[int, str]]
-
-
 def read_images(
     images: DecodedImages,
     rows: np.ndarray,
     batch_size: int,
     num_workers: int = 0,
     progress: Callable[[int], object] = lambda count: None,
-) -> Images:
-    """Read and decode the images of some rows. Calls `progress` with how many more are done."""
+) -> ImageBatch:
+    """Read and decode the images of some rows; the column `digests` (n,) uint64 is of the pixels the model gets.
+
+    Args:
+        progress: called after each batch with the number of images in it.
+    """
     read = partial(_read, images)
-    loader: Iterable[Images] = DataLoader(rows.tolist(), batch_size, num_workers=num_workers, collate_fn=read)
-    parts = [Images(np.empty(0, np.int64), np.empty(0, np.uint64), [])]
-    for part in loader:
-        parts.append(part)
-        progress(len(part.rows) + len(part.bad))
-    return join(parts)
+    loader: Iterable[ImageBatch] = DataLoader(rows.tolist(), batch_size, num_workers=num_workers, collate_fn=read)
+    batches = []
+    for batch in loader:
+        batches.append(batch)
+        progress(batch.total)
+    return join(batches)
 
 
-def join(parts: Iterable[Images]) -> Images:
-    rows, digests, bad = zip(*parts, strict=True)
-    return Images(np.concatenate(rows), np.concatenate(digests), [entry for part in bad for entry in part])
+def join(batches: Iterable[ImageBatch]) -> ImageBatch:
+    """Batches that `read_images` returned as one; there may be none."""
+    rows, digests, bad = [np.empty(0, np.int64)], [np.empty(0, np.uint64)], {}
+    for batch in batches:
+        rows.append(batch.rows)
+        digests.append(batch.columns["digests"])
+        bad |= batch.bad
+    return ImageBatch(np.concatenate(rows), {"digests": np.concatenate(digests)}, bad)
 
 
-def _read(images: DecodedImages, rows: list[int]) -> Images:
-    """In the worker, which sends a digest instead of pixels."""
+def _read(images: DecodedImages, rows: list[int]) -> ImageBatch:
+    """Runs in the worker, which sends digests instead of pixels."""
     loaded = images.load(rows)
     digests = [
         int.from_bytes(hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).digest(), "little")
-        for pixels in loaded.inputs.get("pixel_values", ())
+        for pixels in loaded.columns.get("pixel_values", ())
     ]
-    return Images(np.array(loaded.rows, np.int64), np.array(digests, np.uint64), loaded.bad)
+    return loaded._replace(columns={"digests": np.array(digests, np.uint64)})

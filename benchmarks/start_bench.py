@@ -173,7 +173,7 @@ def start(case: str, folder: str) -> None:
         images = cache_features(pairs.images, cache, None, BATCH, show_progress=False)
         pairs = Pairs(pairs.table, images)
     else:
-        pairs.images.load = lambda rows, generator: (rows, {}, [])  # the table alone
+        pairs.images.load = lambda rows, generator: (rows, {}, {})  # the table alone
     collate = PairCollator(0)
     for part, _ in zip(SharedBatches(len(pairs), BATCH), range(BATCHES), strict=False):
         examples = pairs.__getitems__(part)

@@ -201,6 +201,10 @@ def cache_features(
     mine = _images_to_check(table, index, process.process_index, process.num_processes)
     missing = cache.find(mine.keys) == NO_FEATURE
     bad: dict[int, str] = {}
+
+    def encode_on_cpu(pixel_values: Tensor) -> Tensor:
+        return encode(pixel_values).to("cpu", cache.dtype)
+
     if missing.any():
         cache.require_space(int(missing.sum()) * process.num_processes)
         new = ImagesToCheck(*(array[missing] for array in mine))
@@ -209,7 +213,7 @@ def cache_features(
         loader = DataLoader(rows, batch_size, collate_fn=ToSharedMemory(images.load), **workers)
         with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
             with naming_lost_process():
-                cache.add(_encoded(_counted(loader, bar), table, new, lambda pixels: encode(pixels).to("cpu", cache.dtype), bad))
+                cache.add(_encoded(_counted(loader, bar), table, new, encode_on_cpu, bad))
     reasons = {row: reason for found in gather_object([bad]) for row, reason in found.items()}
     checked = ImagesToCheck.join(gather_object([mine]))
     cache.refresh()

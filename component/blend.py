@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPProcessor
 
-from component.checkpoint import digest_of, load_checkpoint, read_ancestors
+from component.checkpoint import ancestor_digest, load_checkpoint, read_ancestors
 from component.model import BertCLIPModel
 
 logger = logging.getLogger(__name__)
@@ -31,17 +31,15 @@ class Ends:
     """A model before and after fine-tuning, known to have a line between them.
 
     Attributes:
-        model: that of "after", whose weights `at` replaces.
+        model: that of "after", whose weights `at` replaces. Its ancestors are those of every blend.
         processor: that of both.
         before, after: the weights, on the CPU.
-        ancestors: of every blend, see `component.checkpoint`.
     """
 
     model: BertCLIPModel
     processor: CLIPProcessor
     before: Weights
     after: Weights
-    ancestors: list[str]
 
     @property
     def image_tower_is_locked(self) -> bool:
@@ -133,16 +131,17 @@ def load_ends(before_path: str, after_path: str) -> Ends:
             raise ValueError(f"{path} has NaN or infinite weights (the first: {bad[0]}): its training went astray.")
     if all(torch.equal(value, after_weights[name]) for name, value in before_weights.items()):
         raise ValueError(f"{both} have the same weights: there is nothing between them.")
-    if digest_of(after) in (read_ancestors(before_path) or ()):
+    if ancestor_digest(after) in (read_ancestors(before_path) or ()):
         raise ValueError(f"{before_path} was trained from {after_path}: swap the two.")
-    digest, ancestors = digest_of(before), read_ancestors(after_path)
+    digest, ancestors = ancestor_digest(before), read_ancestors(after_path)
     if ancestors is None:
         _require_near(before_path, after_path, before_weights, after_weights)
         ancestors = [digest]
     elif digest not in ancestors:
         start = "from other weights" if ancestors else "from a CLIP and a BERT, and from no BertCLIP"
         raise ValueError(f"{after_path} was not trained from {before_path}, but {start}{NO_LINE}")
-    return Ends(after, other_processor, before_weights, after_weights, ancestors)
+    after.ancestors = ancestors
+    return Ends(after, other_processor, before_weights, after_weights)
 
 
 def _require_same_settings(before: BertCLIPModel, after: BertCLIPModel) -> None:

@@ -1,26 +1,28 @@
-"""A BertCLIP folder → model and processor ready for inference, with errors that help."""
+"""Checkpoints: load model and processor for inference, save them, and record which weights they were trained from."""
 
 import copy
 import json
 import os
-from collections.abc import Sequence
 
 import torch
 from transformers import CLIPProcessor
 from transformers.utils import cached_file
 
 from component.ground.files import write_json
-from component.ground.fingerprint import fingerprint
+from component.hub.identity import ModelIdentity, half_digests, identity_of, weights_digest
+from component.hub.kept_digests import file_states, keep_digests, read_digests
 from component.hub.pretrained import BERT_CLIP, find_pretrained, load_pretrained, quiet_transformers
 from component.model import BertCLIPModel
 from component.processor import load_processor, require_fitting, save_processor
 
+ANCESTORS = "ancestors.json"  # next to the weights
+
 
 def load_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor]:
-    """Load a BertCLIP or Chinese-CLIP folder (or hub name) in eval mode, on the GPU where there is one.
+    """Load a BertCLIP or Chinese-CLIP folder (or hub name) in eval mode, on the GPU if there is one.
 
     Raises:
-        ValueError: no such folder, no weights, no processor, damaged files, or weights of another kind of model.
+        ValueError: the folder does not exist, lacks weights or processor, is damaged, or holds another kind of model.
     """
     model = load_model(path)
     processor = load_processor(path, max_length=model.config.text_config.max_position_embeddings)
@@ -29,25 +31,44 @@ def load_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor]:
 
 
 def load_model(path: str, dtype: torch.dtype | str = "auto") -> BertCLIPModel:
-    """Load the model alone, on the CPU, by default in the precision that it was saved in. Raises like the other."""
+    """Load the model alone on the CPU, by default in the precision it was saved in. Raises as `load_checkpoint`."""
     model, _ = load_pretrained(BertCLIPModel, path, BERT_CLIP, dtype=dtype)
     return model.eval()
 
 
+def load_identified(path: str) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
+    """Like `load_checkpoint`, with the identity of the model.
+
+    The digests of the weights are kept with the states of the files, because computing them takes a second.
+    """
+    states = file_states(path)
+    model, processor = load_checkpoint(path)
+    digests = read_digests(path, states)
+    if digests is None:
+        digests = half_digests(model)
+        if states and file_states(path) == states:  # else a file was replaced after it was read
+            keep_digests(path, states, *digests)
+    return model, processor, identity_of(model, processor, digests)
+
+
 def save_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str) -> None:
-    """Write what `load_checkpoint` loads, and everybody else too: weights, settings, code of the model, processor."""
+    """Write a folder that `load_checkpoint` and transformers load: weights, config, code, processor and ancestors."""
     with quiet_transformers():
         model.save_pretrained(folder)
+    complete_checkpoint(model, processor, folder)
+
+
+def complete_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str) -> None:
+    """Add to a folder with weights and config what else belongs to a checkpoint: processor and ancestors."""
     save_processor(processor, folder)
-
-
-ANCESTORS = "ancestors.json"  # beside the weights
+    if model.ancestors is not None:
+        write_json(os.path.join(folder, ANCESTORS), model.ancestors)
 
 
 def read_ancestors(path: str) -> list[str] | None:
     """Digests of the weights that those of a folder or hub name were trained from, the oldest first.
 
-    An empty list is a CLIP and a BERT, paired anew; None: nobody wrote it down.
+    The list is empty if a CLIP and a BERT were paired, and None if the folder has no record.
 
     Raises:
         ValueError: the file is damaged.
@@ -60,18 +81,12 @@ def read_ancestors(path: str) -> list[str] | None:
         with open(file, encoding="utf-8") as content:
             digests = json.load(content)
         if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
-            raise ValueError("no list of digests")
+            raise ValueError("it is not a list of digests")
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}): fetch it again, or remove it.") from None
+        raise ValueError(f"{file} cannot be read ({error}). Fetch it again, or remove it.") from None
     return digests
 
 
-def write_ancestors(folder: str, digests: Sequence[str] | None) -> None:
-    """Write them beside the weights; nothing where nobody knows them."""
-    if digests is not None:
-        write_json(os.path.join(folder, ANCESTORS), list(digests))
-
-
-def digest_of(model: BertCLIPModel) -> str:
-    """What the weights are called among the ancestors: the same in whatever precision they are loaded, and exactly."""
-    return fingerprint(model if model.dtype == torch.float32 else copy.deepcopy(model).float())
+def ancestor_digest(model: BertCLIPModel) -> str:
+    """Digest of the weights as listed among the ancestors: the same for every precision that holds them exactly."""
+    return weights_digest(model if model.dtype == torch.float32 else copy.deepcopy(model).float())

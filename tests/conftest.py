@@ -9,17 +9,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch is imported. Sums depend on the number of threads, and several processes with a thread per core each
 # would spin against each other: this process and those that the tests start have one, or as many as the user says.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the Hub's libraries and ours keep in the user's cache folder goes to a folder of the session.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clip-chinese-")
 
 import numpy as np
 import pytest
 import torch
 from fork_server import ForkServer
 from PIL import Image
+
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)

@@ -125,8 +125,8 @@ def test_weights_of_another_layout_are_an_error(after, message):
 def test_training_writes_down_what_it_started_from_over_several_stages_and_with_lora(tune, train_args, bert_clip_path):
     first = tune("first")
     second = tune("second", clip_pretrain_path=first, lora_rank=4)
-    assert load_ends(bert_clip_path, first).ancestors == load_ends(bert_clip_path, second).ancestors[:1]
-    assert len(load_ends(first, second).ancestors) == 2
+    assert load_ends(bert_clip_path, first).model.ancestors == load_ends(bert_clip_path, second).model.ancestors[:1]
+    assert len(load_ends(first, second).model.ancestors) == 2
     with pytest.raises(ValueError, match="swap the two"):
         load_ends(second, bert_clip_path)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from component.argument import load_arguments
 from component.dataset import PairDataset, Pairs
 from component.ground.file_state import MISSING
-from component.ground.fingerprint import fingerprint
+from component.hub.identity import image_tower
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
@@ -51,10 +51,14 @@ class Tower:
         return self.model.vision_model(pixel_values).pooler_output
 
 
+def key_of(dataset, model, precision="fp32") -> str:
+    return image_tower(model.vision_model, dataset.images.transform.image_processor).digest(precision)
+
+
 def cached(dataset, model, folder, dtype=torch.float16, verify=False) -> tuple[Pairs, int]:
     """The dataset with a cache in `folder`, and how many images were encoded for it."""
     tower = Tower(model)
-    key = fingerprint(model.vision_model, dataset.images.transform.image_processor.to_dict(), "fp32")
+    key = key_of(dataset, model)
     cache = FeatureCache(str(folder), key, 48, dtype, verify)
     images = cache_features(dataset.images, cache, tower, batch_size=3, show_progress=False)
     return Pairs(dataset.table, images), tower.images
@@ -150,9 +154,7 @@ def test_a_second_table_in_the_same_cache_does_not_disturb_the_first(dataset, da
             Image.new("RGB", (50, 40), (number * 30, 0, 99)).save(data / "images" / f"new{number}.png")
             file.write(f"小狗,new{number}.png\n")
     first, second = dataset(), dataset("more.csv")
-    cache = FeatureCache(
-        str(tmp_path), fingerprint(model.vision_model, first.images.transform.image_processor.to_dict(), "fp32"), 48
-    )
+    cache = FeatureCache(str(tmp_path), key_of(first, model), 48)
     both = [
         Pairs(pairs.table, cache_features(pairs.images, cache, Tower(model), batch_size=1, show_progress=False))
         for pairs in (first, second)
@@ -163,10 +165,10 @@ def test_a_second_table_in_the_same_cache_does_not_disturb_the_first(dataset, da
 
 def test_other_weights_or_settings_never_use_the_same_cache(dataset, model, tmp_path):
     pairs = dataset()
-    before = fingerprint(model.vision_model, pairs.images.transform.image_processor.to_dict(), "fp32")
-    assert fingerprint(model.vision_model, pairs.images.transform.image_processor.to_dict(), "fp16") != before
+    before = key_of(pairs, model)
+    assert key_of(pairs, model, "fp16") != before
     pairs.images.transform.image_processor.image_mean = [0.1, 0.2, 0.3]
-    assert fingerprint(model.vision_model, pairs.images.transform.image_processor.to_dict(), "fp32") != before
+    assert key_of(pairs, model) != before
 
     pairs = dataset()
     cached(pairs, model, tmp_path / "cache")
@@ -188,7 +190,7 @@ def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monke
         return tower(pixel_values)
 
     pairs = dataset()
-    key = fingerprint(model.vision_model, pairs.images.transform.image_processor.to_dict(), "fp32")
+    key = key_of(pairs, model)
     with pytest.raises(KeyboardInterrupt):
         cache_features(
             pairs.images, FeatureCache(str(tmp_path), key, 48), interrupted, batch_size=3, show_progress=False

@@ -8,10 +8,12 @@ import random
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -20,8 +22,9 @@ import torch
 from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
 from PIL import Image
 
-from component.checkpoint import load_checkpoint
+from component.checkpoint import load_checkpoint, save_checkpoint
 from component.embedding import embed_images, embed_texts
+from component.hub.identity import weights_digest
 from component.search.export import export_gallery
 from component.search.gallery import ROWS, VECTORS, Gallery
 from component.search.index import update
@@ -226,6 +229,29 @@ def test_another_models_gallery_is_refused(index, tmp_path, bert_clip_path):
     ):
         pass
     with pytest.raises(ValueError, match="was made with another model"):
+        open_searcher(str(tmp_path / "gallery"), str(tmp_path / "other"))
+
+
+def test_a_gallery_of_the_last_version_still_answers_and_is_refused_to_other_weights(index, tmp_path, bert_clip_path):
+    index()
+    model, processor = load_checkpoint(bert_clip_path)
+    recorded = weights_digest(model, processor.image_processor.to_dict())  # what it wrote
+    with closing(sqlite3.connect(tmp_path / "gallery" / "rows.sqlite")) as rows, rows:
+        rows.execute("UPDATE about SET value = ? WHERE key = 'fingerprint'", (json.dumps(recorded),))
+    open_searcher(str(tmp_path / "gallery"))
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] *= -1
+    save_checkpoint(model, processor, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="the weights or the image processor"):
+        open_searcher(str(tmp_path / "gallery"), str(tmp_path / "other"))
+
+
+def test_another_tokenizer_with_the_same_weights_is_refused(index, tmp_path, bert_clip_path):
+    index()
+    model, processor = load_checkpoint(bert_clip_path)
+    processor.tokenizer.add_tokens(["小狗"])
+    save_checkpoint(model, processor, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="(the tokenizer)"):
         open_searcher(str(tmp_path / "gallery"), str(tmp_path / "other"))
 
 

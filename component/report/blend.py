@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from component.blend import Ends
-from component.checkpoint import save_checkpoint, write_ancestors
+from component.checkpoint import save_checkpoint
 from component.evaluation.blend import Sweep
 from component.ground.files import write_json
 from component.hub.model_card import card_table, last_part, license_of, recalls_of, short_name, write_card
@@ -61,7 +61,6 @@ def write_blend(folder: str, ends: Ends, sweep: Sweep, about: dict[str, Any], wi
     """
     best = sweep.best
     save_checkpoint(ends.at(best.alpha), ends.processor, folder)
-    write_ancestors(folder, ends.ancestors)
     about = {**about, "distance": ends.distance, "best": best.alpha}
     write_json(os.path.join(folder, "blend.json"), {**about, "blends": [asdict(blend) for blend in sweep.blends]})
     if with_curves:

@@ -7,10 +7,10 @@ from contextlib import closing, contextmanager
 import torch
 from transformers import CLIPProcessor
 
-from component.checkpoint import load_checkpoint
+from component.checkpoint import load_identified
 from component.embedding import embed_texts
-from component.ground.fingerprint import fingerprint
 from component.ground.lock import sole_writer
+from component.hub.identity import ModelIdentity, weights_digest
 from component.model import BertCLIPModel
 from component.prompts import RANDOM_TEXTS
 from component.search.gallery import Gallery
@@ -34,19 +34,19 @@ def gallery_to_write(
         ValueError: another process writes it, another model made it, or it is damaged; or there is no such model or
             device.
     """
-    model, processor, key = _load(model_path, device)
+    model, processor, identity = _load(model_path, device)
     if not is_writer:
         yield None, model.to(_PRECISIONS[precision]), processor
         return
     with sole_writer(folder, inside=True):
         if Gallery.is_made(folder):
             gallery = Gallery(folder)
-            _require_same_model(gallery, key, model_path)
+            _require_same_model(gallery, model, processor, identity, model_path)
         else:
             gallery = Gallery.create(
                 folder,
                 model.config.projection_dim,
-                fingerprint=key,
+                fingerprint=identity.to_dict(),
                 model=os.path.abspath(model_path) if os.path.exists(model_path) else model_path,
                 random_texts=embed_texts(model, processor, RANDOM_TEXTS).embeds.tolist(),
             )
@@ -70,8 +70,8 @@ def open_searcher(
     """
     gallery = Gallery(folder)
     model_path = model_path or gallery.about["model"]
-    model, processor, key = _load(model_path, device)
-    _require_same_model(gallery, key, model_path)
+    model, processor, identity = _load(model_path, device)
+    _require_same_model(gallery, model, processor, identity, model_path)
     index = None
     if approximate:
         from component.search.approximate import open_index
@@ -80,20 +80,28 @@ def open_searcher(
     return Searcher(gallery, model, processor, index)
 
 
-def _load(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, str]:
-    """Model, processor, and what tells this model from another."""
-    model, processor = load_checkpoint(path)
-    key = fingerprint(model, processor.image_processor.to_dict())
+def _load(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
+    """Model, processor, and the identity of the model."""
+    model, processor, identity = load_identified(path)
     try:
-        return model.to(device or model.device), processor, key
+        return model.to(device or model.device), processor, identity
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"There is no device {device!r}: {str(error).splitlines()[0]}") from None
 
 
-def _require_same_model(gallery: Gallery, key: str, model_path: str) -> None:
-    """Another model's vectors cannot be compared with this one's."""
-    if gallery.about["fingerprint"] != key:
+def _require_same_model(
+    gallery: Gallery, model: BertCLIPModel, processor: CLIPProcessor, identity: ModelIdentity, model_path: str
+) -> None:
+    """Raise ValueError, with what differs, if the vectors of the gallery cannot be compared with this model's."""
+    before = gallery.about["fingerprint"]
+    if isinstance(before, str):  # of an earlier version, which knew weights and image processor only
+        same = before == weights_digest(model, processor.image_processor.to_dict())
+        differences = [] if same else ["the weights or the image processor"]
+    else:
+        differences = ModelIdentity.from_dict(before).differences(identity)
+    if differences:
         raise ValueError(
-            f"{gallery.folder} was made with another model ({gallery.about['model']}) than {model_path}: their "
-            "vectors cannot be compared. Give that model, or another --gallery."
+            f"{gallery.folder} was made with another model than {model_path} is now ({'; '.join(differences)}): their "
+            f"vectors cannot be compared. Give the model that made it (it was at {gallery.about['model']}), or index "
+            "the images into another --gallery."
         )

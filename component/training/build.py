@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import CLIPProcessor, set_seed
 
 from component.argument import CLIPTrainingArguments
-from component.checkpoint import digest_of, read_ancestors
+from component.checkpoint import ancestor_digest, read_ancestors
 from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
 from component.ground.files import write_json
-from component.ground.fingerprint import fingerprint
 from component.ground.plain_text import one_line
+from component.hub.identity import image_tower
 from component.hub.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
@@ -58,7 +58,7 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     if args.load_from_bert_clip:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
         model = load_bert_clip(args.clip_pretrain_path, dtype=torch.float32)
-        model.ancestors = [*(read_ancestors(args.clip_pretrain_path) or ()), digest_of(model)]
+        model.ancestors = [*(read_ancestors(args.clip_pretrain_path) or ()), ancestor_digest(model)]
         if args.text_pooling not in (None, model.config.text_pooling):
             raise ValueError(
                 f"`text_pooling` is {args.text_pooling}, but {args.clip_pretrain_path} was trained with "
@@ -235,7 +235,7 @@ def cache_images(
         return datasets
     tower, encode = model.vision_model, feature_encoder(args, model)
     image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
-    key = fingerprint(tower, image_processor.to_dict(), str(_precision(args)), KEY_FORMAT)
+    key = image_tower(tower, image_processor).digest(str(_precision(args)), KEY_FORMAT)
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features)
 
     def cached(dataset: PairDataset) -> Pairs:

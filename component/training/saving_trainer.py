@@ -4,9 +4,8 @@ import os
 
 from accelerate.utils import gather_object
 
-from component.checkpoint import write_ancestors
+from component.checkpoint import complete_checkpoint
 from component.ground.files import replace_folder
-from component.processor import save_processor
 from component.training.checkpoint_files import UNFINISHED, naming_full_disk, remove_unfinished
 from component.training.interruption import RunFailed
 from component.training.lora import load_adapter, merged_state_dict, save_adapter
@@ -51,8 +50,7 @@ class SavingTrainer(ResumableTrainer):
             state_dict = merged_state_dict(self.model)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            save_processor(self.processing_class, output_dir)
-            write_ancestors(output_dir, self.model.ancestors)
+            complete_checkpoint(self.model, self.processing_class, output_dir)
             if self._has_lora:
                 save_adapter(self.model, output_dir)
 

@@ -1,0 +1,136 @@
+"""The identity of a model: all that decides its embeddings, the image half and the text half apart.
+
+Caches, galleries, runs and blends compare identities, never paths: two models are the same if their weights, the
+settings in config.json, and what prepares their input (image processor or tokenizer) are the same.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPProcessor, PreTrainedTokenizerFast
+
+# Settings that change what a tower computes and that the shapes of its weights do not show.
+SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "text_pooling")
+IMAGE_PROCESSOR = (
+    *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+
+
+@dataclass(frozen=True)
+class Half:
+    """What decides the embeddings of one half of a model. All values are JSON.
+
+    Attributes:
+        weights: digest of the tower, and of the projection if it belongs to the half.
+        settings: config key → value.
+        inputs: key → value of what prepares the input of the tower.
+    """
+
+    weights: str
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+
+    def digest(self, *more: str) -> str:
+        """One digest of the half and of `more`."""
+        content = json.dumps([asdict(self), *more], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The two halves of a model."""
+
+    image: Half
+    text: Half
+
+    to_dict = asdict
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ModelIdentity":
+        """The identity that `to_dict` gave. Raises TypeError or KeyError for anything else."""
+        return cls(Half(**content["image"]), Half(**content["text"]))
+
+    def differences(self, other: "ModelIdentity") -> list[str]:
+        """What differs in `other`, each as a phrase: "hidden_act of the text tower was gelu, is relu"."""
+        found = []
+        for name in ("image", "text"):
+            half, other_half = getattr(self, name), getattr(other, name)
+            if half.weights != other_half.weights:
+                found.append(f"the weights of the {name} half")
+            found += _changed(half.settings, other_half.settings, f"the {name} tower")
+            found += _changed(half.inputs, other_half.inputs, "the image processor" if name == "image" else "")
+        return found
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any], owner: str) -> list[str]:
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if "tokenizer" in keys:  # a digest, which nobody can read
+        return ["the tokenizer"]
+    return [f"{key}{owner and f' of {owner}'} was {before.get(key)}, is {after.get(key)}" for key in keys]
+
+
+def identity_of(model: nn.Module, processor: CLIPProcessor, weights: tuple[str, str] | None = None) -> ModelIdentity:
+    """The identity of a BertCLIP model and its processor.
+
+    Args:
+        weights: digests of the image half and of the text half, if they are known (`half_digests`).
+    """
+    image, text = weights or half_digests(model)
+    return ModelIdentity(
+        Half(image, _settings(model.vision_model), image_inputs(processor.image_processor)),
+        Half(text, _settings(model.text_model), text_inputs(processor.tokenizer)),
+    )
+
+
+def image_tower(tower: nn.Module, image_processor) -> Half:
+    """The image half without its projection: what decides the pooled output of the tower."""
+    return Half(weights_digest(tower), _settings(tower), image_inputs(image_processor))
+
+
+def half_digests(model: nn.Module) -> tuple[str, str]:
+    """Digests of the weights of the image half and of the text half, projections included."""
+    return tuple(
+        weights_digest(nn.ModuleList([tower, projection]))
+        for tower, projection in (
+            (model.vision_model, model.visual_projection),
+            (model.text_model, model.text_projection),
+        )
+    )
+
+
+def weights_digest(module: nn.Module, *settings: Any) -> str:
+    """Digest of the names and values of all weights, in the precision that they have.
+
+    Args:
+        settings: added to the digest as JSON, as in galleries of earlier versions.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def image_inputs(image_processor) -> dict[str, Any]:
+    """Key → value of what decides the pixel_values of an image."""
+    content = json.loads(image_processor.to_json_string())
+    return {key: content[key] for key in IMAGE_PROCESSOR if key in content}
+
+
+def text_inputs(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Key → value of what decides the input_ids of a text."""
+    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
+    for key in ("truncation", "padding"):  # those of the last call
+        pipeline.pop(key)
+    digest = hashlib.blake2b(json.dumps(pipeline, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return {"tokenizer": digest, "model_max_length": tokenizer.model_max_length}
+
+
+def _settings(tower: nn.Module) -> dict[str, Any]:
+    return {key: getattr(tower.config, key) for key in SETTINGS if hasattr(tower.config, key)}

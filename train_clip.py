@@ -1,4 +1,4 @@
-"""Train BertCLIP: a JSON of arguments in, checkpoints and results out."""
+"""Train BertCLIP from a JSON of arguments: build model and data, check them, train, save and evaluate."""
 
 import logging
 import signal
@@ -22,7 +22,7 @@ def main() -> int | None:
     )
     options = parser.parse_args()
 
-    # Only now, because these imports take seconds: --help and a mistyped option are answered at once.
+    # These imports take seconds. They follow the options, so that --help and a mistyped option are answered at once.
     from component.argument import load_arguments
     from component.ground.lock import sole_writer
 
@@ -39,50 +39,37 @@ def check(args) -> None:
 
     found = check_data(args, *load_model(args))
     if args.process_index == 0:
-        logger.info("what was found is shown in %s", write_data_check(args.output_dir, found))
+        logger.info("the findings are shown in %s", write_data_check(args.output_dir, found))
 
 
 def train(args) -> int | None:
-    from component.datacollator import PairCollator
     from component.report.curves import draw_training
     from component.trainer import CLIPTrainer
-    from component.training.build import (
-        cache_images,
-        check_tokens,
-        describe,
-        load_datasets,
-        load_model,
-        record,
-        require_a_step,
-        require_hub,
-        require_images,
-        warn_of_texts,
-    )
+    from component.training.build import cache_images, load_datasets, load_model
     from component.training.curves import WriteCurves
     from component.training.interruption import Interrupted
-    from component.training.results import remove_results, write_results
+    from component.training.preflight import preflight
+    from component.training.results import write_arguments
     from component.training.resume import begin, checkpoint_to_resume
 
+    # Build
     checkpoint = checkpoint_to_resume(args)
-    require_hub(args)
     model, processor = load_model(args)
     train_dataset, test_dataset = load_datasets(args, processor)
-    require_images(train_dataset, test_dataset)
-    describe(train_dataset, test_dataset)
-    check_tokens(args, model, train_dataset, test_dataset)
-    warn_of_texts(args, model, train_dataset, test_dataset)
-    require_a_step(args, len(train_dataset))
-    begin(args, checkpoint)
-    record(args)
-    train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
 
+    # Preflight
+    preflight(args, model, train_dataset, test_dataset)
+
+    # Train
+    begin(args, checkpoint)
+    write_arguments(args)
+    train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
     curves = WriteCurves(draw_training)
     trainer = CLIPTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=test_dataset,
-        data_collator=PairCollator(processor.tokenizer.pad_token_id, args.group_size, args.group_costs),
         processing_class=processor,
         callbacks=[curves],
     )
@@ -90,26 +77,33 @@ def train(args) -> int | None:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     except Interrupted as interruption:
         logger.warning(
-            "%s: checkpoint-%d is saved in %s. To go on, start again with resume_from_checkpoint auto.",
+            "%s: checkpoint-%d is saved in %s. To continue, start again with resume_from_checkpoint auto.",
             interruption,
             trainer.state.global_step,
             args.output_dir,
         )
-        return 128 + interruption.signal  # as a shell reports a process that the signal ended
+        return 128 + interruption.signal  # as a shell reports a process that a signal ended
     finally:
-        curves.write(args, trainer.state)  # also of a run that did not come to its end
+        curves.write(args, trainer.state)  # after a failure too
         if args.auto_find_batch_size:
-            record(args)  # with the batch that was found
+            write_arguments(args)  # with the batch size that was found
+    save_and_evaluate(trainer, result.metrics)
+
+
+def save_and_evaluate(trainer, train_metrics: dict[str, float]) -> None:
+    from component.training.results import remove_results, write_results
+
+    # A finished run that was resumed took no step: its results are those of the weights and stay.
     if trainer.took_steps:
-        remove_results(args)
+        remove_results(trainer.args)
     trainer.save_final()
     trainer.save_state()
-    if trainer.took_steps:  # else the results are those of the training that is long done
-        write_results(trainer, "train", result.metrics)
-    if test_dataset is not None:
+    if trainer.took_steps:
+        write_results(trainer, "train", train_metrics)
+    if trainer.eval_dataset is not None:
         write_results(trainer, "test", trainer.evaluate())
         trainer.describe_final()
-    if args.push_to_hub:
+    if trainer.args.push_to_hub:
         trainer.push_to_hub()
 
 
@@ -119,8 +113,8 @@ def log_on_first_process(process_index: int) -> None:
 
 
 if __name__ == "__main__":
-    # SIGTERM and SIGINT are training's own. Outside of it there is nothing to save, and a process that waits for the
-    # others would not hear of them: they end it at once.
+    # During training, SIGTERM and SIGINT save a checkpoint. Before and after it there is nothing to save, and a
+    # process that waits for others in a collective would not run a Python handler: the default ends it at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     status = run_script(main, signals=(), log_format="%(asctime)s %(message)s")
     if status != 2:  # after an error, the other processes may not answer

@@ -33,7 +33,8 @@ from component.embedding import embed_texts
 from component.export.bert import save_bert
 from component.filter.clip_score import ClipScorer
 from component.hub import pretrained
-from component.training.build import check_tokens, describe, load_datasets, load_model
+from component.training.build import load_datasets, load_model
+from component.training.preflight import preflight
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)
 
@@ -297,16 +298,14 @@ def _add_token(path: str) -> None:
 
 @pytest.fixture
 def checked(train_args, data):
-    """What train_clip.py does before the first step, without the images."""
+    """What train_clip.py does before the first step."""
 
     def check(texts: list[str], **keys) -> None:
         rows = [f"{text},{number}.png" for number, text in enumerate(texts)]
         (data / "t.csv").write_text("\n".join(["text,filename", *rows, ""]), encoding="utf-8")
         args = load_arguments(train_args(train_file=str(data / "t.csv"), **keys))
         model, processor = load_model(args)
-        datasets = load_datasets(args, processor)
-        describe(*datasets)
-        check_tokens(args, model, *datasets)
+        preflight(args, model, *load_datasets(args, processor))
 
     return check
 
@@ -334,7 +333,7 @@ def test_a_token_without_an_embedding_is_an_error_before_the_first_step(checked,
     size = len(BertTokenizerFast.from_pretrained(path))
     assert said(caplog)[0].startswith(f"{path} has {size} tokens, but the text tower has embeddings for {size - 1}")
     with pytest.raises(
-        ValueError, match=f"has a token of id {size - 1}, but .* for {size - 1}. The tokenizer of {path}"
+        ValueError, match=f"has a token with id {size - 1}, but .* only {size - 1} embeddings: .* tokenizer of {path}"
     ):
         checked(["一只小猪", "一只小狗"], bert_pretrain_path=path)
 
@@ -358,12 +357,10 @@ def test_the_share_of_unknown_characters_stands_in_the_start_line(checked, texts
 def test_many_unknown_characters_are_a_warning_and_nearly_all_an_error(checked, bert_path, caplog):
     checked(["红龘"])
     assert (
-        f"t.csv: 50.0% of the tokens are [UNK], all alike to the model: the vocabulary of {bert_path}"
+        f"t.csv: 50.0% of the tokens are [UNK], which the model cannot distinguish: the vocabulary of {bert_path}"
         in said(caplog)[0]
     )
-    with pytest.raises(
-        ValueError, match=f"100.0% of the tokens are .UNK.: the vocabulary of {bert_path} does not have"
-    ):
+    with pytest.raises(ValueError, match=f"100.0% of the tokens are .UNK.: the vocabulary of {bert_path} lacks"):
         checked(["龘龘龘"])
 
 

@@ -509,13 +509,13 @@ def test_a_damaged_checkpoint_is_skipped_or_named(run, train_args, tmp_path, cap
 
 def test_an_epoch_of_no_step_is_refused_before_anything_is_written(run, tmp_path):
     error = run(dataloader_drop_last=True, per_device_train_batch_size=9)
-    assert "leaves no step of an epoch: 8 pairs are less than a batch of 9" in error
+    assert "leaves no step in an epoch: there are 8 pairs, fewer than a batch of 9" in error
     assert not (tmp_path / "output" / "run.json").exists()
 
 
 @pytest.mark.parametrize("keys", [{"num_train_epochs": 1e-9}, {"num_train_epochs": 0.4}])
 def test_a_training_of_no_whole_step_is_refused(run, keys):
-    assert "which is not one step: an epoch has 2. Take more of it, or set max_steps to 1" in run(**keys)
+    assert "which is less than one step: an epoch has 2. Raise it, or set max_steps to 1" in run(**keys)
 
 
 def test_half_an_epoch_of_two_steps_is_one(run, tmp_path):

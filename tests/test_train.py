@@ -26,8 +26,9 @@ from component.model import BertCLIPModel, BertCLIPTextModel
 from component.pairs.image_source import DecodedImages
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
-from component.training.build import load_datasets, require_hub
+from component.training.build import load_datasets, load_model
 from component.training.interruption import RunFailed
+from component.training.preflight import preflight
 from component.training.resumable_trainer import ResumableTrainer
 from component.training.resume import require_whole
 from component.training.sampler import SharedBatches
@@ -142,7 +143,7 @@ def test_bad_pictures_are_named_once_and_counted(train_args, data, tmp_path, cac
     result = train(train_args(train_file=file, test_file=file, **keys))
     assert result.stderr.count("left out of") == 2
     assert result.stderr.count("none.png: no such file") == 1
-    assert "left out for an empty text: 1" in result.stderr
+    assert "empty captions (left out): 1" in result.stderr
     assert read(tmp_path, "output", "train_results.json")["train_bad_images"] == 2
     assert read(tmp_path, "output", "test_results.json")["eval_bad_images"] == 2
     assert read(tmp_path, "output", "test_results.json")["eval_pairs"] == 7
@@ -180,11 +181,12 @@ def test_a_users_mistake_is_one_line_without_a_traceback(train_args, keys, messa
     assert message in result.stderr.splitlines()[-1]
 
 
-def test_a_hub_that_does_not_answer_is_said_before_the_work(train_args, monkeypatch):
+def test_a_hub_that_does_not_answer_is_reported_before_training(train_args, monkeypatch):
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
     args = load_arguments(train_args(push_to_hub=True, hub_token="hf_1", hub_model_id="us/clip"))
-    with pytest.raises(ValueError, match="^`push_to_hub`: the Hub has no place for us/clip .*Check network, token"):
-        require_hub(args)
+    model, processor = load_model(args)
+    with pytest.raises(ValueError, match="^`push_to_hub`: the repository us/clip cannot be created .*Check network"):
+        preflight(args, model, *load_datasets(args, processor))
 
 
 def test_an_empty_batch_in_mid_accumulation_changes_nothing(trainer, data):

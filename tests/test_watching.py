@@ -198,8 +198,8 @@ def test_waiting_for_data_is_named_with_what_helps(trainer, data, caplog):
 @pytest.mark.parametrize(
     ("train", "keys", "symptom"),
     [
-        (rows(image=lambda n: f"{n}.png", count=20), {}, "t.csv: 12 of the 20 pictures that were looked at"),
-        (rows(), dict(max_seq_length=5), "t.csv: 100.0% of the texts are cut to max_seq_length 5"),
+        (rows(image=lambda n: f"{n}.png", count=20), {}, "t.csv: 12 of the 20 images checked"),
+        (rows(), dict(max_seq_length=5), "t.csv: 100.0% of the captions are truncated to max_seq_length 5"),
         (rows(), {}, "t.csv: 50.0% of the captions repeat"),
     ],
 )

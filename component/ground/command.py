@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
-from component.ground.files import require_writable
+from component.ground.files import require_writable, require_writable_folder
 from component.ground.plain_text import one_line
 
 MOST = 2**31 - 1  # of what is counted, where nothing lower is said
@@ -81,13 +81,12 @@ def output_file(text: str) -> str:
 
 def output_folder(text: str) -> str:
     """Type of an option: a folder that is there, or whose nearest parent that is there can be written."""
-    nearest = os.path.abspath(text)
-    while not os.path.lexists(nearest):
-        nearest = os.path.dirname(nearest)
-    if not text or not os.path.isdir(nearest):
-        raise expected(text, "a folder" + (f", but {nearest} is a file" if text else ""))
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: no permission in {nearest}")
+    if not text:
+        raise expected(text, "a folder")
+    try:
+        require_writable_folder(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -103,6 +103,17 @@ def require_writable(path: str) -> None:
         raise ValueError(f"{path} cannot be written ({error.strerror})") from None
 
 
+def require_writable_folder(path: str) -> None:
+    """Raise ValueError, with the reason, if the folder, or the nearest existing parent of it, cannot be written to."""
+    nearest = os.path.abspath(path)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        raise ValueError(f"{path} cannot be a folder: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written: no permission in {nearest}")
+
+
 @contextmanager
 def new_folder(path: str) -> Iterator[str]:
     """The path of an empty folder that gets the name `path` when the block ends, or is removed when it fails.

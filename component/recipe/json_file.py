@@ -1,69 +1,94 @@
-"""One flat JSON of arguments: read, overridden from the command line, its values checked against their types."""
+"""Read one flat JSON of arguments, override keys from the command line, and check values against their types."""
 
 import json
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def read_json(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The keys and values of a JSON file, with those of "key=value" items in their place.
+def read_json(path: str) -> dict[str, Any]:
+    """Read a JSON object.
 
     Raises:
-        ValueError: no such file, not a JSON object, a key that stands there twice, or an item without "=".
+        ValueError: the file cannot be read, is not a JSON object, or has a key twice.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            given = json.load(file, object_pairs_hook=_without_repetition)
+            given = json.load(file, object_pairs_hook=_unique_keys)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from None
+        raise ValueError(
+            f"{path} is not JSON: {_fault(error)} in line {error.lineno}, column {error.colno}."
+        ) from None
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{path}: {error}.") from None
     if not isinstance(given, dict):
-        raise ValueError(f"{path} must hold one JSON object of keys and values, not a {type(given).__name__}.")
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"--set {item}: expected key=value.")
-        try:
-            given[key] = json.loads(value)
-        except (RecursionError, ValueError):
-            given[key] = value
+        raise ValueError(f"{path} must contain one JSON object of keys and values, not a {type(given).__name__}.")
     return given
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     repeated = next((key for key in keys if keys.count(key) > 1), None)
     if repeated is not None:
-        raise ValueError(f"the key `{repeated}` stands there twice")
+        raise ValueError(f"the key `{repeated}` is given twice")
     return dict(pairs)
 
 
-def as_type(key: str, value: Any, hint: Any) -> Any:
-    """Check a JSON value against a field's type; numbers and bools written as strings are read as such.
+def _fault(error: json.JSONDecodeError) -> str:
+    # Up to Python 3.12, json says for `{"a": 1,}` that the next key is missing.
+    comma = error.doc.rfind(",", 0, error.pos + 1)
+    is_trailing = comma >= 0 and error.doc[comma + 1 :].lstrip()[:1] in ("}", "]")
+    return "a comma before the closing bracket" if is_trailing else error.msg
+
+
+def read_overrides(items: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Read "key=value" items. A value is JSON, or text where it is not JSON or its key takes text but no such value.
+
+    Args:
+        hints: key → type.
 
     Raises:
-        ValueError: the value is of another type.
+        ValueError: an item has no "=".
     """
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    options = set(typing.get_args(hint)) if is_union else {hint}
+    given = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: expected key=value.")
+        try:
+            value = json.loads(text)
+        except (RecursionError, ValueError):
+            value = text
+        options = _options(hints.get(key, Any))
+        is_text = str in options and isinstance(value, (bool, int, float)) and type(value) not in options
+        given[key] = text if is_text else value
+    return given
+
+
+def as_type(key: str, value: Any, hint: Any) -> Any:
+    """Check a JSON value against a field's type. Numbers and booleans written as strings are converted.
+
+    Raises:
+        ValueError: the value has another type.
+    """
+    options = _options(hint)
     types_of_values = options - {type(None)}
-    if value is None:
-        if type(None) in options:
-            return None
-    elif types_of_values <= {str, list[str]}:
+    if value is None and type(None) in options:
+        return None
+    if isinstance(value, dict) and dict[str, float] in options:
+        return {name: as_type(f"{key}.{name}", number, float) for name, number in value.items()}
+    if types_of_values <= {str, list[str]}:
         texts = value if isinstance(value, list) and list[str] in options else [value]
         if all(isinstance(text, str) for text in texts):
             return value
-    elif not types_of_values <= {bool, int, float}:
-        return value  # enums, lists and dicts: TrainingArguments checks them itself
+    elif not types_of_values <= {bool, int, float, dict[str, float]}:
+        return value  # TrainingArguments checks enums, lists and other dictionaries itself
     elif bool in types_of_values:
         word = str(value).lower()
         if word in ("true", "false", "1", "0"):
@@ -75,7 +100,7 @@ def as_type(key: str, value: Any, hint: Any) -> Any:
             number = math.nan
         if float in types_of_values and not math.isnan(number):
             return number
-        if number.is_integer():
+        if int in types_of_values and number.is_integer():
             return int(number)
     names = {
         str: "a string",
@@ -83,7 +108,14 @@ def as_type(key: str, value: Any, hint: Any) -> Any:
         bool: "true/false",
         int: "a whole number",
         float: "a number",
+        dict[str, float]: '{"name": number}',
         type(None): "null",
     }
-    wanted = " or ".join(name for type_, name in names.items() if type_ in options)
-    raise ValueError(f"`{key}` is {value!r}; expected {wanted}.")
+    expected = " or ".join(name for type_, name in names.items() if type_ in options)
+    raise ValueError(f"`{key}` is {value!r}; expected {expected}.")
+
+
+def _options(hint: Any) -> set[Any]:
+    """The members of a union, or the type itself."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return set(typing.get_args(hint)) if is_union else {hint}

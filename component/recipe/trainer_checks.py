@@ -1,4 +1,7 @@
-"""Keys of transformers' own that it would stumble over in the middle of the work, or pass over in silence."""
+"""Checks of transformers' own keys, where it would fail in the middle of a run or ignore a value silently.
+
+Each raises ValueError and assigns nothing.
+"""
 
 import copy
 import logging
@@ -27,7 +30,7 @@ WORDS: dict[str, type[Enum]] = {
     "save_strategy": SaveStrategy,
     "hub_strategy": HubStrategy,
 }
-# Of keys that may be null, null is as good.
+# (keys, what is expected, test); null passes where the type of the key allows it.
 NUMBERS: list[tuple[str, str, Callable[[float], bool]]] = [
     ("learning_rate weight_decay max_grad_norm adam_epsilon eval_delay", "a number from 0", lambda n: n >= 0),
     ("num_train_epochs", "a number above 0", lambda n: n > 0),
@@ -58,16 +61,15 @@ NUMBERS: list[tuple[str, str, Callable[[float], bool]]] = [
 
 
 def check_numbers(args) -> None:
-    for keys, wanted, is_right in NUMBERS:
+    for keys, expected, is_valid in NUMBERS:
         for key in keys.split():
             if getattr(args, key) is not None:
-                require_number(key, getattr(args, key), wanted, is_right)
+                require_number(key, getattr(args, key), expected, is_valid)
 
 
-def require_number(key: str, number: float, wanted: str, is_right: Callable[[float], bool]) -> float:
-    if not (math.isfinite(number) and is_right(number)):
-        raise ValueError(f"`{key}` is {number}; expected {wanted}.")
-    return number
+def require_number(key: str, number: float, expected: str, is_valid: Callable[[float], bool]) -> None:
+    if not (math.isfinite(number) and is_valid(number)):
+        raise ValueError(f"`{key}` is {number}; expected {expected}.")
 
 
 def check_words(args) -> None:
@@ -83,30 +85,28 @@ def _require(key: str, value, known) -> None:
 
 
 def check_evaluation(args) -> None:
-    """Also decides which way a metric is better, where the recipe does not: transformers would maximise a rank."""
     if args.eval_strategy != "no" and not args.test_file:
         raise ValueError(f"`eval_strategy` is {args.eval_strategy!r} but there is no `test_file` to evaluate on.")
     metric = args.metric_for_best_model
     stops_early = args.early_stopping_patience is not None
     if stops_early and args.eval_strategy == "no":
-        raise ValueError("`early_stopping_patience` counts evaluations, and there are none: set eval_strategy.")
+        raise ValueError("`early_stopping_patience` counts evaluations, but there are none: set eval_strategy.")
     if metric is None:
         for key, asks in (("save_strategy", args.save_strategy == "best"), ("early_stopping_patience", stops_early)):
             if asks:
                 raise ValueError(
-                    f"`{key}` is {getattr(args, key)}, by which metric? Set metric_for_best_model, e.g. mean_recall."
+                    f"`{key}` is {getattr(args, key)}, but by which metric? Set metric_for_best_model, e.g. to "
+                    "mean_recall."
                 )
         return
     if stops_early and not args.load_best_model_at_end:
         logger.warning(
-            "`early_stopping_patience` without load_best_model_at_end: checkpoint-final will have the last weights, "
-            "not the best ones."
+            "`early_stopping_patience` without load_best_model_at_end: checkpoint-final will contain the last "
+            "weights, not the best ones."
         )
     one = torch.ones(1, 1)
     known = ["loss", *retrieval_metrics(one, one, np.zeros(1), np.zeros(1))]
     _require("metric_for_best_model", metric.removeprefix("eval_"), known)
-    if args.greater_is_better is None:
-        args.greater_is_better = not metric.endswith(("loss", "rank"))
 
 
 def check_workers(args) -> None:
@@ -116,15 +116,15 @@ def check_workers(args) -> None:
 
 
 def check_packages(args) -> None:
-    """Packages and accounts that other keys ask for."""
+    """Packages and accounts that other keys need."""
     if args.deepspeed and find_spec("deepspeed") is None:
         raise ValueError("`deepspeed` needs a package that is not installed: pip install deepspeed")
-    reports = args.report_to if isinstance(args.report_to, list) else [args.report_to or "none"]
-    for name in reports:
+    for name in args.report_to:
         _require("report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
         if name in INTEGRATION_TO_CALLBACK and name not in [*get_available_reporting_integrations(), "flyte"]:
-            raise ValueError(f"`report_to` is {name}, whose package is not installed. Install it, or set it to none.")
-    args.report_to = reports
+            raise ValueError(
+                f"`report_to` is {name}, whose package is not installed. Install it, or set report_to to none."
+            )
     if args.push_to_hub:
         from huggingface_hub import get_token
 
@@ -132,32 +132,29 @@ def check_packages(args) -> None:
             raise ValueError("`push_to_hub` needs a token: run `hf auth login`, or set HF_TOKEN, or leave it out.")
 
 
-def check_what_has_no_meaning(args) -> None:
-    """Keys that do not go with this model and trainer."""
+def check_unsupported(args) -> None:
+    """Keys that this model and trainer do not support."""
     if args.use_liger_kernel:
-        raise ValueError("`use_liger_kernel` is not for this model: leave it out.")
+        raise ValueError("`use_liger_kernel` does not support this model: leave it out.")
     if args.neftune_noise_alpha:
         raise ValueError("`neftune_noise_alpha` is for the embeddings of a language model: leave it out.")
     if args.enable_jit_checkpoint:
         raise ValueError("`enable_jit_checkpoint` is not needed: SIGTERM saves a checkpoint here. Leave it out.")
     if args.parallelism_config:
-        raise ValueError("`parallelism_config` is not for this model: use fsdp or deepspeed, or leave it out.")
+        raise ValueError("`parallelism_config` does not support this model: use fsdp or deepspeed, or leave it out.")
     if "underflow_overflow" in str(args.debug):
-        raise ValueError("`debug` underflow_overflow cannot look at this model's inputs: leave it out.")
+        raise ValueError("`debug` underflow_overflow cannot inspect this model's inputs: leave it out.")
     if args.dataloader_multiprocessing_context:
-        logger.warning("`dataloader_multiprocessing_context` has no effect: workers start as torch starts them.")
-    if args.remove_unused_columns:
-        logger.warning("`remove_unused_columns` has no effect (a batch holds nothing that is not used); remove it.")
-        args.remove_unused_columns = False
+        logger.warning("`dataloader_multiprocessing_context` has no effect: workers start the way torch starts them.")
     if args.lr_scheduler_type == "constant" and args.warmup_steps:
-        logger.warning("`lr_scheduler_type` constant has no warmup; with one, it is constant_with_warmup.")
+        logger.warning("`lr_scheduler_type` constant ignores warmup_steps; constant_with_warmup uses them.")
 
 
 def check_optimizer(args) -> None:
-    """Try optimizer and schedule on one weight: packages that are missing, arguments that are, or that do not fit."""
+    """Build optimizer and schedule for one weight, to find missing packages and wrong or missing arguments."""
     from transformers import Trainer, get_scheduler
 
-    # Those that are told which modules are theirs need the real ones.
+    # These optimizers need the modules of the real model.
     if args.optim_target_modules:
         return
     keys = f"`optim` {args.optim.value}, `optim_args` {args.optim_args}"
@@ -169,12 +166,12 @@ def check_optimizer(args) -> None:
         keys = f"`lr_scheduler_type` {args.lr_scheduler_type.value}, `lr_scheduler_kwargs` {args.lr_scheduler_kwargs}"
         steps = args.max_steps if args.max_steps > 0 else 10_000
         get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs)
-    except Exception as error:  # of whatever kind the optimizer's package raises
+    except Exception as error:  # each optimizer's package raises its own classes
         raise ValueError(f"{keys}: {in_one_line(error)}") from error
 
 
 def _require_known_optim_args(args, model: nn.Module) -> None:
-    """transformers passes over what it does not look for in `optim_args`, and does not mind what is said there."""
+    """transformers ignores keys of `optim_args` that the optimizer does not have."""
     from transformers import Trainer
 
     def options(optim_args: str | None):
@@ -185,23 +182,23 @@ def _require_known_optim_args(args, model: nn.Module) -> None:
     def has_effect(key: str) -> bool:
         try:
             return options(f"{key}=?") != options(None)
-        except Exception:  # it was looked for, and no number found
+        except Exception:  # the key is known: `?` is not a number
             return True
 
     keys = [item.partition("=")[0].strip() for item in (args.optim_args or "").split(",")]
     if unknown := [key for key in keys if key and not has_effect(key)]:
-        raise ValueError(f"this optimizer takes no {', '.join(unknown)}")
+        raise ValueError(f"this optimizer has no argument {', '.join(unknown)}")
 
 
 def check_compiler(args) -> None:
-    """Have torch look at how it is to compile; it compiles nothing until a model runs."""
+    """Let torch validate backend and mode. Nothing is compiled until the model runs."""
     if not args.torch_compile:
         return
     backend, mode = args.torch_compile_backend.lower(), args.torch_compile_mode
     _require("torch_compile_backend", backend, [known.value.lower() for known in DynamoBackend])
     try:
         torch.compile(nn.Linear(1, 1), backend=backend, mode=mode)
-    except Exception as error:  # each backend has its own
+    except Exception as error:  # each backend raises its own classes
         raise ValueError(
             f"`torch_compile_backend` {backend}, `torch_compile_mode` {mode}: {in_one_line(error)}"
         ) from error

@@ -20,7 +20,8 @@ from component.image.batch import ImageBatch
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
-from component.training.build import check_tokens, feature_encoder, load_datasets, require_a_step
+from component.training.build import feature_encoder, load_datasets
+from component.training.preflight import require_known_tokens, require_steps
 from component.training.survey import Texts, join, read_images, survey_texts
 
 logger = logging.getLogger(__name__)
@@ -105,8 +106,8 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
         digests = images.columns["digests"]
         found.tables.append(check)
     for problem in (
-        lambda: check_tokens(args, model, *datasets),
-        lambda: require_a_step(args, len(train)),
+        lambda: require_known_tokens(args, model, *(dataset.table for dataset in datasets)),
+        lambda: require_steps(args, len(train)),
         *(lambda check=check: _require_an_image(check) for check in found.tables),
     ):
         _note(found.problems, problem)

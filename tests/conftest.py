@@ -70,10 +70,9 @@ def fork_server() -> ForkServer:
 
 def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
     """Run a script, or -c and code, to its end, from the root of the repository."""
-    if processes == 1 and arguments[0] != "-X":  # which is an option for a new interpreter
-        return fork_server().run(*map(str, arguments))
-    command = python(*arguments, processes=processes)
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+    if arguments[0] != "-X":  # an option of a new interpreter
+        return fork_server().run([str(argument) for argument in arguments], processes)
+    return subprocess.run(python(*arguments), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
 
 
 def write_csv(path, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:

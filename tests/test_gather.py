@@ -2,36 +2,48 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT, run_python
+from conftest import CAPTIONS, ROOT, run_python, write_csv
+from safetensors.torch import load_file
 from transformers import BertModel
 
-from component.model import BertCLIPModel
+# One group of processes for all cases, because starting it takes most of the time.
+TRAIN_ALL = f"""
+import sys
+sys.path.insert(0, {ROOT!r})
+import train_clip
+from component.training.interruption import leave_group
+
+for args_file in sys.argv[1:]:
+    sys.argv[1:] = ["--train_args_file", args_file]
+    assert not train_clip.main()
+leave_group()
+"""
 
 
 @pytest.fixture
-def train(train_args, bert_path, tmp_path, data):
-    """One SGD step of train_clip.py on `processes` × `batch` rows in their order; returns weights and logged loss."""
-    # Dropout draws other numbers in each process.
+def write_args(train_args, bert_path, tmp_path, data):
+    """Write a JSON for one SGD step on `processes` × `batch` rows in their order."""
+    # Without dropout, which draws different numbers in each process.
     calm = str(tmp_path / "bert")
     bert = BertModel.from_pretrained(bert_path)
     bert.config.hidden_dropout_prob = bert.config.attention_probs_dropout_prob = 0.0
     bert.save_pretrained(calm)
-    with open(os.path.join(bert_path, "vocab.txt"), encoding="utf-8") as source:
-        (tmp_path / "bert" / "vocab.txt").write_text(source.read(), encoding="utf-8")
+    shutil.copy(os.path.join(bert_path, "vocab.txt"), calm)
 
-    def run(filenames: list[str], processes: int, batch: int, cache: str, **keys) -> tuple[dict, float]:
-        rows = [f"{caption},{filename}" for caption, filename in zip(CAPTIONS, filenames, strict=True)]
-        (data / "t.csv").write_text("text,filename\n" + "\n".join(rows) + "\n", encoding="utf-8")
-        output = tmp_path / f"{processes}-{cache}"
+    def write(name: str, processes: int, bad: list[int], **keys) -> str:
+        filenames = ["none.png" if row in bad else f"{row}.png" for row in range(8)]
+        filenames[7] = filenames[0]  # an image that two processes have
         args_file = train_args(
-            output_dir=str(output),
+            output_dir=str(tmp_path / name),
             bert_pretrain_path=calm,
-            train_file=str(data / "t.csv"),
-            image_feature_cache=cache,
-            per_device_train_batch_size=batch,
+            train_file=str(
+                write_csv(data / f"{name}.csv", zip(CAPTIONS, filenames, strict=True), ("text", "filename"))
+            ),
+            per_device_train_batch_size=8 // processes,
             train_sampling_strategy="sequential",
             optim="sgd",
             learning_rate=0.1,
@@ -41,36 +53,51 @@ def train(train_args, bert_path, tmp_path, data):
             ddp_backend="gloo" if processes > 1 else None,
             **keys,
         )
-        result = run_python("train_clip.py", "--train_args_file", args_file, processes=processes)
-        assert result.returncode == 0, result.stderr
-        with open(output / "trainer_state.json") as file:
-            loss = json.load(file)["log_history"][0]["loss"]
-        return BertCLIPModel.from_pretrained(output / "checkpoint-final").state_dict(), loss
+        return shutil.copy(args_file, tmp_path / f"{name}.json")
 
-    return run
+    return write
+
+
+def trained(output) -> tuple[dict[str, torch.Tensor], float]:
+    """The weights after the step, and its loss."""
+    loss = json.loads((output / "trainer_state.json").read_text())["log_history"][0]["loss"]
+    return load_file(output / "checkpoint-final" / "model.safetensors"), loss
 
 
 @pytest.mark.parametrize(
-    ("processes", "cache", "bad", "keys"),
+    ("processes", "cases"),
     [
-        (2, "auto", [], {}),
-        (2, "off", [1, 6, 7], {"contrastive_chunk_size": 3}),
-        (2, "auto", [], {"contrastive_chunk_size": 3, "loss_type": "siglip", "mask_duplicates": True}),
-        (4, "off", [4, 5], {"mask_duplicates": True}),
+        (
+            2,
+            {
+                "plain": dict(bad=[]),
+                "unequal_parts_in_chunks": dict(bad=[1, 6, 7], image_feature_cache="off", contrastive_chunk_size=3),
+                "siglip": dict(bad=[], contrastive_chunk_size=3, loss_type="siglip", mask_duplicates=True),
+            },
+        ),
+        (4, {"one_without_a_pair": dict(bad=[4, 5], image_feature_cache="off", mask_duplicates=True)}),
     ],
-    ids=["two", "two with unequal parts in chunks", "two with siglip", "four with one that has no pair"],
+    ids=["two", "four"],
 )
-def test_gradients_are_those_of_the_whole_batch(train, processes, cache, bad, keys):
-    filenames = ["none.png" if row in bad else f"{row}.png" for row in range(8)]
-    filenames[7] = filenames[0]  # a picture that two processes have
-    whole, loss_of_whole = train(filenames, 1, 8, cache, **{**keys, "contrastive_chunk_size": None})
-    parts, loss_of_parts = train(filenames, processes, 8 // processes, cache, **keys)
-    assert loss_of_parts == pytest.approx(loss_of_whole, abs=1e-5)
-    assert not torch.equal(whole["logit_scale"], torch.tensor(2.6592))
-    for name, value in whole.items():
-        torch.testing.assert_close(
-            parts[name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )
+def test_gradients_are_those_of_the_whole_batch(write_args, tmp_path, processes, cases):
+    for name, keys in cases.items():
+        args_file = write_args(f"whole_{name}", 1, **{**keys, "contrastive_chunk_size": None})
+        result = run_python("train_clip.py", "--train_args_file", args_file)
+        assert result.returncode == 0, result.stderr
+    (tmp_path / "train_all.py").write_text(TRAIN_ALL)
+    args_files = [write_args(name, processes, **keys) for name, keys in cases.items()]
+    result = run_python(tmp_path / "train_all.py", *args_files, processes=processes)
+    assert result.returncode == 0, result.stderr
+
+    for name in cases:
+        whole, loss_of_whole = trained(tmp_path / f"whole_{name}")
+        parts, loss_of_parts = trained(tmp_path / name)
+        assert loss_of_parts == pytest.approx(loss_of_whole, abs=1e-5), name
+        assert not torch.equal(whole["logit_scale"], torch.tensor(2.6592))
+        for key, value in whole.items():
+            torch.testing.assert_close(
+                parts[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key, name=name: f"{name}, {key}: {text}"
+            )
 
 
 def test_no_thread_of_the_group_outlives_it(tmp_path):

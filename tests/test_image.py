@@ -19,6 +19,7 @@ from PIL import Image
 
 from component.embedding import open_image
 from component.image.check import check_image, shrink_image
+from component.image.folder import image_files
 from component.image.load import (
     MAX_ASPECT,
     MAX_SCANS,
@@ -330,6 +331,26 @@ def test_a_tiff_that_cannot_be_read_right_is_refused_by_name(content):
 def test_what_is_transparent_in_a_tiff_is_white(alpha):
     content = tiff(bytes(16 * 8 * 4), {258: [8] * 4, 262: 2, 277: 4, 338: alpha})
     assert load_image(content).getpixel((4, 4)) == (255, 255, 255)
+
+
+# ---- names ----
+
+
+def test_every_name_of_a_format_that_is_read_is_the_name_of_an_image(tmp_path, caplog):
+    endings = [ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "GIF", "MPO")]
+    for ending in endings:
+        (tmp_path / f"a{ending.upper()}").write_bytes(encoded(corners(), "JPEG"))
+    assert image_files([str(tmp_path)]) == sorted(str(tmp_path / f"a{ending.upper()}") for ending in endings)
+    assert {".avif", ".jp2", ".jpe", ".jfif", ".apng"} <= {*endings} and not caplog.messages
+
+
+def test_files_that_are_passed_over_are_counted_and_the_first_is_named(tmp_path, caplog):
+    for name in ("a.jpg", "b.heic", "c.HEIC", "d.mp4", "e", "captions.txt", ".DS_Store"):
+        (tmp_path / name).touch()
+    assert image_files([str(tmp_path)]) == [str(tmp_path / "a.jpg")]
+    (message,) = caplog.messages
+    assert message.startswith("4 files do not have the name of an image and are passed over: 2 .heic, ")
+    assert message.endswith(f"(the first: {tmp_path}/b.heic).")
 
 
 # ---- what is shown ----

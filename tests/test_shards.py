@@ -116,6 +116,12 @@ def test_a_caption_comes_from_the_json_where_there_is_no_txt(tmp_path):
     assert pairs_of(both) == [("小猪", picture(1))]
 
 
+@pytest.mark.parametrize("ending", ["avif", "jp2", "JPE", "jfif", "tif", "webp"])
+def test_members_of_every_format_that_is_read_are_images(tmp_path, ending):
+    path = write(tmp_path / "a.tar", {"__key__": "1", ending: picture(1), "txt": "小狗"})
+    assert pairs_of(path) == [("小狗", picture(1))]
+
+
 def test_tar_itself_can_make_a_shard(tmp_path):
     """Where a key's members need not be neighbours."""
     for number in range(3):

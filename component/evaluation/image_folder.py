@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from component.evaluation.class_names import read_class_names
-from component.image.folder import IMAGE_ENDINGS, is_hidden, list_images
+from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, list_images
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ def read_image_folder(image_path: str, class_names: str) -> ClassifiedImages:
     if all(folder.isdecimal() for folder in folders):
         folders.sort(key=int)
     names = read_class_names(class_names, folders)
-    images, labels = [], []
+    images, labels, passed_over = [], [], PassedOver()
     for label, folder in enumerate(folders):
-        found = list_images(os.path.join(image_path, folder))
+        found = list_images(os.path.join(image_path, folder), passed_over)
         images += found
         labels += [label] * len(found)
     if not images:
         raise ValueError(f"{image_path} holds no pictures ({', '.join(IMAGE_ENDINGS)}) in its folders.")
+    passed_over.warn()
     return ClassifiedImages(images, labels, names)

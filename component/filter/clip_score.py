@@ -31,7 +31,7 @@ class ClipScorer:
         self.transform = ImageTransform(self._processor.image_processor)
 
     def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
-        """(n,) cosines of n captions and images, each (H, W, 3) uint8 as `transform.cut` returns it."""
+        """(n,) cosines of n captions and images, each (H, W, 3) uint8 as `transform.crop` returns it."""
         text_embeds = embed_texts(self._model, self._processor, texts, self._batch_size).embeds
         scores = (text_embeds * self._embed_images(images)).sum(dim=1).numpy()
         self._on_scores(scores)

@@ -112,7 +112,7 @@ class PairCheck:
             "",
             _digest(text, content) if self.rules.exact_duplicates else 0,
             perceptual_hash(image.rgb) if self.rules.near_duplicates else 0,
-            self.transform.cut(*image) if self.transform else None,
+            self.transform.crop(*image) if self.transform else None,
         )
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from component.image.folder import IMAGE_ENDINGS, is_hidden
+from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, is_image_name
 from component.pairs.paths import image_file
 from component.pairs.shards import Shard
 from component.pairs.sources import expand, is_shard, read_pair_files
@@ -22,12 +22,13 @@ def scan(sources: Sequence[str], image_path: str | None = None) -> Iterator[File
     Raises:
         ValueError, FileNotFoundError: a source is missing or cannot be read.
     """
-    seen = set()
+    seen, passed_over = set(), PassedOver()
     for source in expand(sources):
-        for state in _scan_one(source, image_path):
+        for state in _scan_one(source, image_path, passed_over):
             if state.path not in seen:
                 seen.add(state.path)
                 yield state
+    passed_over.warn()
 
 
 def is_below(path: str, sources: Sequence[str]) -> bool:
@@ -44,22 +45,22 @@ def _is_table(source: str) -> bool:
     return source.lower().endswith((".csv", ".csv.gz", ".parquet"))
 
 
-def _scan_one(source: str, image_path: str | None) -> Iterator[FileState]:
+def _scan_one(source: str, image_path: str | None, passed_over: PassedOver) -> Iterator[FileState]:
     if os.path.isdir(source):
-        yield from _scan_folder(source)
+        yield from _scan_folder(source, passed_over)
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"{source}: there is no such folder or file (seen from {os.getcwd()}).")
     elif is_shard(source) or _is_table(source):
         if image_path is None and _is_table(source):
             raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
         yield from _scan_pairs(source, image_path)
-    elif source.lower().endswith(IMAGE_ENDINGS):
+    elif is_image_name(source):
         yield _file_state(os.path.abspath(source))
     else:
         raise ValueError(f"{source} is no folder, no table, no shard and no image ({', '.join(IMAGE_ENDINGS)}).")
 
 
-def _scan_folder(folder: str) -> Iterator[FileState]:
+def _scan_folder(folder: str, passed_over: PassedOver) -> Iterator[FileState]:
     def stop(error: OSError) -> None:
         raise error  # a folder that cannot be read is not one whose images are gone
 
@@ -67,8 +68,12 @@ def _scan_folder(folder: str) -> Iterator[FileState]:
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(names):
             path = os.path.join(parent, name)
-            if name.lower().endswith(IMAGE_ENDINGS) and not is_hidden(name) and os.path.isfile(path):
+            if not os.path.isfile(path) or is_hidden(name):
+                continue
+            if is_image_name(name):
                 yield _file_state(path)
+            else:
+                passed_over.add(path)
 
 
 def _scan_pairs(file: str, image_path: str | None) -> Iterator[FileState]:

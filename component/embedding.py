@@ -174,7 +174,7 @@ def _read(
 ) -> ImageBatch:
     def read(row: int) -> np.ndarray:
         image = open_image(images[row], folder)
-        return transform.cut(image, image.size)
+        return transform.crop(image, image.size)
 
     return ImageBatch.read(rows, read, transform.pixel_values)
 

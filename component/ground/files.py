@@ -1,7 +1,7 @@
-"""Writing so that a reader finds the old content or the new one, never a half.
+"""Write files and folders so that a reader finds the old content or the new content, never a mixture.
 
-What is not finished lies beside its place under a name of its own, so that no two writers share it, and is locked by
-its writer: `sweep` finds by that what killed ones have left.
+Unfinished output is written next to its final path under a temporary name. Each writer has a name of its own and locks
+it, so that `sweep` can tell what killed writers left from what is still being written.
 """
 
 import ctypes
@@ -21,22 +21,23 @@ from typing import IO, Any
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed anyway
+except ImportError:  # Windows, where an open file cannot be removed anyway
     fcntl = None
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
 _MACHINE = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
-_MAX_NAME_BYTES = 150  # of the 255 of a file system
-_DEAD_SECONDS = 24 * 60 * 60  # untouched for so long: also what another machine began, whose locks we may not see
+_MAX_NAME_BYTES = 150  # a file system allows 255, and the temporary name is longer
+_ABANDONED_SECONDS = 24 * 60 * 60  # age at which another machine's temporary file is removed: its locks may be hidden
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def new_file(path: str, mode: str = "w", sync: bool = True, **options) -> Iterator[IO]:
-    """Open a file that gets the name `path` when the block ends, or leaves nothing when it fails.
+    """Open a file that gets the name `path` when the block ends, or is removed when the block raises.
 
     Args:
         mode, options: as for `open`; text is UTF-8 unless `encoding` says otherwise.
-        sync: wait for the disk, so that the name stands for the whole content after a power failure too.
+        sync: wait for the disk, so that the file is complete after a power failure too.
     """
     path = os.path.realpath(path)
     if "b" not in mode:
@@ -48,7 +49,7 @@ def new_file(path: str, mode: str = "w", sync: bool = True, **options) -> Iterat
             file.flush()
             if sync:
                 os.fsync(descriptor)
-            if fcntl:  # while it is locked: a sweep could take it for dead
+            if fcntl:  # rename while the file is locked, or a sweep could remove it
                 os.replace(temporary, path)
         if not fcntl:
             os.replace(temporary, path)
@@ -61,16 +62,16 @@ def new_file(path: str, mode: str = "w", sync: bool = True, **options) -> Iterat
 
 
 def write_text(path: str, content: str) -> None:
-    """Write UTF-8, whole or not at all."""
+    """Write a UTF-8 text file with `new_file`."""
     with new_file(path) as file:
         file.write(content)
 
 
 def write_json(path: str, content: Any) -> None:
-    r"""Write readable UTF-8 JSON, whole or not at all.
+    r"""Write a readable UTF-8 JSON file with `new_file`.
 
-    JSON has no word for NaN and infinity: they become null. A byte of a file name that is not UTF-8 becomes \udcxx, by
-    which `os.fsencode` finds the file again.
+    NaN and infinity, which JSON does not have, become null. A byte of a file name that is not UTF-8 becomes \udcxx,
+    from which `os.fsencode` restores the name.
     """
     with new_file(path, errors="backslashreplace") as file:
         file.write(json.dumps(_finite(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
@@ -85,20 +86,20 @@ def _finite(content: Any) -> Any:
 
 
 def require_writable(path: str) -> None:
-    """Raise ValueError, with the reason, where `new_file` could not give a file this name."""
+    """Raise ValueError, with the reason, if `new_file` could not write to this path."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     if not os.path.isdir(folder):
-        raise ValueError(f"there is no folder {folder}; make it first")
+        raise ValueError(f"the folder {folder} does not exist; create it first")
     try:
         temporary, descriptor = _open_temporary(os.path.realpath(path))
         os.close(descriptor)
         os.unlink(temporary)
         with suppress(FileNotFoundError):
-            os.lstat(path)
+            os.lstat(path)  # fails if the name is too long; the temporary name is not
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror})") from None
 
@@ -116,9 +117,9 @@ def require_writable_folder(path: str) -> None:
 
 @contextmanager
 def new_folder(path: str) -> Iterator[str]:
-    """The path of an empty folder that gets the name `path` when the block ends, or is removed when it fails.
+    """Yield the path of an empty folder that gets the name `path` when the block ends.
 
-    A folder that has the name until then is removed.
+    A folder of that name is replaced. When the block raises, the new folder is removed.
     """
     path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -139,24 +140,29 @@ def new_folder(path: str) -> Iterator[str]:
 
 
 def full_disk(error: BaseException) -> str | None:
-    """What to say of an error that means that a file found no room; None for any other."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error.strerror
-    # safetensors and torch have classes of their own for it, without a number.
-    if any(sign in str(error) for sign in ("os error", "PytorchStreamWriter", "inline_container")):
-        return "the disk is full, or a file may not be so large"
+    """The reason to show if a file could not be written for lack of room, else None."""
+    text = str(error)
+    found = re.search(r"\(os error (\d+)\)", text)  # safetensors, written in Rust
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    if number in _FULL_DISK:
+        return os.strerror(number)
+    if "PytorchStreamWriter" in text or "unexpected pos" in text:  # torch.save, which does not give the number
+        return "torch could not write the whole file, most likely because the disk is full"
     return None
 
 
 def replace_folder(new: str, final: str) -> None:
-    """Give the finished folder `new` the name `final`; a folder that had the name until now is removed after.
+    """Rename the finished folder `new` to `final`, and remove the folder that had that name.
 
-    What lies in it is on disk before: after a power failure too, the name stands for all of it. The name never stands
-    for nothing where the system can exchange two folders (Linux, but for NFS); elsewhere a process that is killed
-    between two renames leaves the old folder to the next `sweep`, which gives it its name back.
+    The files are synced first, so that `final` is complete after a power failure too, and get the permissions that the
+    umask gives. Linux exchanges two folders in one step (except on NFS). Elsewhere, a process that is killed between
+    two renames leaves the old folder under a temporary name, and the next `sweep` restores it.
     """
+    usual_mode = os.stat(new).st_mode & 0o666
     for folder, _, names in os.walk(new):
         for name in names:
+            if name.endswith(".safetensors"):  # safetensors 0.8 creates its files with mode 0600
+                os.chmod(os.path.join(folder, name), usual_mode)
             _sync(os.path.join(folder, name))
         _sync_folder(folder)
     if not os.path.isdir(final):
@@ -171,11 +177,11 @@ def replace_folder(new: str, final: str) -> None:
 
 
 def sweep(folder: str) -> None:
-    """Remove what killed writers have left in a folder, not in those inside."""
+    """Remove what killed writers left in a folder (not in its subfolders)."""
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         match = _TEMPORARY.fullmatch(name)
         path = os.path.join(folder, name)
-        if not match or not _is_dead(path, match["machine"]):
+        if not match or not _is_abandoned(path, match["machine"]):
             continue
         final = os.path.join(folder, match["name"])
         if match["kind"] == "old" and not os.path.lexists(final):
@@ -188,12 +194,12 @@ def sweep(folder: str) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether this is a name that `sweep` may remove, and so none to give a file."""
+    """Whether `sweep` may remove a file of this name, so that no output should have it."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def name_beside(path: str, ending: str) -> str:
-    """The path of a hidden file beside another, its name as far as there is room for it."""
+    """Path of a hidden file next to another: .<its name>.<ending>, with a digest in place of a long name."""
     folder, name = os.path.split(path)
     if len(os.fsencode(name)) > _MAX_NAME_BYTES:
         name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
@@ -205,28 +211,28 @@ def _temporary_name(path: str, kind: str = "tmp") -> str:
 
 
 def _open_temporary(path: str) -> tuple[str, int]:
+    """Create and lock a temporary file for `path`: its name and descriptor."""
     while True:
         temporary = _temporary_name(path)
         try:
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise type(error)(error.errno, error.strerror, path) from None
-        if not fcntl:
-            return temporary, descriptor
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(temporary):  # else a sweep came between the two
+        if fcntl:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(temporary):  # else a sweep removed it before it was locked
             return temporary, descriptor
         os.close(descriptor)
 
 
 def _lock(path: str) -> int | None:
-    """A descriptor that locks the file or folder until it is closed; None where that is impossible."""
+    """Lock an existing file or folder: a descriptor, or None if another process holds it or it cannot be locked."""
     if not fcntl:
         return None
     descriptor = None
     try:
-        # NFS locks what is open for writing, and so no folders.
+        # NFS locks only what is open for writing, and so no folders.
         descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
@@ -236,14 +242,15 @@ def _lock(path: str) -> int | None:
         return None
 
 
-def _is_dead(path: str, machine: str) -> bool:
+def _is_abandoned(path: str, machine: str) -> bool:
+    """Whether the writer of a temporary file or folder is dead."""
     try:
-        if machine != _MACHINE and time.time() - os.lstat(path).st_mtime < _DEAD_SECONDS:
+        if machine != _MACHINE and time.time() - os.lstat(path).st_mtime < _ABANDONED_SECONDS:
             return False
-    except OSError:
+    except FileNotFoundError:
         return False
     if not fcntl:
-        return not os.path.isdir(path)
+        return not os.path.isdir(path)  # a file that is open cannot be removed; a folder can
     descriptor = _lock(path)
     if descriptor is None:
         return False
@@ -252,21 +259,17 @@ def _is_dead(path: str, machine: str) -> bool:
 
 
 def _exchange(first: str, second: str) -> bool:
-    """Let two names change places at once (Linux, renameat2); False where that is not possible."""
+    """Exchange the names of two folders in one step. False if the system (other than Linux) or file system cannot."""
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, TypeError):  # macOS, Windows
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
-        return True
-    if (number := ctypes.get_errno()) in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(number, os.strerror(number), second)
+    return renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _sync(path: str) -> None:
-    if not fcntl:  # Windows syncs only what is open for writing
+    if not fcntl:  # Windows syncs only files that are open for writing
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

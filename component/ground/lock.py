@@ -1,35 +1,35 @@
-"""One writer at a time: who writes to a place holds it, and a second one is told who does."""
+"""Locks for output files and folders: one process writes, and the error of a second one names the first."""
 
 import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
-from component.ground.files import fcntl, name_beside, sweep
+from filelock import FileLock, Timeout
+
+from component.ground.files import name_beside, sweep
 
 logger = logging.getLogger(__name__)
 
-LOCK = "_lock"  # in a folder; by its first letter, transformers does not upload it
-_descriptors: set[int] = set()
+LOCK = "_lock"  # in a folder; transformers does not upload names that begin with "_"
 
 
 @contextmanager
 def sole_writer(path: str | None, inside: bool = False) -> Iterator[None]:
-    """Hold a file or folder that is to be written until the block ends; clear away what killed writers left there.
+    """Hold the lock of an output file or folder, and remove what killed writers left there.
 
-    The kernel holds the lock and lets go of it with the process, however that ends; what a killed one leaves is a
-    file of a few bytes, which the next takes over. It holds between machines too on NFS, unless mounted with `nolock`
-    or `local_lock`. Where there are no locks at all, a warning says so; Windows goes without.
+    The operating system releases the lock when the process ends, however it ends. The lock also holds between machines
+    on NFS, unless it is mounted with `nolock` or `local_lock`. On a file system without locks, a warning is logged.
 
     Args:
-        path: None: nothing is held.
-        inside: the lock lies in the folder `path`, which is made, and not beside it. If nothing else is put there,
-            the folder goes again.
+        path: None: no lock.
+        inside: keep the lock in the folder `path`, which is created, instead of next to it. If the folder was created
+            here and is empty at the end, it is removed.
 
     Raises:
-        ValueError: another process holds it; the message names that one.
-        OSError: the lock cannot be written.
+        ValueError: another process holds the lock; the message names it.
+        OSError: the lock file cannot be written.
     """
     if path is None:
         yield
@@ -40,18 +40,18 @@ def sole_writer(path: str | None, inside: bool = False) -> Iterator[None]:
     if is_new:
         os.makedirs(path, exist_ok=True)
     try:
-        with _locked(lock_file, path) if fcntl else nullcontext():
+        with _locked(lock_file, path):
             sweep(os.path.dirname(lock_file))
             yield
     finally:
         if is_new:
-            with suppress(OSError):  # something was written there, as it should
+            with suppress(OSError):  # not empty, as it should be
                 os.rmdir(path)
 
 
 @contextmanager
 def sole_writers(*paths: str | None) -> Iterator[None]:
-    """Hold several files, as `sole_writer` holds one."""
+    """Hold the locks of several files, see `sole_writer`."""
     with ExitStack() as held:
         for path in paths:
             held.enter_context(sole_writer(path))
@@ -60,51 +60,30 @@ def sole_writers(*paths: str | None) -> Iterator[None]:
 
 @contextmanager
 def _locked(lock_file: str, path: str) -> Iterator[None]:
-    while True:
-        descriptor = os.open(lock_file, os.O_CREAT | os.O_RDWR, 0o666)
-        owner = os.read(descriptor, 1000).decode(errors="replace")
-        if owner and not owner.startswith("process "):
-            os.close(descriptor)
-            raise ValueError(f"{lock_file} is not a lock of this program, which has to put one there. Move it away.")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ValueError(
-                f"{path} is being written by another run ({owner or 'it has just begun'}). Wait for it, or write to "
-                "another place."
-            ) from None
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): do not start two runs that write there.", path, error.strerror)
-            break
-        if _is_still_there(lock_file, descriptor):  # else the one before removed it, after it was opened here
-            break
-        os.close(descriptor)
-    _descriptors.add(descriptor)
+    with suppress(FileNotFoundError), open(lock_file, "rb") as file:
+        if (begin := file.read(8)) and begin != b"process ":  # which earlier versions wrote into it
+            raise ValueError(f"{lock_file} is not a lock of this program, which needs that name. Move it away.")
+    owner_file = f"{lock_file}-owner"  # Windows lets no one read a locked file
+    lock = FileLock(lock_file, timeout=0.1)  # long enough to try again if the last owner is just leaving
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        lock.acquire()
+    except Timeout:
+        owner = "it has just begun"
+        with suppress(OSError), open(owner_file, encoding="utf-8") as file:
+            owner = file.read()
+        raise ValueError(
+            f"{path} is being written by another run ({owner}). Wait for it, or write to another path."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, PermissionError | FileNotFoundError):
+            raise
+        logger.warning("%s cannot be locked (%s): do not start two runs that write there.", path, error)
+    try:
+        with open(owner_file, "w", encoding="utf-8") as file:
+            file.write(f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
-        with suppress(FileNotFoundError):  # the folder is gone
-            os.unlink(lock_file)
-        _descriptors.discard(descriptor)
-        os.close(descriptor)
-
-
-def _is_still_there(lock_file: str, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(lock_file), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _let_go() -> None:
-    # A forked worker that outlives this process for seconds must not hold the lock for as long.
-    for descriptor in _descriptors:
-        os.close(descriptor)
-    _descriptors.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+        for name in (owner_file, lock_file):
+            with suppress(OSError):  # the folder was removed; or Windows, where filelock removes its file itself
+                os.unlink(name)
+        lock.release()

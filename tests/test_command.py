@@ -1,4 +1,4 @@
-"""What all scripts share: options that are refused before any work, and one way to end."""
+"""What all scripts share: invalid options are refused before any work starts, and exit statuses."""
 
 import logging
 import signal
@@ -71,7 +71,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script, name, text", CASES)
-def test_an_option_that_cannot_be_meant_is_refused_in_one_line(folder, monkeypatch, capsys, script, name, text):
+def test_an_invalid_option_is_refused_in_one_line(folder, monkeypatch, capsys, script, name, text):
     before = sorted(folder.iterdir())
     monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *REQUIRED[script], f"--{name}", text])
     with pytest.raises(SystemExit) as end:
@@ -81,7 +81,7 @@ def test_an_option_that_cannot_be_meant_is_refused_in_one_line(folder, monkeypat
     assert sorted(folder.iterdir()) == before
 
 
-def test_the_message_holds_what_was_given_and_what_was_expected(folder, monkeypatch, capsys):
+def test_the_message_shows_the_value_and_what_was_expected(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["filter_data.py", *REQUIRED[filter_data], "--min_side", "-5"])
     with pytest.raises(SystemExit):
         filter_data.parse_args()
@@ -99,7 +99,7 @@ def test_the_message_holds_what_was_given_and_what_was_expected(folder, monkeypa
         (KeyboardInterrupt(), 130, "\nStopped."),
     ],
 )
-def test_every_script_ends_in_one_line_and_one_status(monkeypatch, capsys, error, status, said):
+def test_every_error_is_one_line_and_one_status(monkeypatch, capsys, error, status, said):
     def main():
         raise error
 
@@ -109,11 +109,11 @@ def test_every_script_ends_in_one_line_and_one_status(monkeypatch, capsys, error
 
 
 def start(code: str, **options) -> subprocess.Popen:
-    """Python with the repository, without torch: as fast as a process can be."""
+    """Start Python in the repository, without torch, which takes seconds to import."""
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, **options)
 
 
-# SIGHUP as a terminal leaves it, though the tests may run under nohup.
+# Sets SIGHUP, because the tests may run under nohup.
 WAITING = """
 import signal, sys, time
 from component.ground.command import run_script
@@ -128,7 +128,7 @@ sys.exit(run_script(main))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_clears_away_what_was_begun(tmp_path, number):
+def test_a_signal_removes_unfinished_output(tmp_path, number):
     command = [sys.executable, "-c", WAITING, str(tmp_path / "out"), "SIG_DFL"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
@@ -138,7 +138,7 @@ def test_a_signal_clears_away_what_was_begun(tmp_path, number):
     assert not list(tmp_path.iterdir())
 
 
-def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
+def test_under_nohup_sighup_is_ignored(tmp_path):
     command = [sys.executable, "-c", WAITING, str(tmp_path / "out"), "SIG_IGN"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
@@ -150,14 +150,14 @@ def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
     assert (process.returncode, error) == (128 + signal.SIGTERM, "\nStopped.\n")
 
 
-def test_a_reader_that_has_read_enough_is_no_error():
+def test_a_reader_that_stops_reading_is_not_an_error():
     code = "from component.ground.command import run_script\nexit(run_script(lambda: print('x' * 100_000)))"
     process = start(code, stderr=subprocess.PIPE)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, "")
 
 
-def test_an_output_that_takes_no_more_is_one_line():
+def test_a_full_output_is_reported_in_one_line():
     code = "import sys\nfrom component.ground.command import run_script\nsys.exit(run_script(lambda: print('x')))"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -175,7 +175,7 @@ def test_an_output_that_takes_no_more_is_one_line():
         ("👩\u200d🚀 ❤\ufe0f", "👩\u200d🚀 ❤\ufe0f"),
     ],
 )
-def test_what_a_terminal_would_obey_is_shown_as_an_escape(text, shown):
+def test_control_characters_are_escaped(text, shown):
     assert one_line(text) == shown
 
 
@@ -187,6 +187,6 @@ def test_a_log_record_is_one_line():
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\t=1", "\r", "'=1", "''-", "红", "'a'", "", "a=1"])
-def test_no_cell_is_a_formula_and_all_come_back(text):
+def test_no_cell_is_a_formula_and_every_text_is_restored(text):
     cell = spreadsheet_cell(text)
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell_text(cell) == text

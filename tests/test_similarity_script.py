@@ -107,7 +107,7 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp
         (["--images", "empty"], "the folder empty holds no picture"),
         (["--text_file", "gbk.txt"], "gbk.txt is not UTF-8"),
         (["--text_file", "blank.txt"], "blank.txt holds no text"),
-        (["--text_file", "gone.txt"], "--text_file gone.txt: expected a file, but there is none of that name"),
+        (["--text_file", "gone.txt"], "--text_file gone.txt: expected a file, but it does not exist"),
         (["--texts", "红", "蓝", "--top_k", "0"], "--top_k 0: expected a number of matches from 1"),
         (["--texts", "红", "蓝", "--json", "gone/out.json"], "there is no folder gone"),
         (["--texts", "红", "蓝", "--html", "empty"], "empty is a folder"),

@@ -1,7 +1,7 @@
-"""What all scripts share: options that are checked before any work, and one way to end.
+"""What all scripts share: options that are checked before any work starts, and exit statuses.
 
-A script ends with 0 when all went well; 1 when it ran to its end and has something to say of the data, as its --help
-tells; 2 after a mistake or a fault of the machine, which one line names; 128 + n after signal n.
+A script exits with 0 on success; 1 if it finished but found problems in the data, as its --help says; 2 after a user's
+mistake or a fault of the machine, with one line on stderr; 128 + n after signal n.
 """
 
 import argparse
@@ -16,31 +16,35 @@ from collections.abc import Callable, Iterable
 from component.ground.files import require_writable, require_writable_folder
 from component.ground.plain_text import one_line
 
-MOST = 2**31 - 1  # of what is counted, where nothing lower is said
+MOST = 2**31 - 1  # default upper limit of counts
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line, as all scripts say theirs: `filter_data.py: --min_side -5: expected a number …`."""
+    """Reports a mistake in one line: `filter_data.py: --min_side -5: expected a number …`."""
 
     def error(self, message: str):
         message = message.removeprefix("argument ")
-        if ": expected " in message:  # from the types below, which begin with the value
+        if ": expected " in message:  # from the types below, whose messages begin with the value
             message = message.replace(": ", " ", 1)
         self.exit(2, f"{self.prog}: {one_line(message)} (see --help)\n")
 
     def require_distinct(self, args: argparse.Namespace, *names: str) -> None:
-        """End with an error where two of these options, each a path or several, name the same file."""
+        """Exit with an error if two of these options, each with one path or several, name the same file."""
         option_of = {}
         for name in names:
             given = getattr(args, name) or []
             for path in [given] if isinstance(given, str) else given:
                 other = option_of.setdefault(os.path.realpath(path), name)
                 if other != name:
-                    self.error(f"--{name} is --{other}; give another name, so that both are kept")
+                    self.error(f"--{name} and --{other} name the same file; give each its own")
 
 
 def whole_number(of: str, least: int = 1, most: int = MOST) -> Callable[[str], int]:
-    """Type of an option: a whole number `of` things."""
+    """Option type: a whole number `of` things.
+
+    >>> whole_number("pixels", least=0, most=100)("64")
+    64
+    """
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]{1,20}", text) or not least <= int(text) <= most:
@@ -51,7 +55,11 @@ def whole_number(of: str, least: int = 1, most: int = MOST) -> Callable[[str], i
 
 
 def number(what: str, least: float = -math.inf, most: float = math.inf, above: float = -math.inf):
-    """Type of an option: a finite number, from `least` or above `above`, to `most`."""
+    """Option type: a finite number from `least` (or above `above`) to `most`.
+
+    >>> number("a share", 0, 1)("0.5")
+    0.5
+    """
 
     def parse(text: str) -> float:
         try:
@@ -69,7 +77,7 @@ share = number("a share", 0, 1)
 
 
 def output_file(text: str) -> str:
-    """Type of an option: a file that can be written."""
+    """Option type: a file that can be written."""
     if not text:
         raise expected(text, "a file")
     try:
@@ -80,7 +88,7 @@ def output_file(text: str) -> str:
 
 
 def output_folder(text: str) -> str:
-    """Type of an option: a folder that is there, or whose nearest parent that is there can be written."""
+    """Option type: a folder that exists, or that can be created."""
     if not text:
         raise expected(text, "a folder")
     try:
@@ -91,20 +99,21 @@ def output_folder(text: str) -> str:
 
 
 def input_file(text: str) -> str:
-    """Type of an option: a file that is there, and no pipe, which could keep the script waiting for ever."""
+    """Option type: an existing regular file; a pipe could keep the script waiting forever."""
     if not os.path.isfile(text):
-        raise expected(text, "a file" + ("" if os.path.exists(text) else ", but there is none of that name"))
+        raise expected(text, "a file" + ("" if os.path.exists(text) else ", but it does not exist"))
     return text
 
 
 def input_folder(text: str) -> str:
-    """Type of an option: a folder that is there."""
+    """Option type: an existing folder."""
     if not os.path.isdir(text):
-        raise expected(text, "a folder" + ("" if os.path.exists(text) else ", but there is none of that name"))
+        raise expected(text, "a folder" + ("" if os.path.exists(text) else ", but it does not exist"))
     return text
 
 
 def expected(text: str, what: str) -> argparse.ArgumentTypeError:
+    """The error of an option type: the value, and what was expected instead."""
     return argparse.ArgumentTypeError(f"{text or repr(text)}: expected {what}")
 
 
@@ -114,7 +123,7 @@ def _range(least: float, most: float, above: float = -math.inf) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """One record, one line, and nothing in it that a terminal would obey: names of files stand in log lines too."""
+    """Writes each record in one line without control characters: log lines contain file names."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return one_line(super().formatMessage(record))
@@ -131,13 +140,14 @@ def run_script(
     signals: Iterable[str] = ("SIGTERM", "SIGHUP"),
     log_format: str = "%(message)s",
 ) -> int:
-    """Run a script and give its exit status; what a user can mend is one line on stderr.
+    """Run a script and return its exit status. An error that the user can fix becomes one line on stderr.
 
     Args:
-        main: gives the status, None for 0.
-        stopped: what to say after Ctrl-C, or one of `signals`.
-        signals: those that end the script as Ctrl-C does, so that it clears away what it has begun; unless they are
-            ignored, as under nohup.
+        main: returns the status, None for 0.
+        stopped: message after Ctrl-C or one of `signals`.
+        signals: treated like Ctrl-C, so that the script removes unfinished output; not if they are ignored, as under
+            nohup.
+        log_format: of the log lines on stderr.
     """
 
     def end(number: int, frame) -> None:
@@ -150,7 +160,7 @@ def run_script(
     for name in signals:
         if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_DFL:
             handlers[number] = signal.signal(number, end)
-    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text, and a terminal need not know Chinese
+    if hasattr(sys.stdout, "reconfigure"):  # file names may not be UTF-8, and a terminal may not show Chinese
         sys.stdout.reconfigure(errors="backslashreplace")
     script = os.path.basename(sys.argv[0])
     try:
@@ -160,12 +170,12 @@ def run_script(
     except KeyboardInterrupt as stop:
         print(f"\n{stopped}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
-    except BrokenPipeError:  # whoever read the output has read enough
+    except BrokenPipeError:  # the reader of the output is gone, as with | head
         return 128 + 13  # SIGPIPE
     except MemoryError:
         print(f"{script}: not enough memory", file=sys.stderr)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not to be imported for its sake
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; importing torch takes seconds
             raise
         print(f"{script}: not enough memory on the GPU; take smaller batches", file=sys.stderr)
     except (ValueError, OSError, ImportError) as error:
@@ -178,7 +188,7 @@ def run_script(
 
 
 def _give_up_output() -> None:
-    """Where stdout takes nothing more, let Python not try it again, and speak of it, when it ends."""
+    """Redirect a broken stdout to the null device, or Python reports the error again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,8 +1,8 @@
-"""How much of this machine is ours."""
+"""How many CPU cores this process may use."""
 
 import os
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use: a container or a job of a cluster may have fewer than the machine."""
+    """CPU cores that this process may use: fewer than the machine has, in a container or a cluster job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

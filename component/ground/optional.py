@@ -1,4 +1,4 @@
-"""Packages that only some jobs need, imported when they are needed."""
+"""Optional packages, imported when they are needed."""
 
 import importlib
 from types import ModuleType
@@ -8,11 +8,11 @@ def import_optional(module: str, user: str, extra: str = "extras") -> ModuleType
     """Import a module of an optional package.
 
     Args:
-        user: who needs it, for the message: "Parquet".
-        extra: the requirements file that has it.
+        user: what needs it, for the message, such as "Parquet".
+        extra: name of the requirements file that lists it.
 
     Raises:
-        ModuleNotFoundError: with the command that installs the package.
+        ModuleNotFoundError: the package is missing; the message has the command that installs it.
     """
     try:
         return importlib.import_module(module)

@@ -20,7 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--report", type=output_file, help="CSV that lists each dropped row and the reason")
     parser.add_argument("--dry_run", action="store_true", help="print the funnel; write no out_file, delete nothing")
     parser.add_argument(
-        "--delete_bad_images", action="store_true", help="delete GIFs and files that no program would show"
+        "--delete_bad_images",
+        action="store_true",
+        help="delete image files that are empty or cut off, or hold a web page or a text",
     )
     parser.add_argument(
         "--num_workers", type=whole_number("processes", most=1000), help="processes; default: one per core"

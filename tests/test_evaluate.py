@@ -449,7 +449,7 @@ def test_zero_shot_through_the_command_line_with_a_bad_picture(bert_clip_path, d
     done = run_python("evaluate_clip.py", "--model", bert_clip_path, *options)
     assert done.returncode == 1
     (error,) = errors(done)
-    assert "bad.png: not_image" in error
+    assert "bad.png: text" in error
     assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md", "mistakes.png"}
     assert "| top-1 | top-5 | mean per class |" in done.stdout
 

@@ -1,17 +1,19 @@
 """Deleting bad images, which happens only when the user asks for it."""
 
+import mimetypes
 import os
 from collections.abc import Iterable
 from contextlib import suppress
 
 from component.ground.file_state import FileState
 from component.image.check import check_image
+from component.image.folder import is_image_name
 from component.image.load import BadImageError
 from component.pairs.paths import writable_file
 
-# Files that no program would show, and GIFs. Not images that a rule finds too small or a limit too large, nor those
-# that another program may show (`undecodable`, `no_plugin`, `other_format`).
-DELETABLE = {"gif", "animated", "html", "svg", "empty", "not_image", "truncated", "broken"}
+# What no program would show as an image: nothing, half a file, or the answer of a server in place of one. Anything
+# else may be worth keeping: a GIF, a damaged photograph, a format that another program shows, or an unknown one.
+DELETABLE = {"empty", "truncated", "html", "text"}
 
 
 class BadImages:
@@ -28,7 +30,7 @@ class BadImages:
     def add(self, filenames: Iterable[str], reasons: Iterable[str]) -> None:
         """Take the next rows and their reasons, see `judge_pairs`."""
         for filename, reason in zip(filenames, reasons, strict=True):
-            if reason.partition(":")[0] in DELETABLE:
+            if reason.partition(":")[0] in DELETABLE and _should_be_an_image(filename):
                 # A name that leads outside the folder, also by a link, may be read but not deleted.
                 with suppress(ValueError, OSError):
                     path = writable_file(self._image_path, filename)
@@ -49,6 +51,12 @@ class BadImages:
                 else:
                     num_kept += 1
         return num_deleted, num_kept
+
+
+def _should_be_an_image(filename: str) -> bool:
+    """Whether a text under this name is out of place: of a table that names other files, nothing is deleted."""
+    media_type, _ = mimetypes.guess_type(filename)
+    return is_image_name(filename) or (media_type or "").startswith("image/") or not os.path.splitext(filename)[1]
 
 
 def _is_bad(path: str, reason: str) -> bool:

@@ -15,8 +15,8 @@ from component.pairs.table import table_writer
 # In the order in which they are checked.
 REASONS = (
     *("empty_text", "short_text", "long_text", "little_chinese"),
-    *("bad_filename", "missing", "not_a_file", "empty", "html", "svg", "not_image", "truncated", "broken"),
-    *("gif", "animated", "no_plugin", "other_format", "undecodable"),
+    *("bad_filename", "missing", "not_a_file", "empty", "html", "text", "not_image", "truncated", "broken"),
+    *("gif", "animated", "svg", "no_plugin", "other_format", "undecodable"),
     *("too_large", "too_many_pixels", "too_many_scans", "small", "long_and_narrow"),
     *("dissimilar", "exact_duplicate", "near_duplicate"),
 )

@@ -8,7 +8,6 @@ import ctypes
 import io
 import logging
 import os
-import re
 import stat
 import warnings
 from contextlib import suppress
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from component.ground.reading import NOT_A_FILE, has_entries, with_retries
 from component.image.container import BadContainerError, format_of, read_container
+from component.image.other_formats import what_else
 from component.image.rgb import own_orientation, to_rgb
 
 MAX_FILE_BYTES = 2**27
@@ -32,11 +32,6 @@ MAX_SCANS = 100  # of a JPEG: encoders write at most 20, and each costs the time
 MAX_SCANNED_PIXELS = 2**31  # which is 3 ns a pixel where nothing changes; limit for all scans together
 
 _MODES = {*"1 L LA P PA RGB RGBX RGBA RGBa CMYK YCbCr HSV I I;16 I;16B I;16L I;16N F".split()}
-# Formats that other programs show but Pillow alone does not: how they begin, and the plugin that reads them.
-_BY_PLUGIN = {
-    "HEIC": (re.compile(rb"....ftyp(?:hei[cfmsvx]|hev[cmsx]|mi[af]1|msf1)", re.DOTALL), "pillow-heif"),
-    "JPEG XL": (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "pillow-jxl-plugin"),
-}
 _LIBRARIES = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "TIFF": "libtiff", "JPEG2000": "jpg_2000"}
 _DAMAGED = {"JPEG", "PNG", "GIF", "WEBP"}  # Pillow decodes all kinds of these; of the other formats it refuses some
 
@@ -133,7 +128,7 @@ def _decode(content: bytes, stills_only: bool, draft: tuple | None = None) -> De
     """As `decode`; `draft` are the arguments of PIL's `Image.draft`."""
     name = format_of(content)
     if name is None:
-        raise BadImageError(*_what_else(content))
+        raise BadImageError(*what_else(content))
     if name in _WITHOUT_LIBRARY:
         raise BadImageError("no_plugin", f"this Pillow {Image.__version__} is built without {name}; update it")
     need = len(content)  # bytes
@@ -251,22 +246,3 @@ def _verdict(name: str, error: Exception) -> BadImageError:
     if isinstance(error, UnidentifiedImageError):  # its message holds the address of the open file
         message = "Pillow cannot interpret its header"
     return BadImageError("broken" if is_damage else "undecodable", f"{name}: {message}")
-
-
-def _what_else(content: bytes) -> tuple[str, str]:
-    """Reason and detail for content that is not in one of FORMATS."""
-    start = content[:1024].lower()
-    if not start:
-        return "empty", ""
-    if b"<svg" in start:
-        return "svg", ""
-    if b"<html" in start or b"<!doctype html" in start:
-        return "html", ""
-    for name, (magic, plugin) in _BY_PLUGIN.items():
-        if magic.match(content):
-            return "no_plugin", f"{name}; convert it to JPEG, for example with {plugin}"
-    for name, (_, accepts) in Image.OPEN.items():
-        with suppress(Exception):
-            if accepts and accepts(content[:16]) is True:
-                return "other_format", name
-    return "not_image", ""

@@ -1,6 +1,8 @@
-"""Download the pictures of a CSV `text,url,filename`. Run it again to resume; see --help and the README."""
+"""Download the images of a table of URLs. Run it again to resume; see --help and docs/download_and_filter_EN.md."""
 
 import argparse
+import contextlib
+import os
 import re
 import sys
 
@@ -26,45 +28,60 @@ def part(text: str) -> tuple[int, int]:
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
-        description="Download the pictures of a CSV with the columns text, url, filename. "
-        "Run the same command again to resume: whole files are skipped, only missing ones are fetched.",
+        description="Download the images of a table with the columns url and filename. "
+        "Run the same command again to resume: images that exist are skipped, only missing ones are fetched.",
     )
-    parser.add_argument("--train_file", required=True, help="CSV with the columns url and filename")
-    parser.add_argument("--image_path", type=output_folder, help="folder for the pictures")
+    parser.add_argument("--train_file", required=True, help="table with the columns url and filename")
+    parser.add_argument("--image_path", type=output_folder, help="folder for the images")
     parser.add_argument(
-        "--num_threads", type=whole_number("pictures", most=4096), default=64, help="pictures under way (%(default)s)"
+        "--num_threads", type=whole_number("images", most=4096), default=64, help="images in progress (%(default)s)"
     )
     parser.add_argument(
-        "--per_host", type=whole_number("pictures"), default=16, help="of these at one host (%(default)s)"
+        "--per_host", type=whole_number("images"), default=16, help="of these, at most from one host (%(default)s)"
     )
     parser.add_argument(
         "--timeout",
         type=number("seconds", above=0, most=86400),
         default=30.0,
-        help="seconds for one picture in all (%(default)s)",
+        help="seconds for one image, retries included (%(default)s)",
     )
     parser.add_argument(
-        "--retries", type=whole_number("attempts", 0, 100), default=2, help="after 429, 5xx or no answer (%(default)s)"
+        "--retries",
+        type=whole_number("attempts", 0, 100),
+        default=2,
+        help="after 5xx or a broken connection (%(default)s)",
     )
     parser.add_argument(
-        "--max_bytes", type=whole_number("bytes"), default=20 * 2**20, help="per picture (%(default)s)"
+        "--patience",
+        type=number("seconds", above=0, most=86400),
+        default=60.0,
+        help="seconds to wait for a host that does not answer, or answers 429 or 503; ten times as long for this "
+        "machine's own network (%(default)s)",
     )
+    parser.add_argument("--max_bytes", type=whole_number("bytes"), default=20 * 2**20, help="per image (%(default)s)")
     parser.add_argument("--resize", type=whole_number("pixels"), help="shorter side in pixels; saves upright JPEGs")
-    parser.add_argument("--retry_failed", action="store_true", help="try those again that an earlier run gave up")
+    parser.add_argument("--retry_failed", action="store_true", help="try again the rows that failed in an earlier run")
     parser.add_argument("--fail_over", type=share, metavar="SHARE", help="exit with 1 if a larger share failed")
     parser.add_argument(
-        "--part", "--shard", type=part, default=(1, 1), metavar="I/N", help="this machine's part: 1/4 … 4/4"
+        "--part",
+        "--shard",
+        type=part,
+        default=(1, 1),
+        metavar="I/N",
+        help="this machine's part of the rows: 1/4 … 4/4",
     )
     parser.add_argument(
-        "--report", type=output_file, help="default: download_report.csv beside the CSV (one for each shard)"
+        "--report",
+        type=output_file,
+        help="default: download_report.csv next to the table, with --part one for each part",
     )
     parser.add_argument(
         "--verify", action="store_true", help="check files from elsewhere once, and fetch the broken ones again"
     )
-    parser.add_argument("--user_agent", help="say who you are")
-    parser.add_argument("--referer", help="for hosts that want one: a URL, or '{origin}/' for the host's own pages")
+    parser.add_argument("--user_agent", help="how to introduce yourself to servers")
+    parser.add_argument("--referer", help="for hosts that require one: a URL, or '{origin}/' for the host's own pages")
     parser.add_argument(
-        "--no_verify_tls", nargs="+", default=(), metavar="HOST", help="do not look at the certificates of these hosts"
+        "--no_verify_tls", nargs="+", default=(), metavar="HOST", help="do not verify the certificates of these hosts"
     )
     parser.add_argument("--proxy", help="http://host:port; proxy variables of the environment are not read")
     parser.add_argument(
@@ -91,11 +108,12 @@ def main() -> int:
 def download(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from component.download.download import DownloadSettings, download_images
-    from component.download.fetch import FetchLimits
+    from component.download.job import DownloadSettings
+    from component.download.limits import FetchLimits
+    from component.download.main_loop import download_images
     from component.download.report import Report, default_report
+    from component.download.rows import Rows
     from component.download.tally import Tally, summary
-    from component.download.url_table import count_rows
 
     limits = FetchLimits(
         timeout=args.timeout,
@@ -110,21 +128,20 @@ def download(args: argparse.Namespace) -> int:
         num_threads=args.num_threads,
         per_host=args.per_host,
         retries=args.retries,
+        patience=args.patience,
         resize=args.resize,
         limits=limits,
     )
-    total = count_rows(args.train_file, args.part)
-    tally = Tally()
-    with Report(args.report or default_report(args.train_file, args.part)) as report:
-        outcomes = download_images(
-            args.train_file, args.image_path, report, settings, args.part, args.retry_failed, args.verify
-        )
-        with tqdm(total=total, unit="img", miniters=1) as bar:
-            for outcome in outcomes:
-                tally.add(outcome)
-                bar.set_postfix(tally.by_status, refresh=False)
-                bar.update()
-        print(f"\n{summary(tally, report, limits)}")
+    tally, report_path = Tally(), args.report or default_report(args.train_file, args.part)
+    with Rows(args.train_file, args.image_path, args.part, os.path.dirname(report_path) or ".") as rows:
+        with Report(report_path) as report:
+            outcomes = download_images(rows, report, settings, args.retry_failed, args.verify)
+            with contextlib.closing(outcomes), tqdm(total=len(rows), unit="img", miniters=1) as bar:
+                for outcome in outcomes:
+                    tally.add(outcome)
+                    bar.set_postfix(tally.by_status, refresh=False)
+                    bar.update()
+            print(f"\n{summary(tally, report, limits)}")
     return int(args.fail_over is not None and tally.failed_share > args.fail_over)
 
 

@@ -15,7 +15,8 @@ from image_server import ImageServer, picture
 
 from component.download import connection
 from component.download.address import mend_url, read_url, refuse_private
-from component.download.fetch import Fetcher, FetchLimits
+from component.download.fetch import Fetcher
+from component.download.limits import FetchLimits
 from component.download.outcome import FetchError
 
 
@@ -31,7 +32,7 @@ def fetcher(**limits) -> Fetcher:
 
 
 def fetch(url: str, seconds: float = 5, **limits) -> bytes:
-    fetcher(**limits).fetch(url, body := io.BytesIO(), seconds)
+    fetcher(**limits).fetch(read_url(mend_url(url)), body := io.BytesIO(), seconds)
     return body.getvalue()
 
 

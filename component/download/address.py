@@ -1,4 +1,4 @@
-"""Where a URL leads: mended, read once by the parser of the library that connects, and judged."""
+"""Where a URL leads: mended, parsed once by the library that connects, and judged."""
 
 import ipaddress
 import re
@@ -11,16 +11,16 @@ from urllib3.util import Url, parse_url
 
 from component.download.outcome import FetchError
 
-# White space, byte order marks, zero-width spaces and their kin: what copying leaves around a URL, and nobody sees.
+# White space, byte order marks, zero-width spaces and the like: what copying leaves around a URL, invisible.
 INVISIBLE = string.whitespace + "".join(
     chr(code) for code in (*range(0x3001), 0xFEFF) if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp", "Zs")
 )
 HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
-GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only part of IPv6 that is given out so far
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only range of IPv6 assigned so far
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Public by the registry, but the machine's own cloud answers there (Oracle, Azure). Alibaba's is in 100.64.0.0/10.
+# Public by the registry, but the cloud of the machine answers there (Oracle, Azure). Alibaba's is in 100.64.0.0/10.
 CLOUD_SERVICES = [ipaddress.ip_network(network) for network in ("192.0.0.0/24", "168.63.129.16/32")]
 LOCAL_NAMES = ("localhost", "localdomain", "local", "internal", "home.arpa")  # names that are never public
 
@@ -28,50 +28,46 @@ LOCAL_NAMES = ("localhost", "localdomain", "local", "internal", "home.arpa")  # 
 def mend_url(url: str) -> str:
     """The URL that was meant: no invisible characters around it, `&` for `&amp;`, a scheme for `//host/…`.
 
-    The scheme is http, since a host that wants https sends us there, and one without it could not be reached.
+    The scheme is http: a host that wants https redirects there, and one without https could not be reached otherwise.
+
+    >>> mend_url("//example.com/a?b=1&amp;c=2 ")
+    'http://example.com/a?b=1&c=2'
     """
     url = url.strip(INVISIBLE).replace("&amp;", "&")
     return f"http:{url}" if url.startswith("//") else url
 
 
 def read_url(url: str) -> Url:
-    """The parts of a URL as they are connected to: whatever is shown, compared or checked is taken from here.
+    """The parts of a URL, given as `mend_url` returns it. Whatever is shown, compared or checked is taken from here.
 
     A host is a plain name or an address in its usual form: 127.1, 0x7f000001 and 127.0.0.1. become 127.0.0.1, and an
     IPv6 address loses its zone. What another program could read in another way is refused.
 
+    >>> read_url("http://127.1:80/a?b#c")
+    Url(scheme='http', auth=None, host='127.0.0.1', port=80, path='/a', query='b', fragment=None)
+
     Raises:
         FetchError: `bad_url`, for anything but a well-formed http or https URL.
     """
-    mended = mend_url(url)
-    if not re.match("https?://", mended, re.IGNORECASE):
-        hint = f"; https://{mended[:60]}?" if re.match(r"[\w-]+(\.[\w-]+)+/", mended) else ""
-        raise FetchError("bad_url", f"only http:// and https:// URLs are fetched, not {mended[:60]!r}{hint}")
+    if not re.match("https?://", url, re.IGNORECASE):
+        hint = f"; https://{url[:60]}?" if re.match(r"[\w-]+(\.[\w-]+)+/", url) else ""
+        raise FetchError("bad_url", f"only http:// and https:// URLs are fetched, not {url[:60]!r}{hint}")
     try:
-        parts = parse_url(mended)
+        parsed = parse_url(url)
     except (LocationParseError, ValueError) as error:
         raise FetchError("bad_url", str(error)) from None
-    return parts._replace(host=_usual_form(parts.host or ""), fragment=None)
-
-
-def host_of(url: str) -> str:
-    """`host:port` that a URL leads to, in lower case, the port only when written.
-
-    Raises:
-        FetchError: as `read_url`.
-    """
-    return read_url(url).netloc
+    return parsed._replace(host=_usual_form(parsed.host or ""), fragment=None)
 
 
 def refuse_private(host: str, address: str) -> None:
-    """Raise FetchError `private_host` unless the address is one of the public internet."""
+    """Raise FetchError `private_host` unless the address belongs to the public internet."""
     if not _is_public(ipaddress.ip_address(address.partition("%")[0])):
         where = address if host.strip("[]") == address else f"{host} is {address}"
         raise FetchError("private_host", f"{where}; --allow_private_hosts permits it")
 
 
 def refuse_private_by_name(host: str) -> None:
-    """The part of the check that needs no name resolution: addresses, and names that are never public.
+    """Check what needs no name resolution: addresses, and names that are never public.
 
     Args:
         host: as `read_url` gives it.
@@ -102,9 +98,9 @@ def _usual_form(host: str) -> str:
 
 def _is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     if ip.version == 6:
-        # Addresses that hold one of IPv4 are judged by it: a gateway sends the packets there.
+        # Addresses that contain an IPv4 address are judged by that one: a gateway sends the packets there.
         inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) % 2**32) if ip in NAT64 else None)
         if inner is None:
-            return ip in GLOBAL_UNICAST and ip.is_global  # the latter leaves out Teredo, 2001::/32
+            return ip in GLOBAL_UNICAST and ip.is_global  # is_global excludes Teredo, 2001::/32
         ip = inner
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in CLOUD_SERVICES)

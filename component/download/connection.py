@@ -1,28 +1,35 @@
 """Pooled connections that reach checked addresses only, and stop at a deadline or when too much has come."""
 
+import contextlib
 import http.client
 import io
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Iterator
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import Url, parse_url
 
 from component.download.address import refuse_private
+from component.download.faults import TooManyBytesError, name_fault
+from component.download.limits import FetchLimits
 from component.download.outcome import FetchError
 
 BLOCK_BYTES = 64 * 1024  # what is read at once: most images come whole with their headers
 SILENCE_SECONDS = 10.0  # longest wait for a connection, and for the next bytes; never longer than the deadline
-LEAST_BYTES = 1000  # in so many seconds, once an answer has begun: one that comes more slowly is as good as none
+LEAST_BYTES = 1000  # in SILENCE_SECONDS, once an answer has begun; a slower one is as good as none
+KNOCK_SECONDS = 5.0
 
 
-class TooManyBytesError(Exception):
-    """More came than `allowance.bytes_left`."""
+class StaleConnectionError(ConnectionError):
+    """The server closed a kept connection before it answered the request: the request may be sent again."""
 
 
 class _Allowance(threading.local):
-    """What the request that this thread makes may still cost, and whom it may reach.
+    """What the current request of this thread may still cost, and whom it may reach.
 
     Attributes:
         deadline: monotonic time at which everything is over.
@@ -53,14 +60,14 @@ def pool_manager(proxy: str | None = None, **options) -> urllib3.PoolManager:
 class _Reader(io.RawIOBase):
     """The receiving end of a socket, where every byte is counted against the allowance.
 
-    Here, because http.client and urllib3 read without an end in many places: a server may send headers without
-    number, `100 Continue` for ever, chunks of one byte or a trailer that never ends. And a socket's own timeout
-    starts anew with every byte, so a server that sends one every nine seconds would hold a thread for days.
+    It is done here because http.client and urllib3 read without a limit in many places: a server may send headers,
+    `100 Continue`, chunks of one byte or a trailer without end. And a socket's own timeout restarts with every byte,
+    so a server that sends one every nine seconds would hold a thread for days.
     """
 
     def __init__(self, raw: socket.SocketIO, sock: socket.socket):
         self._raw, self._sock = raw, sock
-        self._due, self._missing = 0.0, 0  # when so many more bytes must have come
+        self._due, self._missing = 0.0, 0  # when this number of bytes more must have come
 
     def readable(self) -> bool:
         return True
@@ -79,12 +86,12 @@ class _Reader(io.RawIOBase):
         self._missing -= count or 0
         if self._missing <= 0:
             self._due, self._missing = time.monotonic() + SILENCE_SECONDS, LEAST_BYTES
-        elif time.monotonic() > self._due:  # asked after reading: it may be we who were slow
+        elif time.monotonic() > self._due:  # checked after reading: we may be the slow side
             raise TimeoutError("too slow")
         return count
 
     def readall(self) -> bytes:
-        # We ask for blocks. Only a chunk that announces -1 bytes brings http.client to read to the end at once.
+        # We ask for blocks. Only a chunk that announces -1 bytes makes http.client read to the end at once.
         raise http.client.HTTPException("a chunk of negative length")
 
     def close(self) -> None:
@@ -99,7 +106,7 @@ class _Response(http.client.HTTPResponse):
 
     def begin(self) -> None:
         super().begin()
-        while 102 <= self.status < 200:  # Early Hints and their kin: http.client passes over 100 alone
+        while 102 <= self.status < 200:  # such as Early Hints; http.client itself skips 100 only
             self.headers = None
             super().begin()
 
@@ -107,24 +114,18 @@ class _Response(http.client.HTTPResponse):
 class _Guarded:
     """Resolves the name once and connects to an address that was checked.
 
-    Checking first and letting the library resolve again would leave a gap for a name server that answers the second
-    question differently (DNS rebinding).
+    Checking first and letting the library resolve again would leave a gap for a name server that gives another
+    answer the second time (DNS rebinding).
     """
 
     response_class = _Response
+    _is_kept = False  # the connection has brought an answer before
 
     def _new_conn(self) -> socket.socket:
         if self.proxy is not None:
             return super()._new_conn()
         name = self._dns_host
-        try:
-            found = socket.getaddrinfo(name, self.port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
-            raise FetchError("dns", f"{name}: {getattr(error, 'strerror', error)}") from None
-        addresses = list(dict.fromkeys(entry[4][0] for entry in found))
-        if not allowance.allow_private_hosts:
-            for address in addresses:
-                refuse_private(name, address)
+        addresses = _checked_addresses(name, self.port, allowance.allow_private_hosts)
         try:
             while True:
                 self._dns_host = addresses.pop(0)
@@ -136,6 +137,29 @@ class _Guarded:
                         raise
         finally:
             self._dns_host = name
+
+    def connect(self) -> None:
+        self._is_kept = False
+        super().connect()
+
+    def request(self, *args, **options) -> None:
+        with self._stale_named():
+            super().request(*args, **options)
+
+    def getresponse(self):
+        with self._stale_named():
+            response = super().getresponse()
+        self._is_kept = True
+        return response
+
+    @contextlib.contextmanager
+    def _stale_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (ConnectionError, ssl.SSLEOFError):
+            if not self._is_kept:
+                raise
+            raise StaleConnectionError from None
 
 
 class _GuardedHTTP(_Guarded, HTTPConnection):
@@ -152,3 +176,31 @@ class _HTTPPool(urllib3.HTTPConnectionPool):
 
 class _HTTPSPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _GuardedHTTPS
+
+
+def _checked_addresses(name: str, port: int, allow_private_hosts: bool) -> list[str]:
+    """The addresses of a host. Raises FetchError: `dns`, or `private_host` where one of them is private."""
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise name_fault(name, error) from None
+    addresses = list(dict.fromkeys(entry[4][0] for entry in found))
+    if not allow_private_hosts:
+        for address in addresses:
+            refuse_private(name, address)
+    return addresses
+
+
+def accepts_connections(address: Url, limits: FetchLimits) -> bool:
+    """Whether the host of a URL, or the proxy where there is one, accepts a connection now. Nothing is sent."""
+    target = parse_url(limits.proxy) if limits.proxy else address
+    port = target.port or (443 if target.scheme == "https" else 80)
+    try:
+        is_free = limits.allow_private_hosts or bool(limits.proxy)
+        for found in _checked_addresses(target.host.strip("[]"), port, is_free):
+            with contextlib.suppress(OSError):
+                socket.create_connection((found, port), KNOCK_SECONDS).close()
+                return True
+    except FetchError:
+        pass
+    return False

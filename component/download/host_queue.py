@@ -1,22 +1,39 @@
-"""A queue that is fair to hosts: no host gets more than its share of the threads, and none waits for a slow one."""
+"""A queue that is fair to hosts: each has its share of the threads, and none waits for a slow or silent one."""
 
 import heapq
 import itertools
+import random
 import threading
 import time
 from collections import deque
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds; a pause doubles while a host stays in trouble
+
+
+class Trouble(NamedTuple):
+    """For how many seconds, and pauses, a host has now answered nothing of use."""
+
+    seconds: float
+    pauses: int
 
 
 class _Host:
-    __slots__ = ("waiting", "running", "resume_at", "in_line")
+    __slots__ = (
+        *("waiting", "delayed", "running", "limit", "in_line", "resume_at"),
+        *("answered_at", "trouble_since", "pauses", "paused_at"),
+    )
 
-    def __init__(self):
+    def __init__(self, per_host: int):
         self.waiting: deque = deque()
-        self.running = 0
-        self.resume_at = 0.0  # monotonic time before which nothing starts
+        self.delayed = self.running = 0  # items with a timer, and items taken
+        self.limit = float(per_host)  # items that may run at the same time
         self.in_line = False
+        # Monotonic times, 0 for never.
+        self.resume_at = 0.0  # nothing starts before
+        self.answered_at = 0.0  # last answer of use
+        self.trouble_since, self.pauses, self.paused_at = 0.0, 0, 0.0
 
 
 class HostQueue:
@@ -38,20 +55,15 @@ class HostQueue:
         self._closed = False
 
     def put(self, host: Hashable, item: Any, delay: float = 0.0) -> None:
-        """Add an item that may start in `delay` seconds; never blocks."""
+        """Add an item; never blocks. One with a delay in seconds starts after it, before those that wait by then."""
         with self._changed:
+            state = self._state(host)
             if delay > 0:
+                state.delayed += 1
                 self._wake_at(time.monotonic() + delay, host, item)
             else:
-                self._hosts.setdefault(host, _Host()).waiting.append(item)
+                state.waiting.append(item)
                 self._line_up(host)
-
-    def pause(self, host: Hashable, seconds: float) -> None:
-        """Start nothing of this host for a while; what is running runs on."""
-        with self._changed:
-            state = self._hosts.setdefault(host, _Host())
-            state.resume_at = max(state.resume_at, time.monotonic() + seconds)
-            self._wake_at(state.resume_at, host, None)
 
     def take(self) -> Any:
         """The next item, waiting for it as long as it takes; None once the queue is closed."""
@@ -61,7 +73,9 @@ class HostQueue:
                 while self._timers and self._timers[0][0] <= now:
                     _, _, host, item = heapq.heappop(self._timers)
                     if item is not None:
-                        self._hosts.setdefault(host, _Host()).waiting.append(item)
+                        state = self._state(host)
+                        state.delayed -= 1
+                        state.waiting.appendleft(item)
                     self._line_up(host)
                 if not self._line:
                     self._changed.wait(self._timers[0][0] - now if self._timers else None)
@@ -69,7 +83,7 @@ class HostQueue:
                 host = self._line.popleft()
                 state = self._hosts[host]
                 state.in_line = False
-                if state.resume_at > now:  # paused while in line; its timer brings it back
+                if state.resume_at > now or state.running >= max(1, int(state.limit)):  # since it got in line
                     continue
                 state.running += 1
                 item = state.waiting.popleft()
@@ -83,11 +97,65 @@ class HostQueue:
             self._hosts[host].running -= 1
             self._line_up(host)
 
+    def answered(self, host: Hashable) -> None:
+        """A running item of the host got an answer of use: end its trouble, and slowly give it all its slots back."""
+        with self._changed:
+            state = self._hosts[host]
+            state.answered_at = time.monotonic()
+            state.trouble_since, state.pauses = 0.0, 0
+            state.limit = min(self.per_host, state.limit + 1 / state.limit)
+            self._line_up(host)
+
+    def trouble(self, host: Hashable, sent_at: float, is_silence: bool, pause: float = 0.0) -> Trouble | None:
+        """A running item got no answer, or a refusal: pause the host, and ask it with fewer items at a time.
+
+        Pauses grow until the next answer of use. Items that started before the last pause tell nothing new.
+
+        Args:
+            sent_at: monotonic time at which the item started.
+            is_silence: no answer. After the pause the host gets one item at a time, until it answers.
+            pause: seconds the host asked for.
+
+        Returns:
+            How long the host has been in trouble; None, and nothing changes, when it was silent to this item alone.
+        """
+        with self._changed:
+            state, now = self._hosts[host], time.monotonic()
+            if is_silence and state.answered_at > sent_at:
+                return None
+            state.trouble_since = state.trouble_since or sent_at
+            if sent_at >= state.paused_at:
+                pause = max(pause, min(LONGEST_PAUSE, FIRST_PAUSE * 2**state.pauses) * random.uniform(0.8, 1.2))
+                state.pauses += 1
+                state.paused_at = now
+                state.limit = 1.0 if is_silence else max(1.0, state.limit / 2)
+            if now + pause > state.resume_at:
+                state.resume_at = now + pause
+                self._wake_at(state.resume_at, host, None)
+            return Trouble(now - state.trouble_since, state.pauses)
+
+    def forgive(self, host: Hashable) -> None:
+        """Let the time of the host's trouble begin now; pauses go on as they are."""
+        with self._changed:
+            self._hosts[host].trouble_since = time.monotonic()
+
+    def release(self, host: Hashable) -> None:
+        """End the pause of a host and give it all its slots: its items need it no more."""
+        with self._changed:
+            state = self._hosts[host]
+            state.resume_at, state.limit = 0.0, float(self.per_host)
+            self._line_up(host)
+
     def close(self) -> None:
-        """Send all takers home; what waits is left behind."""
+        """Send all takers home; items that wait are dropped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _state(self, host: Hashable) -> _Host:
+        if host not in self._hosts:
+            self._hosts[host] = _Host(self.per_host)
+        return self._hosts[host]
 
     def _wake_at(self, moment: float, host: Hashable, item: Any) -> None:
         heapq.heappush(self._timers, (moment, next(self._order), host, item))
@@ -97,10 +165,11 @@ class HostQueue:
         state = self._hosts.get(host)
         if state is None or state.in_line:
             return
+        is_paused = state.resume_at > time.monotonic()
         if state.waiting:
-            if state.running < self.per_host and state.resume_at <= time.monotonic():
+            if state.running < max(1, int(state.limit)) and not is_paused:
                 state.in_line = True
                 self._line.append(host)
                 self._changed.notify()
-        elif not state.running and state.resume_at <= time.monotonic():
+        elif not (state.running or state.delayed or is_paused):
             del self._hosts[host]  # a million hosts pass through; only those at work are remembered

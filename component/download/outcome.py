@@ -1,8 +1,8 @@
-"""What becomes of a row."""
+"""What becomes of a row, and why a body could not be fetched."""
 
 from dataclasses import dataclass
 
-RETRIED_REASONS = {"dns", "connection", "truncated", "http_429"}  # and every http_5xx
+RETRIED_REASONS = {"dns", "connection", "truncated"}  # and every http_5xx
 
 
 class FetchError(Exception):
@@ -10,18 +10,38 @@ class FetchError(Exception):
 
     Attributes:
         reason: one word to count by, such as `timeout` or `http_404`.
-        detail: what a person wants to read beside it, perhaps in a server's words; may be empty.
+        detail: what a person wants to read next to it, perhaps in a server's words; may be empty.
         http_code: status of the last answer, None when there was none.
         retry_after: seconds the server asked us to wait, None when it did not ask.
+        is_local: the request seems not to have left this machine's network.
+        host: `host:port` that was asked last, where a request was made.
     """
 
-    def __init__(self, reason: str, detail: str = "", http_code: int | None = None, retry_after: float | None = None):
+    def __init__(
+        self,
+        reason: str,
+        detail: str = "",
+        http_code: int | None = None,
+        retry_after: float | None = None,
+        is_local: bool = False,
+    ):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail, self.http_code, self.retry_after = reason, detail, http_code, retry_after
+        self.reason, self.detail, self.http_code = reason, detail, http_code
+        self.retry_after, self.is_local, self.host = retry_after, is_local, ""
+
+    @property
+    def is_silence(self) -> bool:
+        """The host did not answer at all."""
+        return self.http_code is None and self.reason in ("dns", "connection", "timeout")
+
+    @property
+    def is_refusal(self) -> bool:
+        """The host answered that it gets too many requests."""
+        return self.http_code in (429, 503)
 
     @property
     def may_pass(self) -> bool:
-        """True when the same request may well succeed a moment later."""
+        """The same request may succeed a moment later."""
         return self.reason in RETRIED_REASONS or self.reason.startswith("http_5")
 
 
@@ -30,10 +50,14 @@ class Outcome:
     """What became of one row.
 
     Attributes:
-        status: `ok`; `verified`, where a file from elsewhere was found whole; `failed`; or `skipped` (needs nothing;
-            not in the report).
+        filename, url: cells of the row, as written in the table.
+        status: `ok`; `verified`, where a file from elsewhere is whole; `failed`; or `skipped` (needs nothing, and has
+            no row in the report).
         reason: one word to count by, then perhaps a colon and details; empty when ok.
-        bytes: size of the file. seconds: network and decoding time, without waiting for a turn.
+        bytes: size of the file.
+        seconds: network and decoding time, without waiting for a turn.
+        host: `host:port` of the URL, where the URL is well formed and was needed.
+        is_mended: the URL was mended before use, see `address.mend_url`.
     """
 
     filename: str
@@ -43,3 +67,5 @@ class Outcome:
     reason: str = ""
     bytes: int = 0
     seconds: float = 0.0
+    host: str = ""
+    is_mended: bool = False

@@ -1,4 +1,4 @@
-"""The processes of a download, and what each has in hand: one that is killed costs nothing but its time."""
+"""The processes of a download, and the jobs each has in hand: one that is killed costs nothing but its time."""
 
 import errno
 import math
@@ -10,26 +10,29 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
+from component.download.decoding import NOTHING
+from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job, ToNote
+from component.download.network import Network
 from component.download.outcome import Outcome
 from component.download.report import Report
-from component.download.worker import NOTHING, THIS_DISK, DownloadSettings, Job, ToNote, serve
+from component.download.worker import GRACE_SECONDS, work
 from component.ground.cores import usable_cores
 from component.ground.files import sweep
 
-HOSTS_IN_TURN = 4096  # are dealt out evenly, and remembered; further ones by a hash of their names
+HOSTS_IN_TURN = 4096  # are dealt evenly and remembered; further ones are dealt by a hash of their names
 MOST_KILLS = 2  # of processes by one image, the second time while no other was decoded
-CLOSING_SECONDS = 10.0  # for files that are being written; a disk that hangs has longer ones
-DEATHS_IN_A_ROW = 3  # of one process that ended no job meanwhile: nothing will come of it
+CLOSING_SECONDS = GRACE_SECONDS + 10.0  # the rest for files being written; a disk that hangs takes longer
+DEATHS_IN_A_ROW = 3  # of one process that ended no job in between: it will never end one
 
 
 class Processes:
     """One process per core that this one may use, but none with fewer threads than one host may take.
 
-    A host's rows all go to one process, which so knows how the host fares, and asks it for no more at once than it
-    may. Each process is started when it is first needed, and ends with this one, however that ends.
+    All rows of a host go to one process, which so knows how the host fares and keeps its limit. Each process is
+    started when it is first needed, and ends with this one, however that ends. A context manager.
 
     Attributes:
-        ended: of each job that was put, its outcome, which stands in the report; or an error that ends the run.
+        ended: of each job that was put, its outcome, which is in the report; or an error that ends the run.
     """
 
     def __init__(self, settings: DownloadSettings, report: Report):
@@ -37,22 +40,33 @@ class Processes:
         count = max(1, min(cores, settings.num_threads // settings.per_host))
         self.ended: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
         each = replace(settings, num_threads=settings.num_threads // count)
-        self._processes = [_Process(each, math.ceil(cores / count), report, self._end) for _ in range(count)]
+        books = _Books(report, Network(settings), self._end)
+        self._processes = [_Process(each, math.ceil(cores / count), books) for _ in range(count)]
         self._hosts: dict[str, int] = {}
 
-    def put(self, job: Job) -> None:
-        """Have a job done. Raises OSError where no process can be started."""
-        self._processes[self._place_of(job) % len(self._processes)].put(job)
+    def __enter__(self):
+        return self
 
-    def close(self) -> None:
-        """End the processes, each after the files it is writing; what waits is left behind."""
+    def __exit__(self, *exc_info):
+        """End the processes, after the images in progress where these take no longer than GRACE_SECONDS."""
         for process in self._processes:
             process.ask_to_end()
         for process in self._processes:
             process.join()
 
-    def _place_of(self, job: Job) -> int:
-        if job.host == THIS_DISK:
+    def put(self, job: Job) -> None:
+        """Have a job done. Raises OSError where no process can be started."""
+        self._processes[self._index_for(job) % len(self._processes)].put(job)
+
+    def next_outcome(self) -> Outcome:
+        """The outcome of a job, waiting for it. Raises the error that ends the run."""
+        ended = self.ended.get()
+        if isinstance(ended, Exception):
+            raise ended
+        return ended
+
+    def _index_for(self, job: Job) -> int:
+        if not job.host:
             return job.number
         if job.host not in self._hosts and len(self._hosts) < HOSTS_IN_TURN:
             self._hosts[job.host] = len(self._hosts)
@@ -68,11 +82,30 @@ class Processes:
             self.ended.put(error)
 
 
+class _Books:
+    """What the main process does for all: it writes the report, knows the network, and takes what has ended."""
+
+    def __init__(self, report: Report, network: Network, end: Callable[[Outcome | Exception | Job], None]):
+        self.report, self.network, self.end = report, network, end
+
+    def answer(self, message: ToNote | IsNetworkAway, job: Job) -> Answer:
+        if isinstance(message, ToNote):
+            try:
+                return Answer(message.number, self.report.add(message.outcome, message.digest))
+            except OSError as error:
+                return Answer(message.number, error)
+        try:
+            return Answer(message.number, self.network.is_away(job.address, message))
+        except OSError as error:
+            self.end(error)
+            return Answer(message.number, True)
+
+
 class _Process:
     """One process, the thread that listens to it, and the jobs it has in hand."""
 
-    def __init__(self, settings: DownloadSettings, decoders: int, report: Report, end: Callable):
-        self._settings, self._decoders, self._report, self._end = settings, decoders, report, end
+    def __init__(self, settings: DownloadSettings, decoders: int, books: _Books):
+        self._settings, self._decoders, self._books = settings, decoders, books
         self._jobs: dict[int, Job] = {}
         self._lock = threading.Lock()  # of what goes into the pipe, and of which pipe that is
         self._process, self._is_closed, self._deaths = None, False, 0
@@ -105,7 +138,7 @@ class _Process:
             self._pipe, far_end = context.Pipe()
             with far_end:
                 arguments = far_end, self._settings, self._decoded
-                process = context.Process(target=serve, args=arguments, daemon=True, name="download")
+                process = context.Process(target=work, args=arguments, daemon=True, name="download")
                 process.start()
         except OSError as error:
             raise OSError(errno.ENOMEM, f"a process of the download cannot start: {error.strerror}") from None
@@ -113,10 +146,10 @@ class _Process:
         self._listener = threading.Thread(target=self._listen, daemon=True, name="download")
         self._listener.start()
 
-    def _send(self, message: Job | tuple[int, OSError | None] | None) -> None:
+    def _send(self, message: Job | Answer | None) -> None:
         try:
             self._pipe.send(message)
-        except OSError:  # it has been killed: what it has in hand goes to the next one, if there is to be one
+        except OSError:  # the process was killed; the next one, if there is to be one, gets its jobs
             pass
 
     def _listen(self) -> None:
@@ -126,27 +159,25 @@ class _Process:
                 message = self._pipe.recv()
             except (EOFError, ConnectionError):
                 break
-            if isinstance(message, ToNote):
-                answer = message.number, self._note(message)
+            if isinstance(message, Ended):
+                self._take_result(message)
+            else:
+                answer = self._books.answer(message, self._jobs[message.number])
                 with self._lock:
                     self._send(answer)
-            else:
-                del self._jobs[message.number]
-                self._deaths = 0
-                self._end(message.result)
         with self._lock:
             if not self._is_closed:
                 self._replace()
 
-    def _note(self, message: ToNote) -> OSError | None:
-        try:
-            self._report.add(message.outcome, message.digest)
-        except OSError as error:
-            return error
-        return None
+    def _take_result(self, message: Ended) -> None:
+        job = self._jobs.pop(message.number)
+        self._deaths = 0
+        if isinstance(message.result, Outcome) and message.result.http_code:
+            self._books.network.answered(job.address)
+        self._books.end(message.result)
 
     def _replace(self) -> None:
-        """Another process takes what the one that was killed had in hand, but for an image that did it."""
+        """Give the jobs of a process that was killed to a new one, except for an image that killed it twice."""
         self._process.join()
         self._pipe.close()
         self._deaths += 1
@@ -157,15 +188,15 @@ class _Process:
                 if job.kills == MOST_KILLS:
                     outcome = job.outcome("failed", "decoder_killed: twice, perhaps for lack of memory")
                     outcome.http_code = 200
-                    self._report.add(outcome)
+                    self._books.report.add(outcome)
                     del self._jobs[number]
                     self._deaths = 0
-                    self._end(outcome)
+                    self._books.end(outcome)
             if self._deaths == DEATHS_IN_A_ROW:
                 raise OSError(errno.ENOMEM, "a process of the download ends again and again; too little memory?")
             self._start()
         except OSError as error:
-            self._end(error)
+            self._books.end(error)
             return
         for folder in {os.path.dirname(job.path) for job in self._jobs.values()}:
             sweep(folder)

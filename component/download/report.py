@@ -1,4 +1,4 @@
-"""What became of each row: a CSV that is written as it goes and read back to resume."""
+"""What became of each row: a CSV that is written during the download and read back to resume."""
 
 import contextlib
 import csv
@@ -6,30 +6,29 @@ import io
 import os
 import threading
 from array import array
-from dataclasses import astuple, fields, replace
 
 import numpy as np
 
 from component.download.outcome import Outcome
-from component.download.url_table import NO_ROWS, row_hashes
+from component.download.rows import NO_ROWS, row_hashes
 from component.ground.lock import sole_writer
 from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
 from component.pairs.table import read_pairs, require_columns
 
-COLUMNS = [field.name for field in fields(Outcome)]
+COLUMNS = ["filename", "url", "status", "http_code", "reason", "bytes", "seconds"]  # attributes of an Outcome
 MAX_REASON = 300  # characters
 HEADER = (",".join(COLUMNS) + "\r\n").encode()
 
 
 def default_report(train_file: str, part: tuple[int, int]) -> str:
-    """Where the report of the i-th of n parts is written, unless told otherwise: beside the table."""
+    """The default path of the report of the i-th of n parts, next to the table."""
     index, count = part
     name = "download_report.csv" if count == 1 else f"download_report.{index}-of-{count}.csv"
     return os.path.join(os.path.dirname(train_file), name)
 
 
 class Report:
-    """Appends to a report, from any thread; a context manager. A later row on the same file and URL overrules.
+    """Appends to a report, from any thread; a context manager. A later row for the same file and URL overrules.
 
     Raises:
         ValueError: the file exists and is something else, or another run is writing to it.
@@ -38,7 +37,7 @@ class Report:
     def __init__(self, path: str):
         self.path = path
         self._lock = threading.Lock()
-        self._digests, self._places = array("Q"), array("Q")  # of the files written now; where their rows begin
+        self._digests, self._offsets = array("Q"), array("Q")  # of the files of this run; where their rows begin
         with contextlib.ExitStack() as stack:
             stack.enter_context(sole_writer(path))
             self._file = stack.enter_context(open(path, "a+b", buffering=0))
@@ -59,26 +58,27 @@ class Report:
         """Write one outcome through to the operating system, where a killed process cannot lose it.
 
         Args:
-            digest: 8 bytes that stand for the content of the file.
+            digest: 8-byte digest of the content of the file.
 
         Raises:
-            OSError: the row is not in the report, nor a part of it.
+            OSError: the row is not in the report, not even in part.
         """
-        reason = one_line(outcome.reason[:MAX_REASON])  # servers write some of it
-        row = astuple(replace(outcome, reason=reason, seconds=round(outcome.seconds, 3)))
+        row = {name: getattr(outcome, name) for name in COLUMNS}
+        row["reason"] = one_line(outcome.reason[:MAX_REASON])  # servers write some of it
+        row["seconds"] = round(outcome.seconds, 3)
         line = io.StringIO()
-        csv.writer(line).writerow(spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row)
+        csv.writer(line).writerow(spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row.values())
         with self._lock:
             begin = self._end
             self._append(line.getvalue().encode(errors="backslashreplace"))
             if digest:
                 self._digests.append(int.from_bytes(digest, "big"))
-                self._places.append(begin)
+                self._offsets.append(begin)
 
     def rows_that(self, *statuses: str) -> np.ndarray:
-        """Sorted `row_hashes` of all rows that ended so once: 8 bytes each, however long the report.
+        """Sorted `row_hashes` of all rows that ended with one of these statuses: 8 bytes each.
 
-        Of those that failed, some may have succeeded later; their file exists, which is looked at first.
+        Rows that failed may have succeeded later; the caller looks first whether their file exists.
         """
         hashes = [NO_ROWS]
         for chunk in read_pairs(self.path, ("filename", "url", "status"), only_required=True, chunk_rows=20_000):
@@ -86,12 +86,12 @@ class Report:
         return np.unique(np.concatenate(hashes))
 
     def same_bytes(self, least: int = 3, most_groups: int = 5, most_names: int = 3) -> list[tuple[int, list[str]]]:
-        """(files, first names) for each content that `least` files or more got in this run, most files first."""
-        digests, places = np.array(self._digests), np.array(self._places)
+        """(files, first names) for each content that at least `least` files got in this run, most files first."""
+        digests, offsets = np.array(self._digests), np.array(self._offsets)
         found, counts = np.unique(digests, return_counts=True)
         largest = np.argsort(-counts, kind="stable")[:most_groups]
-        groups = [(int(counts[i]), places[digests == found[i]][:most_names]) for i in largest if counts[i] >= least]
-        return [(count, [self._name_at(place) for place in first]) for count, first in groups]
+        groups = [(int(counts[i]), offsets[digests == found[i]][:most_names]) for i in largest if counts[i] >= least]
+        return [(count, [self._name_at(offset) for offset in first]) for count, first in groups]
 
     def _append(self, line: bytes) -> None:
         rest = line
@@ -104,20 +104,20 @@ class Report:
             raise OSError(error.errno, error.strerror, self.path) from None
         self._end += len(line)
 
-    def _name_at(self, place: int) -> str:
-        self._file.seek(place)
+    def _name_at(self, offset: int) -> str:
+        self._file.seek(offset)
         row = self._file.read(2**16).decode(errors="replace")
         return cell_text(next(csv.reader(io.StringIO(row, newline="")))[0])
 
 
 def _whole_rows(path: str) -> int:
-    """The length of a report up to the end of its last whole row: what a crash left behind it is simply done again.
+    """The length of a report up to the end of its last whole row; a row that a crash cut off is simply done again.
 
-    A row ends at a line break outside of quotes. Quotes within a cell are doubled, so that an odd number of them
-    means that a cell is open.
+    A row ends at a line break outside of quotes. Quotes within a cell are doubled, so an odd number of them means
+    that a cell is open.
 
     Raises:
-        ValueError: this is no report.
+        ValueError: this is not a report.
     """
     with open(path, "rb") as file:
         header = file.readline(2**16)
@@ -127,11 +127,11 @@ def _whole_rows(path: str) -> int:
         require_columns(path, COLUMNS, found, "Is it the report of another program?")
         if found[: len(COLUMNS)] != COLUMNS:
             raise ValueError(f"{path} has its columns in another order than {', '.join(COLUMNS)}.")
-        whole = place = len(header)
+        whole = offset = len(header)
         quotes = 0
         for line in file:
-            place += len(line)
+            offset += len(line)
             quotes += line.count(b'"')
             if line.endswith(b"\n") and quotes % 2 == 0:
-                whole = place
+                whole = offset
     return whole

@@ -2,10 +2,9 @@
 
 from collections import Counter
 
-from component.download.address import host_of, mend_url
-from component.download.fetch import FetchLimits
-from component.download.outcome import FetchError
-from component.download.report import Outcome, Report
+from component.download.limits import FetchLimits
+from component.download.outcome import Outcome
+from component.download.report import Report
 from component.ground.plain_text import one_line
 
 
@@ -25,30 +24,26 @@ class Tally:
         self.by_status[outcome.status] += 1
         self.by_reason[outcome.status, outcome.reason.partition(":")[0]] += 1
         if outcome.status in ("ok", "failed"):
-            self.mended += mend_url(outcome.url) != outcome.url
-            try:
-                host = host_of(outcome.url)
-            except FetchError:
-                return
-            if host not in self.by_host and len(self.by_host) >= self.MAX_HOSTS:
-                host = self.OTHER_HOSTS
-            self.by_host.setdefault(host, [0, 0])[outcome.status == "failed"] += 1
+            self.mended += outcome.is_mended
+            if host := outcome.host:
+                if host not in self.by_host and len(self.by_host) >= self.MAX_HOSTS:
+                    host = self.OTHER_HOSTS
+                self.by_host.setdefault(host, [0, 0])[outcome.status == "failed"] += 1
+
+    @property
+    def failed(self) -> int:
+        """Rows that failed, now or in an earlier run."""
+        return self.by_status["failed"] + self.by_reason["skipped", "failed_before"]
 
     @property
     def failed_share(self) -> float:
-        """Share of all rows without a picture, those of earlier runs included."""
-        failed = self.by_status["failed"] + self.by_reason["skipped", "failed_before"]
-        return failed / max(self.by_status.total(), 1)
+        """Share of the rows without an image, those that failed in earlier runs included."""
+        return self.failed / max(self.by_status.total(), 1)
 
     def worst_hosts(self, count: int) -> list[tuple[str, int, int]]:
         """(host, ok, failed), most failures first."""
         ordered = sorted(self.by_host.items(), key=lambda entry: (-entry[1][1], -entry[1][0], entry[0]))
         return [(host, ok, failed) for host, (ok, failed) in ordered[:count]]
-
-    @property
-    def may_retry(self) -> bool:
-        """Whether there are rows that failed, now or in an earlier run."""
-        return bool(self.by_status["failed"] or self.by_reason["skipped", "failed_before"])
 
     def __str__(self) -> str:
         total = max(self.by_status.total(), 1)
@@ -66,7 +61,7 @@ def summary(tally: Tally, report: Report, limits: FetchLimits) -> str:
     """What a user should know at the end of a download."""
     lines = [f"{tally}\n"]
     if tally.mended:
-        lines.append(f"{tally.mended} URLs were mended: `&amp;`, no scheme, or invisible characters at an end.")
+        lines.append(f"{tally.mended} URLs were mended: `&amp;`, no scheme, or invisible characters at the ends.")
     for files, names in report.same_bytes():
         shown = ", ".join(map(one_line, names))
         lines.append(f"{files} files have the same bytes, perhaps a placeholder of their host: {shown}, …")
@@ -75,8 +70,13 @@ def summary(tally: Tally, report: Report, limits: FetchLimits) -> str:
     if limits.user_agent != FetchLimits.user_agent:
         lines.append(f"User-Agent sent: {limits.user_agent}")
     if limits.no_verify_tls:
-        lines.append(f"Certificates not looked at: {', '.join(limits.no_verify_tls)} and the hosts below.")
+        lines.append(f"Certificates not verified: {', '.join(limits.no_verify_tls)} and the hosts below.")
     lines.append(f"Report: {report.path}")
-    if tally.may_retry:
+    if private := tally.by_reason["failed", "private_host"]:
+        lines.append(
+            f"{private} URLs lead to private addresses. If they are servers of your own, run again with "
+            "--allow_private_hosts --retry_failed."
+        )
+    if tally.failed > private:
         lines.append("Run again with --retry_failed to give the failed rows another chance.")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""One of the processes of a download: its threads fetch, decode and write, and whoever started it keeps the books.
+"""One of the processes of a download: its threads fetch, decode and write; the main process keeps the report.
 
-A process, because the threads of one share an interpreter; threads in it, because they wait for the network.
+It is a process, because threads of one share an interpreter; with threads in it, because they wait for the network.
 """
 
 import contextlib
@@ -16,153 +16,125 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, MutableSequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import BinaryIO, NamedTuple
+from typing import Any
 
 from PIL import Image
 
-from component.download.address import host_of
-from component.download.connection import BLOCK_BYTES
-from component.download.fetch import OUR_ERRNO, Fetcher, FetchLimits
-from component.download.host_queue import HostQueue
+from component.download.address import read_url
+from component.download.decoding import DecodingSlots
+from component.download.faults import OUR_ERRNO
+from component.download.fetch import Fetcher
+from component.download.host_queue import LONGEST_PAUSE, HostQueue
+from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job, ToNote
 from component.download.outcome import FetchError, Outcome
 from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError, read_bytes
 
-IN_MEMORY_BYTES = 2**20  # of each image under way; the rest of a larger one waits in a temporary file
-MAX_RETRY_AFTER = 60.0  # seconds; who asks for more is left for another day (--retry_failed)
-SILENT_IN_A_ROW = 20  # unanswered requests after which a host counts as dead for the rest of the run
+IN_MEMORY_BYTES = 2**20  # of each image in progress; the rest of a larger one waits in a temporary file
+MAX_RETRY_AFTER = 60.0  # seconds; a row whose host asks for more is left for another day (--retry_failed)
 FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS} | OUR_ERRNO  # every further row would fail the same way
-THIS_DISK = ""  # the host of files that are there and wait to be verified
+LEAST_PROBES = 2  # after the first failure, before a host is given up
 KEPT_BLOCKS = 8  # of Pillow's, at most 16 MiB each
-NOTHING = 0  # in a place where one decodes: nobody does
-
-
-@dataclass(frozen=True)
-class DownloadSettings:
-    """How to download; what a single request may cost is in `limits`.
-
-    Attributes:
-        num_threads: pictures under way at the same time.
-        per_host: of these, at most so many at one host.
-        retries: further attempts after 429, 5xx and broken connections.
-        resize: shorter side in pixels; None keeps the bytes as they came.
-    """
-
-    num_threads: int = 64
-    per_host: int = 16
-    retries: int = 2
-    resize: int | None = None
-    limits: FetchLimits = field(default_factory=FetchLimits)
-
-
-@dataclass
-class Job:
-    """A file to be fetched, or to be verified where `host` is THIS_DISK.
-
-    Attributes:
-        number: from 1, which no other job of the run has.
-        kills: of processes, while they decoded this image.
-    """
-
-    number: int
-    filename: str
-    url: str
-    path: str
-    host: str
-    failed_before: bool
-    attempts: int = 0
-    seconds: float = 0.0
-    kills: int = 0
-
-    def outcome(self, status: str, reason: str = "") -> Outcome:
-        return Outcome(self.filename, self.url.strip(), status, reason=reason)
-
-
-class ToNote(NamedTuple):
-    """A row for the report, before the file of the job has its name. It is answered by the number, and by the OSError
-    that kept the row from being written, or None."""
-
-    number: int
-    outcome: Outcome
-    digest: bytes
-
-
-class Ended(NamedTuple):
-    """What became of a job: its outcome, an error that ends the run, or the job, to be done at another host."""
-
-    number: int
-    result: Outcome | Exception | Job
+GRACE_SECONDS = 5.0  # for the images in progress when the download is to stop
 
 
 class Stopped(BaseException):
-    """The download has ended meanwhile: no verdict on the image, nor a fault of anybody."""
+    """The download has stopped meanwhile: no verdict on the image."""
 
 
 class _TryAgain(Exception):
     """The attempt failed in a way that may pass; `delay` in seconds."""
 
-    def __init__(self, delay: float):
+    def __init__(self, delay: float = 0.0):
         self.delay = delay
 
 
-def serve(pipe: Connection, settings: DownloadSettings, decoded: MutableSequence[int]) -> None:
-    """Do the jobs that come, until None or the end of the pipe comes.
+def work(pipe: Connection, settings: DownloadSettings, decoded: MutableSequence[int]) -> None:
+    """Do the jobs that come, until None, a signal or the end of the pipe comes.
 
     Args:
-        pipe: jobs and the answers to ToNote come in; ToNote and Ended go out.
-        decoded: shared with the other side: the numbers of the jobs whose images are being decoded, or NOTHING. As
-            many are in memory at once.
+        pipe: Job and Answer come in; ToNote, IsNetworkAway and Ended go out.
+        decoded: shared with the main process: the numbers of the jobs whose images are being decoded.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other side; the end of the pipe is for us
-    # It warns of what it repairs, in the middle of the bar; so does Pillow, which `image.load` keeps quiet.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then sends None
+    is_over = threading.Event()
+    for name in ("SIGTERM", "SIGHUP"):  # may be sent to all processes of a run at once
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda *_: is_over.set())
+    # urllib3 warns of what it repairs, in the middle of the progress bar; `image.load` quiets Pillow likewise.
     warnings.filterwarnings("ignore", module="urllib3")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    # Pixels of the last image make room for the next: many threads that each return them cost a sixth of the time.
+    # Pixels of the last image make room for the next: threads that each return them lose a sixth of their time.
     Image.core.set_blocks_max(KEPT_BLOCKS)
-    worker = _Worker(pipe, settings, decoded)
-    with contextlib.suppress(EOFError, ConnectionError):
-        while (message := pipe.recv()) is not None:
-            worker.take(message)
-    worker.stop()
+    worker = _Worker(pipe, settings, DecodingSlots(decoded))
+    threading.Thread(target=worker.listen, args=(is_over,), daemon=True, name="download").start()
+    is_over.wait()
+    worker.close()
 
 
 class _Worker:
-    def __init__(self, pipe: Connection, settings: DownloadSettings, decoded: MutableSequence[int]):
-        self.settings, self._pipe, self._sends = settings, pipe, threading.Lock()
+    def __init__(self, pipe: Connection, settings: DownloadSettings, decoding: DecodingSlots):
+        self.settings, self._pipe, self._sends, self._decoding = settings, pipe, threading.Lock(), decoding
         self._queue = HostQueue(settings.per_host)
         self._fetcher = Fetcher(settings.limits, settings.per_host)
-        self._decoding = _Decoding(decoded)
-        self._unanswered: Counter[str] = Counter()  # hosts that do not answer, by requests in a row
-        self._notes: dict[int, queue.SimpleQueue] = {}  # of the jobs that wait for their rows
+        self._given_up: dict[str, str] = {}  # hosts, with the reason for their rows
+        self._answers: dict[int, queue.SimpleQueue] = {}  # of the jobs that wait for one
         self._writing, self._is_stopped = threading.Semaphore(settings.num_threads), False
-        for _ in range(settings.num_threads):
-            # daemon: nobody need wait for a hanging server
-            threading.Thread(target=self._work, daemon=True, name="download").start()
+        # daemon: the process need not wait for a server that hangs
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True, name="download") for _ in range(settings.num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def take(self, message: Job | tuple[int, OSError | None]) -> None:
-        if isinstance(message, Job):
-            self._queue.put(message.host, message)
-        else:
-            number, error = message
-            self._notes.pop(number).put(error)
-
-    def stop(self) -> None:
-        """Return when no file is being written; what waits is left behind."""
+    def listen(self, is_over: threading.Event) -> None:
+        """Take what comes through the pipe until nothing more will come."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            while (message := self._pipe.recv()) is not None:
+                self._take(message)
+            is_over.set()
+            while True:  # answers for the files that are still being written
+                self._take(self._pipe.recv())
         self._is_stopped = True
+        for number in list(self._answers):
+            self._answers.pop(number).put(Stopped())
+        is_over.set()
+
+    def close(self) -> None:
+        """Start nothing more, and return when the images in progress are done, or GRACE_SECONDS over.
+
+        A file whose row is already in the report gets its name in any case.
+        """
         self._queue.close()
-        for number in list(self._notes):
-            self._notes.pop(number).put(Stopped())
-        for _ in range(self.settings.num_threads):
+        deadline = time.monotonic() + GRACE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._is_stopped = True
+        for _ in self._threads:
             self._writing.acquire()
 
-    def _send(self, message: ToNote | Ended) -> None:
-        with self._sends, contextlib.suppress(ConnectionError):  # the other side is gone, and take() will hear of it
+    def _take(self, message: Job | Answer) -> None:
+        if isinstance(message, Answer):
+            self._answers.pop(message.number).put(message.content)
+        else:
+            self._queue.put(message.host, message)
+
+    def _send(self, message: ToNote | IsNetworkAway | Ended) -> None:
+        with self._sends, contextlib.suppress(ConnectionError):  # the main process is gone, and listen() will see it
             self._pipe.send(message)
+
+    def _ask(self, message: ToNote | IsNetworkAway) -> Any:
+        """The answer of the main process."""
+        answer = self._answers[message.number] = queue.SimpleQueue()
+        if self._is_stopped:
+            raise Stopped
+        self._send(message)
+        if isinstance(content := answer.get(), BaseException):
+            raise content
+        return content
 
     def _work(self) -> None:
         with contextlib.suppress(Stopped):
@@ -175,41 +147,29 @@ class _Worker:
                         self._queue.put(host, job, again.delay)
                     else:
                         self._send(Ended(job.number, job))
-                except Exception as error:  # of the disk or of this machine: the caller must hear of it, and stop
+                except Exception as error:  # of the disk or of this machine: the main process must know, and stop
                     self._send(Ended(job.number, _portable(error)))
                 finally:
                     self._queue.done(host)
 
-    def _note(self, job: Job, outcome: Outcome, digest: bytes = b"") -> None:
-        """Return when the outcome stands in the report. Raises OSError where it cannot be written."""
-        note = self._notes[job.number] = queue.SimpleQueue()
-        if self._is_stopped:
-            raise Stopped
-        self._send(ToNote(job.number, outcome, digest))
-        if (error := note.get()) is not None:
-            raise error
-
     def _attempt(self, job: Job) -> Outcome:
-        """Verify, or fetch and check, one image; unless it is skipped, its outcome stands in the report.
+        """Verify, or fetch and check, one image; unless it is skipped, its outcome is in the report.
 
         Raises:
             _TryAgain: another attempt is allowed and promises something.
             OSError: no image can be written any more.
         """
-        outcome = job.outcome("failed")
+        outcome, started = job.outcome("failed"), time.monotonic()
         try:
-            if job.host == THIS_DISK:
+            if job.address is None:
                 self._verify(job, outcome)
-            elif self._unanswered.get(job.host, 0) >= SILENT_IN_A_ROW:
-                outcome.reason = f"host_down: {SILENT_IN_A_ROW} requests in a row unanswered, this one not sent"
+            elif job.host in self._given_up:
+                outcome.reason = self._given_up[job.host]
             else:
                 self._fetch(job, outcome)
-        except _TryAgain:
-            raise
         except FetchError as error:
-            self._watch_host(job.host, error)
-            self._ask_again(job, error)
             outcome.http_code, outcome.reason = error.http_code, str(error)
+            self._ask_again(job, error, started)
         except BadImageError as error:
             outcome.http_code, outcome.reason = 200, str(error)
         except MemoryError:
@@ -218,109 +178,125 @@ class _Worker:
             if error.errno in FATAL_ERRNO:
                 raise
             outcome.reason = f"disk: {error.strerror or error}"
+        except _TryAgain:
+            raise
         except Exception as error:  # one strange image must not end a night's run, nor go unnoticed
             outcome.reason = f"internal_error: {type(error).__name__}: {error}"
         if outcome.reason and outcome.status != "skipped":
             outcome.status, outcome.bytes, outcome.seconds = "failed", 0, job.seconds
-            self._note(job, outcome)
+            self._ask(ToNote(job.number, outcome, b""))
         return outcome
 
     def _verify(self, job: Job, outcome: Outcome) -> None:
-        """Look into a file that is there.
+        """Look into a file that exists.
 
         Raises:
             _TryAgain: it is broken, and now a job for its host.
         """
         try:
-            with self._decoding.of(job):
+            with self._decoding.holding(job):
                 check_image(content := read_bytes(job.path))
             outcome.status, outcome.bytes = "verified", len(content)
         except BadImageError:
             if job.failed_before:
                 outcome.status, outcome.reason = "skipped", "failed_before"
                 return
-            job.host = host_of(job.url)
-            raise _TryAgain(0) from None
-        self._note(job, outcome)
+            job.address = read_url(job.mended_url)
+            raise _TryAgain from None
+        self._ask(ToNote(job.number, outcome, b""))
 
     def _fetch(self, job: Job, outcome: Outcome) -> None:
         """Put the image under its final name, and add the time spent to the job."""
         started = time.monotonic()
         try:
             with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as body:
-                self._fetcher.fetch(job.url, body, self.settings.limits.timeout - job.seconds)
-                self._unanswered.pop(job.host, None)
-                content = body
-                with self._decoding.of(job):
+                self._fetcher.fetch(job.address, body, self.settings.limits.timeout - job.seconds)
+                self._queue.answered(job.host)
+                with self._decoding.holding(job):
                     body.seek(0)
+                    content = body.read()
                     if self.settings.resize:
-                        shrink_image(body.read(), content := io.BytesIO(), self.settings.resize)
+                        shrink_image(content, shrunk := io.BytesIO(), self.settings.resize)
+                        content = shrunk.getvalue()
                     else:
-                        check_image(body.read())
-                outcome.status, outcome.http_code = "ok", 200
-                outcome.seconds = job.seconds + time.monotonic() - started
-                with self._writing:
-                    self._write(content, job, outcome)
+                        check_image(content)
+            outcome.status, outcome.http_code, outcome.bytes = "ok", 200, len(content)
+            outcome.seconds = job.seconds + time.monotonic() - started
+            with self._writing:
+                self._write(content, job, outcome)
         finally:
             job.seconds += time.monotonic() - started
 
-    def _write(self, content: BinaryIO, job: Job, outcome: Outcome) -> None:
+    def _write(self, content: bytes, job: Job, outcome: Outcome) -> None:
         folder = os.path.dirname(job.path)
         if not os.path.isdir(folder):  # makedirs alone would lock the folder around it each time
             os.makedirs(folder, exist_ok=True)
-        digest = hashlib.blake2b(digest_size=8)
-        content.seek(0)
         with _named(job.path), new_file(job.path, "wb", sync=False) as file:
-            while block := content.read(BLOCK_BYTES):
-                file.write(block)
-                digest.update(block)
+            file.write(content)
             file.flush()  # now a full disk shows
-            outcome.bytes = file.tell()
-            # Before the file has its name, so that there is none without its row, however this process ends. A row
-            # whose file is not there is simply done again.
-            self._note(job, outcome, digest.digest())
+            # Before the file has its name, so that no file is without its row, however this process ends. A row
+            # whose file is missing is simply done again.
+            self._ask(ToNote(job.number, outcome, hashlib.blake2b(content, digest_size=8).digest()))
 
-    def _watch_host(self, host: str, error: FetchError) -> None:
-        if error.http_code is None and error.reason in ("dns", "connection", "timeout"):
-            self._unanswered[host] += 1
-        else:
-            self._unanswered.pop(host, None)
+    def _ask_again(self, job: Job, error: FetchError, started: float) -> None:
+        """Return when the row has failed for good.
 
-    def _ask_again(self, job: Job, error: FetchError) -> None:
-        """Raise _TryAgain when the failure may pass and the row's attempts and seconds are not used up."""
-        job.attempts += 1
-        if not error.may_pass or job.attempts > self.settings.retries or job.seconds >= self.settings.limits.timeout:
+        Raises:
+            _TryAgain: the host or the network is in trouble, which costs the row no attempt; or another attempt is
+                allowed and may succeed.
+        """
+        if error.host and error.host != job.host:  # a redirect led there
+            self._queue.answered(job.host)
+        elif error.is_silence:
+            self._wait_for_host(job, error, started)
+        elif error.is_refusal:
+            self._wait_for_turn(job, error, started)
             return
-        if error.retry_after is None:
+        elif error.http_code:
+            self._queue.answered(job.host)
+        if error.reason == "timeout" and self._is_network_away(job, error):
+            job.seconds = 0.0
+            raise _TryAgain(LONGEST_PAUSE)
+        job.attempts += 1
+        if error.may_pass and job.attempts <= self.settings.retries and job.seconds < self.settings.limits.timeout:
             raise _TryAgain(2 ** (job.attempts - 1) * random.uniform(0.5, 1.5))
-        if error.retry_after <= MAX_RETRY_AFTER:
-            self._queue.pause(job.host, error.retry_after)  # the whole host: its other rows would hear the same
-            raise _TryAgain(error.retry_after)
 
+    def _wait_for_host(self, job: Job, error: FetchError, started: float) -> None:
+        """Raise _TryAgain unless the host is given up, or has answered others meanwhile."""
+        if job.host in self._given_up or not (trouble := self._queue.trouble(job.host, started, is_silence=True)):
+            return
+        if error.reason != "timeout":  # the time of the host, not of this row
+            job.seconds -= min(job.seconds, time.monotonic() - started)
+        if trouble.seconds < self.settings.patience or trouble.pauses <= LEAST_PROBES:
+            if job.seconds < self.settings.limits.timeout:
+                raise _TryAgain
+        elif self._is_network_away(job, error):
+            self._queue.forgive(job.host)
+            job.seconds = 0.0
+            raise _TryAgain
+        else:
+            self._give_up(job.host, f"host_down: no answer for {trouble.seconds:.0f} s ({error.reason})")
 
-class _Decoding:
-    """Who decodes, where the other side sees it however this process ends.
+    def _wait_for_turn(self, job: Job, error: FetchError, started: float) -> None:
+        """Raise _TryAgain unless the host, or this row, has been refused for too long."""
+        pause = error.retry_after or 0.0
+        if pause > MAX_RETRY_AFTER or job.host in self._given_up:
+            return
+        trouble = self._queue.trouble(job.host, started, is_silence=False, pause=pause)
+        if trouble.seconds >= self.settings.patience and trouble.pauses > LEAST_PROBES:
+            self._give_up(job.host, f"host_down: nothing but {error.reason} for {trouble.seconds:.0f} s")
+            return
+        job.refused_since = job.refused_since or started
+        job.refusals += 1
+        if time.monotonic() - job.refused_since < self.settings.patience or job.refusals <= LEAST_PROBES:
+            raise _TryAgain(min(LONGEST_PAUSE, 2.0 ** (job.refusals - 2)))
 
-    An image that may have brought a process down is decoded while no other is.
-    """
+    def _give_up(self, host: str, reason: str) -> None:
+        self._given_up[host] = reason
+        self._queue.release(host)
 
-    def __init__(self, decoded: MutableSequence[int]):
-        self._decoded, self._gate = decoded, threading.Lock()
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for place in range(len(decoded)):
-            self._free.put(place)
-
-    @contextlib.contextmanager
-    def of(self, job: Job) -> Iterator[None]:
-        with self._gate:  # who waits for all places lets no other in
-            places = [self._free.get() for _ in range(len(self._decoded) if job.kills else 1)]
-        self._decoded[places[0]] = job.number
-        try:
-            yield
-        finally:
-            self._decoded[places[0]] = NOTHING
-            for place in places:
-                self._free.put(place)
+    def _is_network_away(self, job: Job, error: FetchError) -> bool:
+        return self._ask(IsNetworkAway(job.number, error.is_local, error.reason == "dns"))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,104 @@
+"""What the main process and the processes of a download tell each other."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from urllib3.util import Url
+
+from component.download.limits import FetchLimits
+from component.download.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """How to download.
+
+    Attributes:
+        num_threads: images in progress at the same time.
+        per_host: of these, at most how many from one host.
+        retries: further attempts after 5xx and broken connections.
+        patience: seconds for which a host may leave every request unanswered or refuse it (429, 503) before its rows
+            fail; this machine's own network has ten times as long.
+        resize: shorter side in pixels; None keeps the bytes as they came.
+        limits: what a single request may cost.
+    """
+
+    num_threads: int = 64
+    per_host: int = 16
+    retries: int = 2
+    patience: float = 60.0
+    resize: int | None = None
+    limits: FetchLimits = field(default_factory=FetchLimits)
+
+
+@dataclass
+class Job:
+    """A file to fetch, or, until it has an `address`, to verify.
+
+    Attributes:
+        number: number of the row, which no other job of the run has.
+        filename, url: cells of the row, as written.
+        mended_url: as `mend_url` gives it.
+        path: file to write.
+        failed_before: an earlier run gave the row up.
+        address: the parsed URL.
+        attempts: that failed and count.
+        seconds: spent on attempts.
+        refusals: answers 429 and 503; the first came at the monotonic time `refused_since`.
+        kills: of processes, while they decoded this image.
+    """
+
+    number: int
+    filename: str
+    url: str
+    mended_url: str
+    path: str = ""
+    failed_before: bool = False
+    address: Url | None = None
+    attempts: int = 0
+    seconds: float = 0.0
+    refusals: int = 0
+    refused_since: float = 0.0
+    kills: int = 0
+
+    @property
+    def host(self) -> str:
+        """`host:port` to ask; empty for a file to verify, which asks no host."""
+        return self.address.netloc if self.address else ""
+
+    def outcome(self, status: str, reason: str = "") -> Outcome:
+        url = self.url.strip()
+        return Outcome(self.filename, url, status, reason=reason, host=self.host, is_mended=self.mended_url != url)
+
+
+class ToNote(NamedTuple):
+    """A row to write to the report before the file of the job gets its name. The answer is an OSError or None."""
+
+    number: int
+    outcome: Outcome
+    digest: bytes
+
+
+class IsNetworkAway(NamedTuple):
+    """The question whether the job's host is silent because this machine's own network is away. The answer is a bool.
+
+    `is_local`: as in FetchError; `needs_names`: the host's name could not be resolved.
+    """
+
+    number: int
+    is_local: bool
+    needs_names: bool
+
+
+class Answer(NamedTuple):
+    """The answer to a ToNote or an IsNetworkAway."""
+
+    number: int
+    content: OSError | bool | None
+
+
+class Ended(NamedTuple):
+    """What became of a job: its outcome, an error that ends the run, or the job itself, to be done at its host."""
+
+    number: int
+    result: Outcome | Exception | Job

@@ -1,0 +1,67 @@
+"""Whether this machine's own network is there: asked of hosts that have answered before."""
+
+import threading
+import time
+
+from urllib3.util import Url
+
+from component.download.connection import accepts_connections
+from component.download.job import DownloadSettings, IsNetworkAway
+
+WITNESSES = 5  # the hosts that answered last
+NETWORK_PATIENCE = 10  # times the patience with a host
+FRESH_SECONDS = 1.0
+
+
+class NetworkAwayError(OSError):
+    """No host has answered for so long that the run stops."""
+
+
+class Network:
+    """A host that is silent while others accept connections is at fault; when none does, the network is away.
+
+    With a proxy, the proxy is asked. When no other host has answered yet, only a failure that did not leave this
+    machine counts against the network. One object serves all threads.
+    """
+
+    def __init__(self, settings: DownloadSettings):
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._witnesses: dict[str, Url] = {}  # in the order of their last answers
+        self._answered_at = time.monotonic()
+
+    def answered(self, address: Url) -> None:
+        """A host has answered a request."""
+        with self._lock:
+            self._answered_at = time.monotonic()
+            self._witnesses.pop(address.netloc, None)
+            self._witnesses[address.netloc] = address
+            if len(self._witnesses) > WITNESSES:
+                del self._witnesses[next(iter(self._witnesses))]
+
+    def is_away(self, silent: Url, question: IsNetworkAway) -> bool:
+        """Whether not the silent host but the network is at fault.
+
+        Raises:
+            NetworkAwayError: it has been away for too long.
+        """
+        with self._lock:
+            seconds = time.monotonic() - self._answered_at
+            others = [address for host, address in self._witnesses.items() if host != silent.netloc]
+        if seconds < FRESH_SECONDS and others:
+            return False
+        if question.needs_names and not self._settings.limits.proxy:
+            others = [
+                address for address in others if any(map(str.isalpha, address.host.rpartition(".")[2]))
+            ] or others
+        if self._settings.limits.proxy or others:
+            is_away = not any(accepts_connections(address, self._settings.limits) for address in others or [silent])
+        else:
+            is_away = question.is_local
+        limit = NETWORK_PATIENCE * self._settings.patience
+        if is_away and seconds > limit:
+            raise NetworkAwayError(
+                f"No host has answered for {seconds:.0f} s, not even those that did before: the network of this "
+                "machine, its resolver or the proxy is away. Run the same command again to resume."
+            )
+        return is_away

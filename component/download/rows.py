@@ -1,0 +1,159 @@
+"""The rows of a download table, read once, and what is known of each before any request. 24 bytes of memory a row."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from component.download.address import mend_url
+from component.download.folder_names import STRICTEST, NameRules
+from component.pairs.paths import normal_name
+from component.pairs.table import read_pairs
+
+CHUNK_ROWS = 20_000
+NO_ROWS = np.empty(0, dtype=np.uint64)
+
+
+class Row(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        number: from 1, after the header.
+        filename, url: the cells as written.
+        mended_url: as `mend_url` gives it.
+        first: number of the first row with the same file; `number` where that is this row.
+        has_first_url: that row has the same URL; this is another caption of one image.
+        failed_before: an earlier run gave the row up.
+        whole_before: an earlier run wrote its file, or found it whole.
+    """
+
+    number: int
+    filename: str
+    url: str
+    mended_url: str
+    first: int
+    has_first_url: bool
+    failed_before: bool
+    whole_before: bool
+
+
+class Rows:
+    """The rows of one part of a table; a context manager.
+
+    The whole table is read when this is made, so that a malformed row shows now and not in the night. The rows of the
+    part wait in a temporary file without a name, which takes about as much room as the report will.
+
+    Names are normalised and URLs mended before they are compared: `./d//x.jpg` is `d/x.jpg`, and so are names that
+    `image_path` takes for one.
+
+    Args:
+        train_file: table with the columns `url` and `filename`.
+        image_path: folder of the images, made if it is missing.
+        part: (i, n), i from 1 to n. Rows are dealt by the hash of the file name, so rows that share a name meet in
+            one part and no two machines ever write the same file.
+        temporary_path: folder for the temporary file; None: the system's.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_pairs`.
+    """
+
+    def __init__(
+        self, train_file: str, image_path: str, part: tuple[int, int] = (1, 1), temporary_path: str | None = None
+    ):
+        os.makedirs(image_path, exist_ok=True)
+        self.train_file, self.image_path, self.part = train_file, image_path, part
+        self.name_rules = NameRules.of(image_path)
+        self._count = 0
+        self._file = tempfile.TemporaryFile(dir=temporary_path)
+        try:
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def rows(self, failed_before: np.ndarray = NO_ROWS, whole_before: np.ndarray = NO_ROWS) -> Iterator[Row]:
+        """Yield the rows in order.
+
+        Args:
+            failed_before, whole_before: sorted `row_hashes` of the rows that an earlier run ended so.
+        """
+        self._file.seek(0)
+        left = self._count
+        while left:
+            columns, hashes = pickle.load(self._file)
+            known = [_look_up(hashes, ordered)[1].tolist() for ordered in (failed_before, whole_before)]
+            yield from map(Row, *columns, *known)
+            left -= len(hashes)
+
+    def _read(self) -> None:
+        first, number = _FirstRows(), 1
+        index, count = self.part
+        for chunk in read_pairs(self.train_file, ("url", "filename"), only_required=True, chunk_rows=CHUNK_ROWS):
+            chunk.index = range(number, number + len(chunk))
+            number += len(chunk)
+            chunk["name"] = chunk["filename"].map(normal_name)
+            if count > 1:
+                chunk = chunk[_hashes(chunk["name"].map(STRICTEST.key)) % count == index - 1].copy()
+            chunk["mended"] = chunk["url"].map(mend_url)
+            first_rows, same_url = first.find(
+                _hashes(chunk["name"].map(self.name_rules.key)), _hashes(chunk["mended"]), chunk.index.to_numpy()
+            )
+            names = "filename", "url", "mended"
+            columns = [chunk.index.tolist(), *(chunk[name].tolist() for name in names), first_rows, same_url]
+            try:
+                pickle.dump((columns, _hashes(chunk["name"] + "\0" + chunk["mended"])), self._file)
+                self._file.flush()
+            except OSError as error:
+                raise OSError(error.errno, f"no room for the rows of {self.train_file}: {error.strerror}") from None
+            self._count += len(chunk)
+
+
+def row_hashes(table: pd.DataFrame) -> np.ndarray:
+    """(rows,) uint64, by the columns `filename` and `url`."""
+    return _hashes(table["filename"].map(normal_name) + "\0" + table["url"].map(mend_url))
+
+
+def _hashes(column: pd.Series) -> np.ndarray:
+    return pd.util.hash_array(column.to_numpy(dtype=object), categorize=False)
+
+
+def _look_up(values: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each value its position in a sorted array, and whether the array holds it."""
+    position = np.searchsorted(ordered, values)
+    found = np.zeros(len(values), dtype=bool)
+    inside = position < len(ordered)
+    found[inside] = ordered[position[inside]] == values[inside]
+    return position, found
+
+
+class _FirstRows:
+    """Remembers in which row, and with which URL, each file name came first: three arrays, sorted by the names."""
+
+    def __init__(self):
+        self._names, self._urls = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)
+        self._numbers = np.empty(0, dtype=np.int64)
+
+    def find(self, names: np.ndarray, urls: np.ndarray, numbers: np.ndarray) -> tuple[list[int], list[bool]]:
+        """For further rows, given by hashes and number: the first row of each name, and whether that has its URL."""
+        unique, index, which = np.unique(names, return_index=True, return_inverse=True)
+        position, known = _look_up(unique, self._names)
+        first_urls, first_numbers = urls[index], numbers[index]
+        first_urls[known], first_numbers[known] = self._urls[position[known]], self._numbers[position[known]]
+        new = ~known
+        self._names = np.insert(self._names, position[new], unique[new])
+        self._urls = np.insert(self._urls, position[new], first_urls[new])
+        self._numbers = np.insert(self._numbers, position[new], first_numbers[new])
+        return first_numbers[which].tolist(), (urls == first_urls[which]).tolist()

@@ -22,7 +22,7 @@ from PIL import Image
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (64, 48), format: str = "JPEG", **options) -> bytes:
-    """An encoded picture, different for each seed."""
+    """An encoded image, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, format, **options)
@@ -32,26 +32,31 @@ def picture(seed: int = 0, size: tuple[int, int] = (64, 48), format: str = "JPEG
 def huge_png() -> bytes:
     """A well-formed PNG header that promises 100,000 x 100,000 pixels."""
 
-    def part(kind: bytes, data: bytes) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    parts = part(b"IHDR", header), part(b"IDAT", zlib.compress(b"\0" * 1000)), part(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0" * 1000)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 class ImageServer(ThreadingHTTPServer):
     """Runs in a thread of its own as a context manager. `hits` counts requests by path, `peak` the most at once.
 
-    `answers`: what raw/NAME sends, byte for byte, block by block, perhaps without an end. `tls`: with a certificate
-    that nobody signed. `tunnels_to`: where whoever sends CONNECT ends, whatever the name.
+    Attributes:
+        answers: what raw/NAME sends, byte for byte, block by block, perhaps without an end.
+        tunnels_to: where a client that sends CONNECT is led, whatever the name.
+
+    Args:
+        tls: with a certificate that no authority signed.
+        port: 0 for any that is free; one that an earlier server had, to come back.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str = "127.0.0.1", tls: bool = False):
-        super().__init__((host, 0), _Handler)
+    def __init__(self, host: str = "127.0.0.1", tls: bool = False, port: int = 0):
+        super().__init__((host, port), _Handler)
         self.scheme = "https" if tls else "http"
         if tls:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -63,6 +68,8 @@ class ImageServer(ThreadingHTTPServer):
         self.headers: dict[str, dict[str, str]] = {}
         self.lock = threading.Lock()
         self.running = self.peak = 0
+        self.is_over = False
+        self.admitted: list[float] = []  # times of the requests that kind_limited let in
 
     @property
     def address(self) -> str:
@@ -76,26 +83,31 @@ class ImageServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *exc_info):
+        """Refuse connections from now on, and close those that are open at their next request."""
+        self.is_over = True
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request, client_address):
-        pass  # clients that hang up are what is tested
+        pass  # the tests hang up on purpose
 
     def server_bind(self):
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks a name server for this machine's name
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own method asks a name server for this machine's name
         self.server_name, self.server_port = self.server_address
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # header and body are written apart: 40 ms each time
+    disable_nagle_algorithm = True  # header and body are written separately: 40 ms each time
 
     def log_message(self, *args):
         pass
 
     def do_GET(self):
         server = self.server
+        if server.is_over:
+            self.close_connection = True
+            return
         with server.lock:
             server.hits[self.path] += 1
             server.headers[self.path] = dict(self.headers)
@@ -141,6 +153,33 @@ class _Handler(BaseHTTPRequestHandler):
     def kind_slow(self, rest):
         time.sleep(0.1)
         self.kind_jpg(rest)
+
+    def kind_third(self, rest):
+        """A connection brings two answers, and is closed when the third request comes."""
+        self.served = getattr(self, "served", 0) + 1
+        if self.served < 3:
+            self.kind_jpg(rest)
+        else:
+            self.close_connection = True
+
+    def kind_limited(self, rest):
+        """limited/40/x: at most 40 requests in any second, 429 for the others."""
+        server, now = self.server, time.monotonic()
+        with server.lock:
+            recent = [moment for moment in server.admitted if moment > now - 1]
+            is_admitted = len(recent) < int(rest.partition("/")[0])
+            server.admitted = [*recent, now] if is_admitted else recent
+        if is_admitted:
+            self.kind_jpg(rest)
+        else:
+            self.answer(b"too many", 429)
+
+    def kind_cookie(self, rest):
+        """The image only for a client that returns the cookie of the redirect to the same URL."""
+        if "seen=yes" in self.headers.get("Cookie", ""):
+            self.kind_jpg(rest)
+        else:
+            self.answer(b"", 302, Location=self.path, Set_Cookie="seen=yes; Path=/")
 
     def kind_large(self, rest):
         self.answer(picture(1, (600, 400), exif=self.turned()))
@@ -247,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.kind_jpg(rest)
 
     def kind_busy(self, rest):
-        """429 with `seconds`, `date` or `forever` as Retry-After; fine from the second request on."""
+        """429 with `seconds`, `date` or `forever` as Retry-After; an image from the second request on."""
         with self.server.lock:
             self.server.hits["asked", rest] += 1
             first = self.server.hits["asked", rest] == 1
@@ -258,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.kind_jpg(rest)
 
     def kind_hop(self, rest):
-        """hop/3/x.jpg is three redirects away from a picture."""
+        """hop/3/x.jpg is three redirects away from an image."""
         left, _, name = rest.partition("/")
         self.answer(b"", 302, Location=f"/hop/{int(left) - 1}/{name}" if int(left) > 1 else f"/jpg/{name}")
 

@@ -19,17 +19,14 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, python, write_csv
+from downloading import LOCAL, download, downloading, files, report
 from image_server import ImageServer, picture
 from PIL import Image
 
 from component.download.host_queue import HostQueue
-from component.download.job import DownloadSettings
 from component.download.limits import FetchLimits
-from component.download.main_loop import download_images
 from component.download.outcome import Outcome
 from component.download.report import Report
-from component.download.rows import Rows
-from component.download.tally import Tally, summary
 from component.ground.files import new_file
 from component.pairs.paths import writable_file
 
@@ -50,41 +47,6 @@ def command(folder, *options, local=True) -> list[str]:
 def run_script(folder, *options, local=True) -> subprocess.CompletedProcess:
     """The script through its command line. Tests of what it does with a table use `download`, which starts faster."""
     return subprocess.run(command(folder, *options, local=local), capture_output=True, text=True, timeout=60)
-
-
-def report(folder, name="download_report.csv") -> dict[str, dict]:
-    """The last report row of each file name."""
-    with open(folder / name, newline="", encoding="utf-8") as file:
-        return {row["filename"]: row for row in csv.DictReader(file)}
-
-
-LOCAL = FetchLimits(allow_private_hosts=True)
-
-
-@contextlib.contextmanager
-def downloading(folder, part=(1, 1), report_name="download_report.csv", limits=LOCAL, again=None, **settings):
-    """The outcomes of a download in this process, and its report. `again`: options of download_images."""
-    settings = DownloadSettings(**{"num_threads": 4, "retries": 0, "patience": 1.0, "limits": limits} | settings)
-    with (
-        Rows(str(folder / "train.csv"), str(folder / "images"), part, str(folder)) as rows,
-        Report(str(folder / report_name)) as report,
-        contextlib.closing(download_images(rows, report, settings, **(again or {}))) as outcomes,
-    ):
-        yield outcomes, report
-
-
-def download(folder, **options) -> tuple[dict, str]:
-    """A whole download: rows by status and reason, and the summary."""
-    with downloading(folder, **options) as (outcomes, report):
-        tally = Tally()
-        for outcome in outcomes:
-            tally.add(outcome)
-        return dict(tally.by_reason), summary(tally, report, options.get("limits", LOCAL))
-
-
-def files(folder) -> list[str]:
-    images = folder / "images"
-    return sorted(str(path.relative_to(images)) for path in images.rglob("*") if path.is_file())
 
 
 # --- what is kept and what is refused ----------------------------------------------------------------------------
@@ -220,7 +182,7 @@ def test_a_hanging_host_does_not_hold_up_the_others(tmp_path, server):
 
 
 def test_the_queue_serves_hosts_in_turn_and_holds_each_to_its_share():
-    queue = HostQueue(per_host=2)
+    queue = HostQueue(per_host=2, longest_pause=1.0)
     for i in range(3):
         queue.put("a", f"a{i}")
     queue.put("b", "b0")
@@ -231,7 +193,7 @@ def test_the_queue_serves_hosts_in_turn_and_holds_each_to_its_share():
 
 
 def test_a_delayed_item_and_a_paused_host_come_back_by_themselves():
-    queue = HostQueue(per_host=1)
+    queue = HostQueue(per_host=1, longest_pause=1.0)
     queue.put("b", "refused")
     assert queue.take() == "refused"
     queue.trouble("b", time.monotonic(), is_silence=False, pause=0.3)

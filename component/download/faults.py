@@ -13,6 +13,7 @@ from component.download.outcome import FetchError
 
 # Failures of this machine that every other URL would meet too: the run stops instead of blaming the servers.
 OUR_ERRNO = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+NOT_CONNECTED = exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyError
 NO_NETWORK_ERRNO = {errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
 
 
@@ -47,13 +48,18 @@ def faults_named(when_late: str, code: int | None = None, max_bytes: int = 0) ->
         detail = when_late if is_late else getattr(root, "strerror", None) or str(root)
         if reason == "bad_answer":  # "ICY 200 OK" alone would be the server's own words
             detail = f"{type(root).__name__} {root}"
-        raise FetchError(reason, detail, code, is_local=number in NO_NETWORK_ERRNO) from None
+        fault = FetchError(reason, detail, code)
+        fault.is_unreached = isinstance(error, NOT_CONNECTED)
+        fault.is_local = number in NO_NETWORK_ERRNO
+        raise fault from None
 
 
 def name_fault(name: str, error: OSError | UnicodeError) -> FetchError:
     """The FetchError of a host name that cannot be resolved."""
-    is_local = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-    return FetchError("dns", f"{name}: {getattr(error, 'strerror', error)}", is_local=is_local)
+    fault = FetchError("dns", f"{name}: {getattr(error, 'strerror', error)}")
+    fault.is_unreached = True
+    fault.is_local = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+    return fault
 
 
 def root_of(error: BaseException) -> BaseException:

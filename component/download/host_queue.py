@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds; a pause doubles while a host stays in trouble
+FIRST_PAUSE = 0.25  # seconds; pauses double while a host stays in trouble
 
 
 class Trouble(NamedTuple):
@@ -43,10 +43,11 @@ class HostQueue:
 
     Args:
         per_host: items of one host that may run at the same time.
+        longest_pause: of a host in trouble, in seconds, unless the host asks for a longer one.
     """
 
-    def __init__(self, per_host: int):
-        self.per_host = per_host
+    def __init__(self, per_host: int, longest_pause: float):
+        self.per_host, self.longest_pause = per_host, longest_pause
         self._hosts: dict[Hashable, _Host] = {}
         self._line: deque[Hashable] = deque()
         self._timers: list[tuple[float, int, Hashable, Any]] = []
@@ -106,7 +107,12 @@ class HostQueue:
             state.limit = min(self.per_host, state.limit + 1 / state.limit)
             self._line_up(host)
 
-    def trouble(self, host: Hashable, sent_at: float, is_silence: bool, pause: float = 0.0) -> Trouble | None:
+    def has_answered_since(self, host: Hashable, moment: float) -> bool:
+        """Whether `answered` was called for the host of a running item after a monotonic time."""
+        with self._changed:
+            return self._hosts[host].answered_at > moment
+
+    def trouble(self, host: Hashable, sent_at: float, is_silence: bool, pause: float = 0.0) -> Trouble:
         """A running item got no answer, or a refusal: pause the host, and ask it with fewer items at a time.
 
         Pauses grow until the next answer of use. Items that started before the last pause tell nothing new.
@@ -115,17 +121,12 @@ class HostQueue:
             sent_at: monotonic time at which the item started.
             is_silence: no answer. After the pause the host gets one item at a time, until it answers.
             pause: seconds the host asked for.
-
-        Returns:
-            How long the host has been in trouble; None, and nothing changes, when it was silent to this item alone.
         """
         with self._changed:
             state, now = self._hosts[host], time.monotonic()
-            if is_silence and state.answered_at > sent_at:
-                return None
             state.trouble_since = state.trouble_since or sent_at
             if sent_at >= state.paused_at:
-                pause = max(pause, min(LONGEST_PAUSE, FIRST_PAUSE * 2**state.pauses) * random.uniform(0.8, 1.2))
+                pause = max(pause, min(self.longest_pause, FIRST_PAUSE * 2**state.pauses) * random.uniform(0.8, 1.2))
                 state.pauses += 1
                 state.paused_at = now
                 state.limit = 1.0 if is_silence else max(1.0, state.limit / 2)

@@ -30,6 +30,11 @@ class DownloadSettings:
     resize: int | None = None
     limits: FetchLimits = field(default_factory=FetchLimits)
 
+    @property
+    def longest_pause(self) -> float:
+        """Seconds between two requests to a host in trouble: at least six fit into the patience."""
+        return min(10.0, self.patience / 6)
+
 
 @dataclass
 class Job:

@@ -10,7 +10,7 @@ from component.download.job import DownloadSettings, IsNetworkAway
 
 WITNESSES = 5  # the hosts that answered last
 NETWORK_PATIENCE = 10  # times the patience with a host
-FRESH_SECONDS = 1.0
+FRESH_SECONDS = 0.05  # an answer that is younger needs no further question
 
 
 class NetworkAwayError(OSError):

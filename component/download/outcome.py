@@ -13,21 +13,17 @@ class FetchError(Exception):
         detail: what a person wants to read next to it, perhaps in a server's words; may be empty.
         http_code: status of the last answer, None when there was none.
         retry_after: seconds the server asked us to wait, None when it did not ask.
-        is_local: the request seems not to have left this machine's network.
+        is_unreached: no connection was made, which says nothing of the URL but of its host or the network.
+        is_local: the request seems not to have left this machine.
         host: `host:port` that was asked last, where a request was made.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        detail: str = "",
-        http_code: int | None = None,
-        retry_after: float | None = None,
-        is_local: bool = False,
-    ):
+    is_unreached = is_local = False
+    host = ""
+
+    def __init__(self, reason: str, detail: str = "", http_code: int | None = None, retry_after: float | None = None):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail, self.http_code = reason, detail, http_code
-        self.retry_after, self.is_local, self.host = retry_after, is_local, ""
+        self.reason, self.detail, self.http_code, self.retry_after = reason, detail, http_code, retry_after
 
     @property
     def is_silence(self) -> bool:

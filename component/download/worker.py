@@ -26,7 +26,7 @@ from component.download.address import read_url
 from component.download.decoding import DecodingSlots
 from component.download.faults import OUR_ERRNO
 from component.download.fetch import Fetcher
-from component.download.host_queue import LONGEST_PAUSE, HostQueue
+from component.download.host_queue import HostQueue
 from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job, ToNote
 from component.download.outcome import FetchError, Outcome
 from component.ground.files import new_file
@@ -78,7 +78,7 @@ def work(pipe: Connection, settings: DownloadSettings, decoded: MutableSequence[
 class _Worker:
     def __init__(self, pipe: Connection, settings: DownloadSettings, decoding: DecodingSlots):
         self.settings, self._pipe, self._sends, self._decoding = settings, pipe, threading.Lock(), decoding
-        self._queue = HostQueue(settings.per_host)
+        self._queue = HostQueue(settings.per_host, settings.longest_pause)
         self._fetcher = Fetcher(settings.limits, settings.per_host)
         self._given_up: dict[str, str] = {}  # hosts, with the reason for their rows
         self._answers: dict[int, queue.SimpleQueue] = {}  # of the jobs that wait for one
@@ -256,15 +256,17 @@ class _Worker:
             self._queue.answered(job.host)
         if error.reason == "timeout" and self._is_network_away(job, error):
             job.seconds = 0.0
-            raise _TryAgain(LONGEST_PAUSE)
+            raise _TryAgain(self.settings.longest_pause)
         job.attempts += 1
         if error.may_pass and job.attempts <= self.settings.retries and job.seconds < self.settings.limits.timeout:
             raise _TryAgain(2 ** (job.attempts - 1) * random.uniform(0.5, 1.5))
 
     def _wait_for_host(self, job: Job, error: FetchError, started: float) -> None:
         """Raise _TryAgain unless the host is given up, or has answered others meanwhile."""
-        if job.host in self._given_up or not (trouble := self._queue.trouble(job.host, started, is_silence=True)):
+        is_of_this_row = not error.is_unreached and self._queue.has_answered_since(job.host, started)
+        if is_of_this_row or job.host in self._given_up:
             return
+        trouble = self._queue.trouble(job.host, started, is_silence=True)
         if error.reason != "timeout":  # the time of the host, not of this row
             job.seconds -= min(job.seconds, time.monotonic() - started)
         if trouble.seconds < self.settings.patience or trouble.pauses <= LEAST_PROBES:
@@ -289,7 +291,7 @@ class _Worker:
         job.refused_since = job.refused_since or started
         job.refusals += 1
         if time.monotonic() - job.refused_since < self.settings.patience or job.refusals <= LEAST_PROBES:
-            raise _TryAgain(min(LONGEST_PAUSE, 2.0 ** (job.refusals - 2)))
+            raise _TryAgain(min(self.settings.longest_pause, 2.0 ** (job.refusals - 2)))
 
     def _give_up(self, host: str, reason: str) -> None:
         self._given_up[host] = reason

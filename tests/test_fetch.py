@@ -1,5 +1,6 @@
-"""The fetcher in this process: where it may connect, and what a server cannot do to it. Real sockets."""
+"""The fetcher in this process: where it may connect, and what a server cannot do to it, over real sockets."""
 
+import contextlib
 import functools
 import gzip
 import io
@@ -12,6 +13,7 @@ import zlib
 
 import pytest
 from image_server import ImageServer, picture
+from urllib3 import HTTPResponse
 
 from component.download import connection
 from component.download.address import mend_url, read_url, refuse_private
@@ -48,7 +50,7 @@ def test_a_body_that_comes_a_byte_at_a_time_ends_long_before_the_deadline(server
         fetch(server.url("drip/x"), seconds=60)  # at five bytes a second
 
 
-def test_a_body_that_comes_slowly_but_comes_is_waited_for(server, monkeypatch):
+def test_a_slow_but_steady_body_is_waited_for(server, monkeypatch):
     monkeypatch.setattr(connection, "SILENCE_SECONDS", 1.0)
     assert len(fetch(server.url("steady/x"), seconds=60)) == 6000  # in four seconds
 
@@ -65,7 +67,7 @@ PRIVATE_ADDRESSES = """
 
 
 @pytest.mark.parametrize("address", PRIVATE_ADDRESSES)
-def test_addresses_that_are_not_of_the_public_internet_are_refused(address):
+def test_private_addresses_are_refused(address):
     with pytest.raises(FetchError, match="private_host"):
         refuse_private("example.com", address)
 
@@ -73,7 +75,7 @@ def test_addresses_that_are_not_of_the_public_internet_are_refused(address):
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "64:ff9b::8.8.8.8", "2002:808:808::1", "::ffff:8.8.8.8"]
 )
-def test_public_addresses_pass_also_where_a_gateway_wraps_them(address):
+def test_public_addresses_pass_even_when_a_gateway_wraps_them(address):
     refuse_private("example.com", address)
 
 
@@ -133,13 +135,13 @@ def test_without_a_proxy_no_disguise_reaches_this_machine(url):
     assert reason_for(url + "/x", allow_private_hosts=False).startswith(("private_host", "bad_url"))
 
 
-def test_a_url_is_read_once_and_asked_for_as_it_was_read():
+def test_a_url_is_requested_as_it_was_parsed():
     letters = r"http://\@:/?#[]%.a0x1２。 ;&" + "\u200b"
     picked = random.Random(0)
     for _ in range(3000):
         url = "http://" + "".join(picked.choices(letters, k=picked.randrange(1, 24)))
         try:
-            address = read_url(url)
+            address = read_url(mend_url(url))
         except FetchError as error:
             assert error.reason == "bad_url"
         else:
@@ -173,11 +175,11 @@ def test_a_redirect_to_a_private_host_is_refused_before_a_connection_is_made(mon
         ("http://x.com/a", "http://x.com/a"),
     ],
 )
-def test_what_copying_does_to_a_url_is_mended(url, meant):
+def test_copied_urls_are_mended(url, meant):
     assert mend_url(url) == meant
 
 
-def test_a_url_that_cannot_be_mended_is_shown_with_what_nobody_sees():
+def test_a_url_that_cannot_be_mended_is_shown_with_its_invisible_characters():
     with pytest.raises(FetchError, match=r"not 'ht\\u200btp://x.com/a'"):
         read_url("ht\u200btp://x.com/a")
     with pytest.raises(FetchError, match=r"https://img.x.com/a.jpg\?$"):
@@ -191,12 +193,12 @@ FINE = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = FINE + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-def and_then_for_ever(start: bytes, block: bytes):
+def and_then_forever(start: bytes, block: bytes):
     return itertools.chain([start], itertools.repeat(block))
 
 
 def endless_gzip(start: bytes):
-    """A thousand bytes for each that is sent."""
+    """A thousand bytes for each byte sent."""
     packer = zlib.compressobj(wbits=31)
     yield start
     while True:
@@ -204,27 +206,27 @@ def endless_gzip(start: bytes):
 
 
 WITHOUT_END = {
-    "redirect": (lambda: and_then_for_ever(REDIRECT + b"\r\n", bytes(65536)), "ok"),
+    "redirect": (lambda: and_then_forever(REDIRECT + b"\r\n", bytes(65536)), "ok"),
     "redirect-gzip": (lambda: endless_gzip(REDIRECT + b"Content-Encoding: gzip\r\n\r\n"), "ok"),
     "error": (lambda: endless_gzip(b"HTTP/1.1 500 Oh\r\nContent-Encoding: gzip\r\n\r\n"), "http_500: Oh"),
-    "body": (lambda: and_then_for_ever(FINE + b"\r\n", bytes(65536)), "too_large"),
+    "body": (lambda: and_then_forever(FINE + b"\r\n", bytes(65536)), "too_large"),
     "gzip": (lambda: endless_gzip(FINE + b"Content-Encoding: gzip\r\n\r\n"), "too_large"),
-    "headers": (lambda: and_then_for_ever(FINE, b"X: y\r\n"), "bad_answer"),
-    "large-headers": (lambda: and_then_for_ever(FINE, b"X: " + b"y" * 60_000 + b"\r\n"), "bad_answer"),
-    "one-header": (lambda: and_then_for_ever(FINE + b"X: ", b"y" * 65536), "bad_answer"),
+    "headers": (lambda: and_then_forever(FINE, b"X: y\r\n"), "bad_answer"),
+    "large-headers": (lambda: and_then_forever(FINE, b"X: " + b"y" * 60_000 + b"\r\n"), "bad_answer"),
+    "one-header": (lambda: and_then_forever(FINE + b"X: ", b"y" * 65536), "bad_answer"),
     "status": (lambda: itertools.repeat(b"HTTP" * 10_000), "bad_answer"),
     "continue": (lambda: itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 100), "bad_answer"),
     "hints": (lambda: itertools.repeat(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 100), "bad_answer"),
-    "tiny-chunks": (lambda: and_then_for_ever(CHUNKED, b"1\r\nx\r\n" * 1000), "too_large"),
-    "extensions": (lambda: and_then_for_ever(CHUNKED, b"1;" + b"e" * 60_000 + b"\r\nx\r\n"), "too_large"),
-    "trailer": (lambda: and_then_for_ever(CHUNKED + b"0\r\n", b"T: x\r\n" * 1000), "too_large"),
-    "negative-chunk": (lambda: and_then_for_ever(CHUNKED + b"-1\r\n", bytes(65536)), "bad_answer"),
-    "large-chunk": (lambda: and_then_for_ever(CHUNKED + b"fffffffffffff\r\n", bytes(65536)), "too_large"),
+    "tiny-chunks": (lambda: and_then_forever(CHUNKED, b"1\r\nx\r\n" * 1000), "too_large"),
+    "extensions": (lambda: and_then_forever(CHUNKED, b"1;" + b"e" * 60_000 + b"\r\nx\r\n"), "too_large"),
+    "trailer": (lambda: and_then_forever(CHUNKED + b"0\r\n", b"T: x\r\n" * 1000), "too_large"),
+    "negative-chunk": (lambda: and_then_forever(CHUNKED + b"-1\r\n", bytes(65536)), "bad_answer"),
+    "large-chunk": (lambda: and_then_forever(CHUNKED + b"fffffffffffff\r\n", bytes(65536)), "too_large"),
 }
 
 
 @pytest.mark.parametrize("kind", WITHOUT_END)
-def test_whatever_has_no_end_is_cut_off_and_memory_stays_flat(server, kind):
+def test_endless_answers_are_cut_off_in_constant_memory(server, kind):
     make, reason = WITHOUT_END[kind]
     server.answers[kind] = make()
     tracemalloc.start()
@@ -237,10 +239,10 @@ def test_whatever_has_no_end_is_cut_off_and_memory_stays_flat(server, kind):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert ended.startswith(reason)
-    assert peak < 8e6  # both ends of the connection; the endless ones would reach any figure
+    assert peak < 8e6  # of both ends of the connection; an endless answer would exceed any limit
 
 
-def test_layers_of_gzip_are_unpacked_in_steps(server):
+def test_layers_of_gzip_are_decompressed_in_steps(server):
     bomb = gzip.compress(gzip.compress(bytes(30_000_000)))
     server.answers["layers"] = [FINE + b"Content-Encoding: gzip, gzip\r\n\r\n", bomb]
     tracemalloc.start()
@@ -257,7 +259,7 @@ def test_a_connection_with_an_unread_body_is_not_used_again(server, kind):
         assert fetch(server.url("jpg/x")) == picture(zlib.crc32(b"x"))
 
 
-def test_hints_before_the_answer_are_passed_over(server):
+def test_early_hints_before_the_answer_are_skipped(server):
     server.answers["hints-first"] = [b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" * 2, FINE + b"\r\n", b"body"]
     assert fetch(server.url("raw/hints-first")) == b"body"
 
@@ -279,13 +281,40 @@ def test_hints_before_the_answer_are_passed_over(server):
         (b"", "connection: Remote end closed connection without response"),
     ],
 )
-def test_answers_against_the_rules_have_their_reason(server, answer, reason):
+def test_malformed_answers_have_a_reason(server, answer, reason):
     server.answers["odd"] = [answer]
     assert reason_for(server.url("raw/odd")).startswith(reason)
 
 
+def test_an_image_with_status_203_is_an_image(server):
+    server.answers["changed"] = [b"HTTP/1.1 203 Non-Authoritative\r\n\r\n", b"body"]
+    assert fetch(server.url("raw/changed")) == b"body"
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, zstd", "ZSTD"])
+def test_an_encoding_that_needs_a_package_names_it(server, encoding):
+    if {name.strip().lower() for name in encoding.split(",")} <= set(HTTPResponse.CONTENT_DECODERS):
+        pytest.skip(f"{encoding} is installed")
+    server.answers["packed"] = [FINE + f"Content-Encoding: {encoding}\r\n\r\n".encode(), b"body"]
+    with pytest.raises(FetchError, match="bad_encoding: (br|zstd), though none was asked for; `pip install"):
+        fetch(server.url("raw/packed"))
+
+
+def test_a_cookie_lives_as_long_as_the_redirects_of_one_request(server):
+    assert fetch(server.url("cookie/x")) == fetch(server.url("cookie/x")) == picture(zlib.crc32(b"x"))
+    assert server.hits["/cookie/x"] == 4  # the second request started without
+    elsewhere = ImageServer("127.0.0.2") if sys.platform == "linux" else contextlib.nullcontext()
+    with elsewhere as other:
+        if other:
+            server.answers["away"] = [
+                f"HTTP/1.1 302 F\r\nSet-Cookie: seen=yes\r\nLocation: {other.url('jpg/a')}\r\n\r\n".encode()
+            ]
+            fetch(server.url("raw/away"))
+            assert "Cookie" not in other.headers["/jpg/a"]  # it is of another host
+
+
 @pytest.mark.parametrize("location", ["/jpg/你.jpg".encode("gb18030"), "/jpg/你.jpg".encode()])
-def test_a_redirect_in_bare_bytes_asks_for_these_bytes(server, location):
+def test_a_redirect_in_raw_bytes_requests_these_bytes(server, location):
     server.hits.clear()
     server.answers["bytes"] = [b"HTTP/1.1 302 F\r\nLocation: " + location + b"\r\n\r\n"]
     assert fetch(server.url("raw/bytes")).startswith(b"\xff\xd8")
@@ -294,7 +323,7 @@ def test_a_redirect_in_bare_bytes_asks_for_these_bytes(server, location):
 
 
 def odd_answer(picked: random.Random) -> bytes:
-    """An answer of parts that are right, wrong or nonsense, sometimes with bytes changed."""
+    """An answer put together from valid, invalid and nonsense lines, sometimes with bytes changed."""
     statuses = [
         FINE[:-2],
         REDIRECT[:18],
@@ -325,7 +354,7 @@ def odd_answer(picked: random.Random) -> bytes:
     return bytes(raw)
 
 
-def test_no_answer_raises_anything_but_a_reason(server):
+def test_no_answer_raises_anything_but_a_fetch_error(server):
     picked = random.Random(0)
     ended = set()
     for _ in range(500):
@@ -337,7 +366,7 @@ def test_no_answer_raises_anything_but_a_reason(server):
     assert {"bad_answer", "bad_url", "http_999", "http_302", "bad_encoding", "truncated"} <= ended
 
 
-def test_a_machine_without_room_for_a_connection_does_not_blame_the_server(server):
+def test_too_many_open_files_are_not_blamed_on_the_server(server):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     fetch(server.url("jpg/x"))
@@ -352,7 +381,7 @@ def test_a_machine_without_room_for_a_connection_does_not_blame_the_server(serve
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-# --- what is asked for -------------------------------------------------------------------------------------------
+# --- what is sent -------------------------------------------------------------------------------------------
 
 
 def test_the_referer_is_filled_in_for_each_url(server):
@@ -365,7 +394,7 @@ def test_the_referer_is_filled_in_for_each_url(server):
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_certificates_are_looked_at_except_for_the_hosts_that_are_named():
+def test_certificates_are_verified_except_for_the_named_hosts():
     with ImageServer(tls=True) as secure:
         assert reason_for(secure.url("jpg/x")).startswith("tls: ")
         assert reason_for(secure.url("jpg/x"), no_verify_tls=("7.0.0.1", "localhost")).startswith("tls: ")
@@ -375,7 +404,7 @@ def test_certificates_are_looked_at_except_for_the_hosts_that_are_named():
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_https_goes_through_a_tunnel_of_the_proxy_and_its_certificate_is_looked_at(server):
+def test_https_goes_through_a_proxy_tunnel_and_its_certificate_is_verified(server):
     limits = dict(proxy=f"http://{server.address}", allow_private_hosts=False)
     url = "https://images.example/jpg/x"
     server.hits.clear()
@@ -392,12 +421,12 @@ def test_https_goes_through_a_tunnel_of_the_proxy_and_its_certificate_is_looked_
     [{"referer": "{host}/"}, {"referer": "a\r\nX: y"}, {"user_agent": "测试"}, {"no_verify_tls": ("http://x/",)}]
     + [{"proxy": proxy} for proxy in ("socks5://x:1", "x:1", "http://", "http://[")],
 )
-def test_what_could_never_be_sent_is_refused_at_the_start(limits):
+def test_impossible_limits_are_refused_at_the_start(limits):
     with pytest.raises(ValueError, match=next(iter(limits))):
         FetchLimits(**limits)
 
 
-def test_credentials_in_a_url_go_to_its_host_alone(server):
+def test_credentials_in_a_url_go_to_its_host_only(server):
     server.answers["away"] = [f"HTTP/1.1 302 F\r\nLocation: {server.url('jpg/auth')}\r\n\r\n".encode()]
     fetch(f"http://me:pass@{server.address}/raw/away")
     assert server.headers["/raw/away"]["authorization"] == "Basic bWU6cGFzcw=="

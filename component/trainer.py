@@ -29,7 +29,7 @@ from component.training.log_window import LogWindow
 from component.training.parallel import clamp_deepspeed_parameter, prepare_parallel
 from component.training.sampler import LocalBatch, SharedBatches
 from component.training.saving_trainer import SavingTrainer
-from component.training.symptoms import MAX_SCALE, NameSymptoms
+from component.training.symptoms import MAX_SCALE, WarnOfSymptoms
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class CLIPTrainer(SavingTrainer):
         self.add_callback(ClampLogitScale())
         if args.early_stopping_patience is not None:
             self.add_callback(StopEarly(args.early_stopping_patience))
-        self.add_callback(NameSymptoms())
+        self.add_callback(WarnOfSymptoms())
         if args.fsdp or args.deepspeed:
             prepare_parallel(self)
         self._bad_images = BadImages("train", "eval")

@@ -1,4 +1,4 @@
-"""What a JSON of training arguments may hold, and what is said about one that cannot run."""
+"""What a JSON of training arguments may contain, and the errors for one that cannot run."""
 
 import argparse
 import json
@@ -37,10 +37,10 @@ def test_the_published_recipe_keeps_its_meaning(train_args, monkeypatch):
     assert (args.logging_steps, args.save_steps, args.save_total_limit) == (500, 500, 3)
     assert args.optim == "adamw_torch_fused"  # published: adamw_torch, which gives the same numbers
     assert args.seed == 42 and args.freeze_vision and not args.load_from_bert_clip
-    assert recipe["fp16"] and not args.fp16  # there is no GPU in use
+    assert recipe["fp16"] and not args.fp16  # no GPU is in use
 
 
-def test_the_recipe_for_fine_tuning_is_taken_as_it_stands(train_args, data, bert_clip_path):
+def test_the_recipe_for_fine_tuning_is_valid(train_args, data, bert_clip_path):
     files = {"train_file": str(data / "train.csv"), "test_file": str(data / "train.csv"), "image_path": str(data)}
     overrides = {"clip_pretrain_path": bert_clip_path, "output_dir": str(data / "output"), **files}
     path = os.path.join(ROOT, "train_args", "finetune.json")
@@ -75,23 +75,23 @@ def test_booleans_written_as_words(load, value, meaning):
 @pytest.mark.parametrize(
     ("value", "blocks"), [(True, 0), (False, None), ("last_n_blocks:1", 1), ("last_n_blocks:12", 12)]
 )
-def test_how_many_blocks_of_the_vision_tower_are_trained(load, value, blocks):
+def test_the_number_of_trained_blocks_of_the_vision_tower(load, value, blocks):
     assert load(freeze_vision=value).trainable_vision_blocks == blocks
 
 
 @pytest.mark.parametrize("keys", [{}, {"image_feature_cache": "image_features"}])
-def test_images_are_cached_where_they_do_not_change(load, tmp_path, keys, monkeypatch):
+def test_images_are_cached_if_they_do_not_change(load, tmp_path, keys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load(**keys).image_feature_cache == str(tmp_path / "image_features")
 
 
 @pytest.mark.parametrize(
-    ("keys", "place"),
+    ("keys", "folder"),
     [({}, "pair_tables"), ({"pair_table": "there"}, "there"), ({"pair_table": "Auto"}, "pair_tables")],
 )
-def test_the_table_is_prepared_beside_the_run_or_where_it_is_said(load, tmp_path, keys, place, monkeypatch):
+def test_the_prepared_table_is_next_to_output_dir_or_where_it_is_set(load, tmp_path, keys, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load(**keys).pair_table == str(tmp_path / place)
+    assert load(**keys).pair_table == str(tmp_path / folder)
     assert load(pair_table="OFF").pair_table == "off"
 
 
@@ -133,7 +133,7 @@ def test_numbers_written_as_strings(load):
         ({"text_group_size": 3}, 3, FEWEST_GROUPS),
     ],
 )
-def test_texts_are_grouped_by_cost_where_no_size_is_given(load, keys, size, costs):
+def test_texts_are_grouped_by_cost_if_no_size_is_given(load, keys, size, costs):
     args = load(**keys)
     assert (args.group_size, args.group_costs) == (size, costs)
 
@@ -316,8 +316,8 @@ def test_a_key_given_twice_is_refused(tmp_path):
         load_arguments(str(tmp_path / "a.json"))
 
 
-def test_paths_are_expanded_once_for_all(load, data, tmp_path, monkeypatch):
-    """Under a folder that the shell calls ~, from a folder beside it."""
+def test_all_paths_become_absolute(load, data, tmp_path, monkeypatch):
+    """With ~ as the parent of the working directory."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -343,12 +343,12 @@ def test_paths_are_expanded_once_for_all(load, data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("metric", "better"), [("loss", False), ("mean_recall", True), ("eval_text_to_image_median_rank", False)]
 )
-def test_a_rank_is_better_where_it_is_lower(load, data, metric, better):
+def test_a_lower_rank_is_better(load, data, metric, better):
     args = load(metric_for_best_model=metric, eval_strategy="epoch", test_file=str(data / "train.csv"))
     assert args.greater_is_better is better
 
 
-def test_an_early_stop_needs_a_metric(load, data):
+def test_early_stopping_needs_a_metric(load, data):
     with pytest.raises(ValueError, match="`early_stopping_patience` is 2, but by which metric"):
         load(early_stopping_patience=2, eval_strategy="epoch", test_file=str(data / "train.csv"))
 
@@ -367,7 +367,7 @@ def test_a_json_for_several_processes_trains_in_one(load):
     assert load(ddp_backend="gloo").distributed_state.distributed_type == "NO"
 
 
-# ---- what the documentation says ----
+# ---- the documentation ----
 
 DOCUMENTATION = [Path(ROOT, "README.md"), Path(ROOT, "README_EN.md"), *sorted(Path(ROOT, "docs").rglob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in DOCUMENTATION}
@@ -380,7 +380,7 @@ OLDER = {"warmup_ratio", *RENAMED}
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_each_training_command_of_the_documentation_can_be_read(command, monkeypatch):
+def test_every_training_command_of_the_documentation_is_valid(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     parser = argparse.ArgumentParser()
     parser.add_argument("--train_args_file", required=True)
@@ -389,16 +389,16 @@ def test_each_training_command_of_the_documentation_can_be_read(command, monkeyp
     read_arguments(options.train_args_file, options.set)
 
 
-def test_the_recipe_for_deepspeed_is_a_file_of_its_own(load, monkeypatch):
+def test_the_deepspeed_config_is_a_file(load, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match="pip install deepspeed"):
         load(deepspeed="train_args/deepspeed_zero2.json")
 
 
-def test_each_key_of_the_table_of_arguments_exists_and_each_of_ours_is_in_it():
+def test_the_table_of_arguments_lists_existing_keys_and_all_of_ours():
     rows = "".join(re.findall(r"(?m)^\| 键 \| 默认 \|.*\n(?:\|.*\n)+", "".join(TEXTS.values())))
-    told = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows.splitlines())))
+    listed = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows.splitlines())))
     existing = {f.name for f in fields(CLIPTrainingArguments)}
     ours = existing - {f.name for f in fields(TrainingArguments)}
-    assert told and told <= existing | OLDER
-    assert ours <= told
+    assert listed and listed <= existing | OLDER
+    assert ours <= listed

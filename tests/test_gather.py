@@ -1,4 +1,4 @@
-"""Several gloo processes with a part of the batch each train like one process with all of it."""
+"""Several gloo processes that share a batch train like one process with the whole batch."""
 
 import json
 import os
@@ -26,7 +26,7 @@ leave_group()
 
 @pytest.fixture
 def write_args(train_args, bert_path, tmp_path, data):
-    """Write a JSON for one SGD step on `processes` × `batch` rows in their order."""
+    """Write a JSON for one SGD step on the first `processes` × `batch` rows."""
     # Without dropout, which draws different numbers in each process.
     calm = str(tmp_path / "bert")
     bert = BertModel.from_pretrained(bert_path)
@@ -71,7 +71,7 @@ def trained(output) -> tuple[dict[str, torch.Tensor], float]:
             2,
             {
                 "plain": dict(bad=[]),
-                "unequal_parts_in_chunks": dict(bad=[1, 6, 7], image_feature_cache="off", contrastive_chunk_size=3),
+                "unequal_local_batches_in_chunks": dict(bad=[1, 6, 7], image_feature_cache="off", contrastive_chunk_size=3),
                 "siglip": dict(bad=[], contrastive_chunk_size=3, loss_type="siglip", mask_duplicates=True),
             },
         ),
@@ -91,17 +91,17 @@ def test_gradients_are_those_of_the_whole_batch(write_args, tmp_path, processes,
 
     for name in cases:
         whole, loss_of_whole = trained(tmp_path / f"whole_{name}")
-        parts, loss_of_parts = trained(tmp_path / name)
-        assert loss_of_parts == pytest.approx(loss_of_whole, abs=1e-5), name
+        shared, loss_of_shared = trained(tmp_path / name)
+        assert loss_of_shared == pytest.approx(loss_of_whole, abs=1e-5), name
         assert not torch.equal(whole["logit_scale"], torch.tensor(2.6592))
         for key, value in whole.items():
             torch.testing.assert_close(
-                parts[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key, name=name: f"{name}, {key}: {text}"
+                shared[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key, name=name: f"{name}, {key}: {text}"
             )
 
 
-def test_no_thread_of_the_group_outlives_it(tmp_path):
-    """In a Python that is ending, such a thread now and then crashes or hangs the process."""
+def test_no_gloo_thread_outlives_its_group(tmp_path):
+    """While Python shuts down, such a thread sometimes crashes or hangs the process."""
     script = tmp_path / "rank.py"
     script.write_text(
         f"""

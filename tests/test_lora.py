@@ -1,4 +1,4 @@
-"""LoRA on the text tower: what is trained, what is saved, and that a run with it goes on as any other."""
+"""LoRA on the text tower: what is trained, what is saved, and how it resumes."""
 
 import json
 import os
@@ -30,7 +30,8 @@ def run(train_args, bert_clip_path, monkeypatch):
         start = dict(clip_pretrain_path=bert_clip_path, bert_pretrain_path=None, load_from_bert_clip=True)
         args_file = train_args(**{"report_to": "none", **start, **LORA, **keys})
         monkeypatch.setattr(sys, "argv", ["train_clip.py", "--train_args_file", args_file])
-        monkeypatch.setattr(train_clip, "log_on_first_process", lambda process_index: None)  # for the whole session
+        # It would change the log level for the whole session.
+        monkeypatch.setattr(train_clip, "log_on_first_process", lambda process_index: None)
         return train_clip.main()
 
     return run_main
@@ -48,7 +49,7 @@ def losses(output) -> list[float]:
 @pytest.mark.parametrize(
     "keys", [{}, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}]
 )
-def test_what_is_saved_is_merged_and_plain_and_what_is_locked_is_as_it_was(run, tmp_path, bert_clip_path, keys):
+def test_saved_weights_are_merged_and_locked_weights_unchanged(run, tmp_path, bert_clip_path, keys):
     run(save_steps=2, **keys)
     before, final = weights(bert_clip_path), weights(tmp_path, "output", "checkpoint-final")
     assert before.keys() == final.keys() == weights(tmp_path, "output", "checkpoint-2").keys()
@@ -72,7 +73,7 @@ def test_merged_and_unmerged_give_the_same_embeddings(bert_clip_path):
 
 
 @pytest.mark.parametrize(("base", "freeze_vision"), [(BertCLIPModel, True), (AutoModel, "last_n_blocks:1")])
-def test_peft_makes_the_merged_model_of_base_and_adapter(run, tmp_path, bert_clip_path, base, freeze_vision):
+def test_peft_merges_base_and_adapter_into_the_saved_model(run, tmp_path, bert_clip_path, base, freeze_vision):
     run(save_steps=2, freeze_vision=freeze_vision)
     for name in ("checkpoint-2", "checkpoint-final"):
         folder = tmp_path / "output" / name
@@ -93,7 +94,7 @@ def test_peft_makes_the_merged_model_of_base_and_adapter(run, tmp_path, bert_cli
         {"image_feature_cache": "off", "gradient_accumulation_steps": 2},
     ],
 )
-def test_a_run_that_is_resumed_goes_on_as_if_never_stopped(run, tmp_path, keys):
+def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path, keys):
     keys = {"num_train_epochs": 4, "per_device_train_batch_size": 2, "save_steps": 4, **keys}
     run(**keys)
     output, whole = tmp_path / "output", tmp_path / "whole"
@@ -108,7 +109,7 @@ def test_a_run_that_is_resumed_goes_on_as_if_never_stopped(run, tmp_path, keys):
         assert torch.equal(value, expected[name]), name
 
 
-def test_the_best_weights_are_taken_back(run, data, tmp_path):
+def test_the_best_weights_are_loaded_at_the_end(run, data, tmp_path):
     test = dict(test_file=str(data / "train.csv"), eval_strategy="steps", eval_steps=1, save_steps=1)
     run(**test, load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True, max_steps=3)
     final = weights(tmp_path, "output", "checkpoint-final")
@@ -133,7 +134,7 @@ def test_two_processes_train_as_one(run, train_args, bert_clip_path, tmp_path):
 
 
 @pytest.mark.parametrize("change", [lambda bias: bias + 0.1, lambda bias: (bias + 1e-3).half().float()])
-def test_a_start_that_changed_is_no_start_to_go_on_from(run, tmp_path, bert_clip_path, change):
+def test_a_run_does_not_resume_from_changed_start_weights(run, tmp_path, bert_clip_path, change):
     start = tmp_path / "start" / "base"
     shutil.copytree(bert_clip_path, start)
     run(clip_pretrain_path=str(start), save_steps=2)
@@ -142,12 +143,12 @@ def test_a_start_that_changed_is_no_start_to_go_on_from(run, tmp_path, bert_clip
     changed[name] = change(changed[name])
     save_file(changed, start / "model.safetensors", metadata={"format": "pt"})
     shutil.rmtree(tmp_path / "output" / "checkpoint-4")
-    with pytest.raises(ValueError, match="layer.1.output.dense.bias differs.: put back what was there"):
+    with pytest.raises(ValueError, match="layer.1.output.dense.bias differs.: restore the original ones"):
         run(clip_pretrain_path=str(start), save_steps=2, resume_from_checkpoint="auto")
 
 
 @pytest.mark.parametrize("known", [("lora_rank",), ()])
-def test_a_run_without_lora_does_not_go_on_with_it_not_even_one_of_a_version_without_the_key(run, tmp_path, known):
+def test_a_run_without_lora_does_not_resume_with_it(run, tmp_path, known):
     run(lora_rank=None, lora_dropout=0, save_steps=2)
     record = tmp_path / "output" / "checkpoint-4" / "resume.json"
     content = json.loads(record.read_text())
@@ -169,13 +170,13 @@ def test_a_run_without_lora_does_not_go_on_with_it_not_even_one_of_a_version_wit
         (["que.*"], r"no linear layer que\.\*"),
     ],
 )
-def test_a_target_that_is_not_there_is_named_before_the_data_is_read(run, targets, message):
+def test_an_unknown_target_is_reported_before_the_data_is_read(run, targets, message):
     with pytest.raises(ValueError, match=f"^`lora_targets`: the text tower has {message}") as error:
         run(lora_targets=targets)
     assert "\n" not in str(error.value)
 
 
-def test_a_rank_that_is_no_low_one_is_refused(run):
+def test_a_rank_above_the_width_of_a_layer_is_refused(run):
     with pytest.raises(ValueError, match="`lora_rank` is 33, but query has only 32 dimensions"):
         run(lora_rank=33)
 
@@ -188,7 +189,7 @@ def test_targets_choose_the_layers(run, tmp_path, bert_clip_path):
     assert towers == {"text_model.encoder.layer.1.attention.self.query.weight", "text_model.pooler.dense.weight"}
 
 
-def test_peft_that_is_missing_is_named(train_args, monkeypatch):
+def test_missing_peft_is_reported(train_args, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match="`lora_rank` needs peft: pip install peft, or .*requirements-extras.txt"):
         load_arguments(train_args(**LORA))

@@ -1,4 +1,4 @@
-"""Processes share the batches of an epoch."""
+"""The processes of a run share the batches of an epoch."""
 
 import pickle
 
@@ -11,17 +11,17 @@ from component.training.sampler import SharedBatches
 
 
 def epoch_of(size: int, batch_size: int, world_size: int, epoch: int = 0, **options) -> list[list[list[int]]]:
-    """Global batches, each the list of its processes' parts."""
+    """Global batches, each a list of what every process takes of it."""
     ranks = [
         SharedBatches(size, batch_size, epoch=lambda: epoch, rank=rank, world_size=world_size, **options)
         for rank in range(world_size)
     ]
     assert len({len(rank) for rank in ranks}) == 1 and len(list(ranks[0])) == len(ranks[0])
-    return [[part.indices.tolist() for part in parts] for parts in zip(*ranks, strict=True)]
+    return [[local.indices.tolist() for local in batch] for batch in zip(*ranks, strict=True)]
 
 
 def pairs(batches) -> list[int]:
-    return [pair for parts in batches for part in parts for pair in part]
+    return [pair for batch in batches for local in batch for pair in local]
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 8])
@@ -29,13 +29,13 @@ def pairs(batches) -> list[int]:
 def test_every_pair_comes_once_an_epoch(size, world_size):
     batches = epoch_of(size, 24, world_size)
     assert sorted(pairs(batches)) == list(range(size))
-    for parts in batches:
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    for batch in batches:
+        assert max(map(len, batch)) - min(map(len, batch)) <= 1
 
 
 def test_the_batches_do_not_depend_on_the_number_of_processes():
     alone, shared = epoch_of(100, 24, 1), epoch_of(100, 24, 4)
-    assert [sum(parts, []) for parts in shared] == [parts[0] for parts in alone]
+    assert [sum(batch, []) for batch in shared] == [batch[0] for batch in alone]
 
 
 def test_the_epoch_decides_the_order():
@@ -43,7 +43,7 @@ def test_the_epoch_decides_the_order():
     assert pairs(epoch_of(100, 24, 1)) != pairs(epoch_of(100, 24, 1, epoch=1))
 
 
-def test_in_the_order_of_the_table_and_without_an_unfilled_batch():
+def test_sequential_order_without_a_short_last_batch():
     batches = epoch_of(23, 10, 2, shuffle=False, drop_last=True)
     assert batches == [[list(range(5)), list(range(5, 10))], [list(range(10, 15)), list(range(15, 20))]]
 
@@ -53,28 +53,28 @@ def test_the_order_is_as_random_as_it_looks():
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
 
 
-def test_each_part_of_each_batch_of_each_epoch_has_a_seed_of_its_own():
+def test_every_local_batch_of_every_epoch_has_its_own_seed():
     seeds = [
-        part.seed
+        local.seed
         for epoch in range(3)
         for rank in range(2)
-        for part in SharedBatches(100, 24, epoch=lambda epoch=epoch: epoch, rank=rank, world_size=2)
+        for local in SharedBatches(100, 24, epoch=lambda epoch=epoch: epoch, rank=rank, world_size=2)
     ]
     assert len(set(seeds)) == len(seeds) == 3 * 2 * 5
-    assert [part.seed for part in SharedBatches(100, 24, rank=1, world_size=2)] == seeds[5:10]
+    assert [local.seed for local in SharedBatches(100, 24, rank=1, world_size=2)] == seeds[5:10]
 
 
-def test_a_run_that_resumes_jumps_over_the_batches_it_had(monkeypatch):
-    """None of those that accelerate passes over is worked out."""
+def test_a_resumed_run_does_not_compute_the_batches_that_it_skips(monkeypatch):
     asked = []
-    monkeypatch.setattr(Permutation, "__getitem__", lambda order, places: asked.append(places) or places)
-    part = next(iter(SkipBatchSampler(SharedBatches(10**12, 1000), skip_batches=100_000)))
+    monkeypatch.setattr(Permutation, "__getitem__", lambda order, positions: asked.append(positions) or positions)
+    local = next(iter(SkipBatchSampler(SharedBatches(10**12, 1000), skip_batches=100_000)))
     assert not asked
-    assert part.indices.tolist() == list(range(100_000_000, 100_001_000)) and len(asked) == 1
+    assert local.indices.tolist() == list(range(100_000_000, 100_001_000)) and len(asked) == 1
 
 
-def test_a_part_travels_to_a_worker_in_few_bytes():
-    part = next(iter(SharedBatches(10**9, 65_536, epoch=lambda: 3, rank=1, world_size=2)))
-    content = pickle.dumps(part)
+def test_a_local_batch_is_sent_to_a_worker_in_few_bytes():
+    local = next(iter(SharedBatches(10**9, 65_536, epoch=lambda: 3, rank=1, world_size=2)))
+    content = pickle.dumps(local)
     assert len(content) < 1000
-    assert pickle.loads(content).seed == part.seed and np.array_equal(pickle.loads(content).indices, part.indices)
+    assert pickle.loads(content).seed == local.seed
+    assert np.array_equal(pickle.loads(content).indices, local.indices)

@@ -1,4 +1,4 @@
-"""Two processes that part the training state, by FSDP or DeepSpeed, train like one process with the whole batch."""
+"""Two processes that shard the model with FSDP or DeepSpeed train like one process with the whole batch."""
 
 from importlib.util import find_spec
 
@@ -11,12 +11,12 @@ from component.checkpoint import load_checkpoint
 from component.processor import save_processor
 
 DEEPSPEED = read(ROOT, "train_args", "deepspeed_zero2.json")
-IN_FP32 = {key: value for key, value in DEEPSPEED.items() if key != "torch_autocast"}  # to be compared
+IN_FP32 = {key: value for key, value in DEEPSPEED.items() if key != "torch_autocast"}  # to compare
 
 
 @pytest.fixture
 def model(bert_clip_path, tmp_path):
-    """A BertCLIP folder without dropout, which is another in each process, and with a logit_scale too high."""
+    """A BertCLIP folder without dropout, which draws differently in each process, and with too high a logit_scale."""
 
     def build(loss_type: str) -> str:
         model, processor = load_checkpoint(bert_clip_path)
@@ -34,8 +34,8 @@ def model(bert_clip_path, tmp_path):
 
 @pytest.fixture
 def train(train_args, data, model, tmp_path):
-    """Four steps of train_clip.py; returns its losses, and the weights that every script loads."""
-    # The second batch has one good picture, so that one of two processes has none.
+    """Run four steps of train_clip.py; returns the losses and the weights of checkpoint-final."""
+    # The second batch has only one good image, so that one of two processes has none.
     rows = [f"{caption},{'none' if row in (4, 5, 7) else row}.png" for row, caption in enumerate(CAPTIONS)]
 
     def run_with(processes: int, output: str, loss_type: str, cache: str, **keys) -> tuple[list[float], dict]:
@@ -81,8 +81,8 @@ def train(train_args, data, model, tmp_path):
     ],
     ids=["fsdp", "deepspeed"],
 )
-def test_sharded_training_is_that_of_one_process(train, tmp_path, loss_type, cache, keys):
-    """Gradients of unequal parts, clipping, weight decay, the clamp of logit_scale, saving and going on."""
+def test_sharded_training_equals_one_process(train, tmp_path, loss_type, cache, keys):
+    """Gradients of unequal local batches, clipping, weight decay, the clamp of logit_scale, saving and resuming."""
     losses, weights = train(1, "whole", loss_type, cache)
     assert weights["logit_scale"].shape == () and weights["logit_scale"] < 4.61
 

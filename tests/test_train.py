@@ -51,12 +51,12 @@ def table(path, *rows: str) -> str:
     return str(path)
 
 
-def test_a_run_leaves_a_folder_that_every_class_loads(train_args, data, clip_path, tmp_path):
+def test_every_class_loads_what_a_run_saves(train_args, data, clip_path, tmp_path):
     args_file = train_args(test_file=str(data / "train.csv"), eval_strategy="epoch", save_steps=1, save_total_limit=2)
     result = train(args_file, "--set", "max_steps=3")
     output = tmp_path / "output"
 
-    # what was asked for
+    # the files
     assert "repeated captions: 0.0%" in result.stderr
     written = set(os.listdir(output))
     assert {
@@ -99,7 +99,7 @@ def test_a_run_leaves_a_folder_that_every_class_loads(train_args, data, clip_pat
     trainable = sum(not name.startswith("vision_model.") for name, _ in model.named_parameters())
     assert len(optimizer["state"]) == trainable
 
-    # the published examples' classes
+    # the classes of the published examples
     processor = CLIPProcessor.from_pretrained(final)
     inputs = processor(text=CAPTIONS, return_tensors="pt", padding=True)
     tokenizer = BertTokenizerFast.from_pretrained(final)
@@ -109,7 +109,7 @@ def test_a_run_leaves_a_folder_that_every_class_loads(train_args, data, clip_pat
     saved = read(final, "tokenizer.json")
     assert saved["truncation"] is None and saved["padding"] is None
 
-    # the code for those who do not have this repository, and the card
+    # the modeling code for users without this repository, and the model card
     for name in ("checkpoint-2", "checkpoint-3", "checkpoint-final"):
         assert read(output, name, "config.json")["auto_map"] and (output / name / "modeling_bertclip.py").exists()
     card = ModelCard.load(os.path.join(final, "README.md"))
@@ -135,7 +135,7 @@ def test_starting_from_a_final_model(train_args, tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
-def test_bad_pictures_are_named_once_and_counted(train_args, data, tmp_path, cache):
+def test_bad_images_are_logged_once_and_counted(train_args, data, tmp_path, cache):
     (data / "images" / "2.png").write_bytes(b"<html>")
     rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)] + ["小狗,none.png", ",0.png"]
     file = table(data / "t.csv", *rows)
@@ -171,11 +171,11 @@ def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):
         ({"learning_rat": 1}, "Unknown argument `learning_rat`"),
         ({"max_seq_length": 30}, "the text tower has 24 positions"),
         ({"freeze_vision": "last_n_blocks:3"}, "last 3 blocks cannot be unlocked: the vision tower has 2"),
-        ({"image_path": "tests"}, "None of the 8 pictures"),
+        ({"image_path": "tests"}, "None of the 8 "),
         ({"resume_from_checkpoint": True}, "no whole checkpoint"),
     ],
 )
-def test_a_users_mistake_is_one_line_without_a_traceback(train_args, keys, message):
+def test_a_users_mistake_is_reported_in_one_line_without_a_traceback(train_args, keys, message):
     result = run_python("train_clip.py", "--train_args_file", train_args(**keys))
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert message in result.stderr.splitlines()[-1]
@@ -189,7 +189,7 @@ def test_a_hub_that_does_not_answer_is_reported_before_training(train_args, monk
         preflight(args, model, *load_datasets(args, processor))
 
 
-def test_an_empty_batch_in_mid_accumulation_changes_nothing(trainer, data):
+def test_an_empty_batch_during_accumulation_changes_nothing(trainer, data):
     keys = dict(per_device_train_batch_size=2, max_steps=1, train_sampling_strategy="sequential", max_grad_norm=1e9)
     good = [f"{CAPTIONS[0]},0.png", f"{CAPTIONS[1]},1.png"]
     bad = ["小狗,none.png", "小猪,gone.png"]
@@ -212,8 +212,8 @@ def test_an_empty_batch_in_mid_accumulation_changes_nothing(trainer, data):
 
 @pytest.mark.parametrize("keys", [{}, {"bf16": True}, {"gradient_accumulation_steps": 2, "loss_type": "siglip"}])
 @pytest.mark.parametrize("freeze_vision", [True, False])
-def test_chunks_train_as_the_whole_batch_does(trainer, data, keys, freeze_vision):
-    """With dropout; 3 does not divide the batches of 7 pairs, whose epochs end with a batch of one."""
+def test_chunks_train_like_the_whole_batch(trainer, data, keys, freeze_vision):
+    """With dropout. 3 does not divide the batches of 7 pairs, and each epoch ends with a batch of one."""
     rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)]
     keys = dict(per_device_train_batch_size=7, num_train_epochs=4, freeze_vision=freeze_vision, **keys)
 
@@ -239,7 +239,7 @@ def test_the_fused_optimizer_gives_the_same_numbers(trainer):
 
 
 class Readings(TorchDispatchMode):
-    """Counts what reads a value of a tensor: on a GPU, each would wait for all that was launched before."""
+    """Counts operations that read a tensor's value: on a GPU, each waits for all work launched before it."""
 
     count = 0
 
@@ -250,7 +250,7 @@ class Readings(TorchDispatchMode):
 
 @pytest.mark.parametrize("keys", [{}, {"contrastive_chunk_size": 3, "loss_type": "siglip"}, {"bf16": True}])
 def test_a_step_waits_for_nothing_on_the_device(trainer, keys):
-    """From fetching the loss of the first step to the end of the second one."""
+    """Between the optimizer step of the first step and the end of the second one."""
     built = trainer(max_steps=3, logging_steps=3, mask_duplicates=True, max_grad_norm=1.0, **keys)
     readings = Readings()
 
@@ -268,8 +268,8 @@ def test_a_step_waits_for_nothing_on_the_device(trainer, keys):
     assert readings.count == 0
 
 
-def test_repeated_pairs_are_no_negatives_where_asked(trainer, data):
-    """The same pair eight times: without negatives there is nothing to lose."""
+def test_masked_duplicates_are_not_negatives(trainer, data):
+    """The same pair eight times: without negatives the loss is 0."""
     keys = dict(learning_rate=0, max_steps=1, per_device_train_batch_size=8)
     losses = []
     for mask in (False, True):
@@ -278,7 +278,7 @@ def test_repeated_pairs_are_no_negatives_where_asked(trainer, data):
     assert losses[0] > 1 and losses[1] == pytest.approx(0, abs=1e-5)
 
 
-def test_a_step_of_nothing_but_bad_pictures_moves_nothing(trainer, data):
+def test_a_step_with_only_bad_images_changes_no_weight(trainer, data):
     rows = ["小狗,none.png", "小猪,gone.png", f"{CAPTIONS[0]},0.png"]
     built = trainer(
         train_file=table(data / "t.csv", *rows),
@@ -339,18 +339,18 @@ def test_an_unlocked_tower_is_trained(trainer):
     assert built.model.vision_model.training and sum(moved) > len(moved) / 2
 
 
-def test_the_last_blocks_alone_are_trained(trainer):
+def test_only_the_last_blocks_are_trained(trainer):
     built = trainer(freeze_vision="last_n_blocks:1", max_steps=1)
     before = {name: value.clone() for name, value in built.model.vision_model.named_parameters()}
     built.train()
     for name, value in built.model.vision_model.named_parameters():
         if not name.startswith(("encoder.layers.1.", "post_layernorm.")):
             assert torch.equal(value, before[name]) and value not in built.optimizer.state, name
-        elif not name.endswith("k_proj.bias"):  # shifts all scores of a query alike: its gradient is 0
+        elif not name.endswith("k_proj.bias"):  # shifts all scores of a query equally: its gradient is 0
             assert not torch.equal(value, before[name]) and value in built.optimizer.state, name
 
 
-def test_pictures_change_in_training_alone(train_args, data, bert_clip_path):
+def test_only_training_images_are_augmented(train_args, data, bert_clip_path):
     args = load_arguments(train_args(test_file=str(data / "train.csv"), min_crop_area=0.3, random_flip=True))
     training, testing = load_datasets(args, load_processor(bert_clip_path))
     images = [
@@ -360,10 +360,10 @@ def test_pictures_change_in_training_alone(train_args, data, bert_clip_path):
     assert torch.equal(*images[1])
 
 
-def test_each_epoch_cuts_other_pieces(trainer, bert_clip_path):
+def test_each_epoch_crops_differently(trainer, bert_clip_path):
     built = trainer(per_device_train_batch_size=8, num_train_epochs=2, train_sampling_strategy="sequential")
-    pieces = ImageTransform(load_processor(bert_clip_path).image_processor, min_crop_area=0.3)
-    built.train_dataset = Pairs(built.train_dataset.table, DecodedImages(built.train_dataset.table, pieces))
+    crops = ImageTransform(load_processor(bert_clip_path).image_processor, min_crop_area=0.3)
+    built.train_dataset = Pairs(built.train_dataset.table, DecodedImages(built.train_dataset.table, crops))
     collate, seen = built.data_collator, []
     built.data_collator = lambda examples: seen.append(examples["images"]["pixel_values"]) or collate(examples)
     built.train()
@@ -388,17 +388,17 @@ def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
     assert metrics["eval_text_to_image_recall@1"] == pytest.approx(hits.double().mean().item())
 
 
-def test_a_test_set_without_good_pictures_is_named(trainer, data):
+def test_a_test_set_without_good_images_is_refused(trainer, data):
     built = trainer(test_file=table(data / "t.csv", "小狗,none.png"))
     with pytest.raises(ValueError, match="t.csv: none of its images"):
         built.evaluate()
 
 
-# ---- what is no training ----
+# ---- when nothing is learnt ----
 
 
 class AtStep(TrainerCallback):
-    """Does something once, at the end of a step."""
+    """Run an action at the end of a step."""
 
     def __init__(self, step: int, action):
         self.step, self.action = step, action
@@ -412,7 +412,7 @@ def saved(output) -> list[str]:
     return sorted(path.name for path in output.glob("checkpoint-*"))
 
 
-def test_images_that_are_gone_stop_the_run_and_it_goes_on_when_they_are_back(trainer, data, tmp_path):
+def test_missing_images_stop_the_run_and_it_resumes_when_they_are_back(trainer, data, tmp_path):
     keys = dict(max_steps=40, per_device_train_batch_size=2, logging_steps=4, train_sampling_strategy="sequential")
     keys.update(save_strategy="steps", save_steps=2, save_total_limit=2)
     images = {path: path.read_bytes() for path in (data / "images").iterdir()}
@@ -421,7 +421,7 @@ def test_images_that_are_gone_stop_the_run_and_it_goes_on_when_they_are_back(tra
     with pytest.raises(RunFailed, match="at step 8: no image could be read in the last 4 batches") as failure:
         built.train()
     assert "\n" not in str(failure.value)
-    # What was saved during the outage cost none of those from before it.
+    # Checkpoints saved during the outage did not replace those from before it.
     assert saved(tmp_path / "output") == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-8"]
     for path, content in images.items():
         path.write_bytes(content)
@@ -442,7 +442,7 @@ from component.training.interruption import RunFailed, leave_group
 
 args = load_arguments({args_file!r})
 os.chdir(args.image_path + str(args.process_index))
-args.image_path = "/proc/self/cwd"  # one name, and each node's own disk
+args.image_path = "/proc/self/cwd"  # the same name on every node, but each node's own disk
 
 class DiskFails(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
@@ -460,7 +460,7 @@ leave_group()
 """
 
 
-def test_images_that_are_gone_for_one_process_stop_all_and_are_named_once(train_args, data, tmp_path):
+def test_images_missing_for_one_process_stop_all_and_are_logged_once(train_args, data, tmp_path):
     for rank in range(2):
         shutil.copytree(data / "images", data / f"images{rank}")
     keys = dict(image_feature_cache="off", ddp_backend="gloo", per_device_train_batch_size=2, num_train_epochs=9)
@@ -474,7 +474,7 @@ def test_images_that_are_gone_for_one_process_stop_all_and_are_named_once(train_
     assert saved(tmp_path / "output") == ["checkpoint-6"]
 
 
-def test_bad_images_that_are_neighbours_are_no_outage(trainer, data):
+def test_consecutive_bad_images_are_not_an_outage(trainer, data):
     rows = [f"{caption},none{n}.png" for n, caption in enumerate(CAPTIONS)] + [f"{CAPTIONS[0]},0.png"]
     built = trainer(
         train_file=table(data / "t.csv", *rows), train_sampling_strategy="sequential", per_device_train_batch_size=1
@@ -494,27 +494,27 @@ def test_weights_of_nan_stop_the_run_and_are_never_saved(trainer, tmp_path, logg
     assert saved(tmp_path / "output") == ["checkpoint-2"]
 
 
-def test_a_loss_of_exactly_0_stops_the_run_at_its_end_too(trainer, data):
-    """All pairs are one, and no negatives of each other."""
+def test_a_loss_of_exactly_0_stops_the_run_at_its_end(trainer, data):
+    """All pairs are the same, so that none has a negative."""
     file = table(data / "t.csv", *[f"{CAPTIONS[0]},0.png"] * 8)
     built = trainer(train_file=file, mask_duplicates=True, max_steps=5, logging_steps=500)
     with pytest.raises(RunFailed, match="at step 5: the loss was exactly 0 in the last 5 batches"):
         built.train()
 
 
-def test_a_batch_of_one_pair_is_said_to_have_no_negatives(trainer, caplog):
+def test_a_batch_of_one_pair_is_reported(trainer, caplog):
     trainer(per_device_train_batch_size=1, max_steps=5).train()
     assert caplog.text.count("a single pair has no negatives") == 1
 
 
 @pytest.mark.parametrize("batch", [3, 100])
-def test_evaluation_drops_no_pair(trainer, data, batch):
+def test_evaluation_keeps_every_pair(trainer, data, batch):
     built = trainer(test_file=str(data / "train.csv"), per_device_eval_batch_size=batch, dataloader_drop_last=True)
     assert built.evaluate()["eval_pairs"] == 8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_disk_that_fails_is_no_bad_image_and_one_line(trainer, data, workers):
+def test_a_failing_disk_is_reported_in_one_line(trainer, data, workers):
     (data / "images" / "2.png").unlink()
     (data / "images" / "2.png").symlink_to("/proc/self/mem")  # a regular file whose reading fails
     with pytest.raises(OSError, match="2.png") as error:
@@ -522,7 +522,7 @@ def test_a_disk_that_fails_is_no_bad_image_and_one_line(trainer, data, workers):
     assert "\n" not in str(error.value)
 
 
-def test_a_loading_process_that_is_killed_is_one_line(trainer):
+def test_a_killed_worker_is_reported_in_one_line(trainer):
     built = trainer(dataloader_num_workers=1, num_train_epochs=100)
     built.add_callback(AtStep(1, lambda: [process.kill() for process in multiprocessing.active_children()]))
     with pytest.raises(RunFailed, match="a process that loads data was lost .Killed") as error:
@@ -530,7 +530,7 @@ def test_a_loading_process_that_is_killed_is_one_line(trainer):
     assert "\n" not in str(error.value)
 
 
-def test_a_seed_decides_what_is_random_in_a_batch(train_args, bert_clip_path):
+def test_the_seed_of_a_batch_decides_its_augmentation(train_args, bert_clip_path):
     args = load_arguments(train_args(min_crop_area=0.3, random_flip=True))
     dataset, _ = load_datasets(args, load_processor(bert_clip_path))
     state = torch.random.get_rng_state()

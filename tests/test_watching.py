@@ -1,4 +1,4 @@
-"""How a training shows how it goes: its curves, its warnings, and the look at the data before it."""
+"""What a run shows of itself: curves, warnings, and the check of the data before it."""
 
 import html
 import os
@@ -39,10 +39,10 @@ def run(train_args, monkeypatch):
 # ---- curves ----
 
 
-def test_a_run_leaves_its_curves_as_a_table_and_a_picture(run, data, tmp_path):
+def test_a_run_writes_its_curves_as_csv_and_png(run, data, tmp_path):
     run(test_file=str(data / "train.csv"), eval_strategy="epoch", num_train_epochs=3, logging_steps=4)
     table = pd.read_csv(tmp_path / "output" / "training.csv")
-    assert table["step"].tolist() == [2, 4, 6]  # evaluated, both, and the rest behind the last log
+    assert table["step"].tolist() == [2, 4, 6]  # evaluation, both, and the steps since the last log
     assert table["loss"].notna().tolist() == [False, True, True]
     assert table["eval_mean_recall"].notna().all() and table["data_wait"].dropna().between(0, 1).all()
     assert {"ln_batch", "learning_rate", "logit_scale", "pairs_per_second", "text_cosine"} <= set(table)
@@ -50,13 +50,13 @@ def test_a_run_leaves_its_curves_as_a_table_and_a_picture(run, data, tmp_path):
         assert picture.format == "PNG" and picture.width > 1000
 
 
-def test_a_run_shorter_than_its_first_log_has_curves_too(run, tmp_path):
+def test_a_run_shorter_than_logging_steps_has_curves(run, tmp_path):
     run(logging_steps=500, max_steps=1)
     table = pd.read_csv(tmp_path / "output" / "training.csv")
     assert table["step"].tolist() == [1] and table["loss"].notna().all()
 
 
-def test_without_matplotlib_a_line_says_so_once_and_the_table_is_there(run, data, tmp_path, monkeypatch, caplog):
+def test_without_matplotlib_one_line_says_so_and_the_csv_is_written(run, data, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run(test_file=str(data / "train.csv"), eval_strategy="epoch")
     assert caplog.text.count("training.png is not drawn") == 1 and "pip install matplotlib" in caplog.text
@@ -64,7 +64,7 @@ def test_without_matplotlib_a_line_says_so_once_and_the_table_is_there(run, data
     assert not (tmp_path / "output" / "training.png").exists()
 
 
-def test_figures_of_the_best_weights_do_not_stand_at_the_last_step(run, data, tmp_path):
+def test_figures_of_the_best_weights_are_not_shown_at_the_last_step(run, data, tmp_path):
     keys = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=3)
     best = dict(load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True)
     run(test_file=str(data / "train.csv"), **keys, **best)
@@ -72,24 +72,24 @@ def test_figures_of_the_best_weights_do_not_stand_at_the_last_step(run, data, tm
     assert losses.iloc[-1] < losses.max()
 
 
-def test_a_new_run_in_the_same_folder_begins_new_curves(run, tmp_path):
+def test_a_new_run_in_the_same_folder_starts_new_curves(run, tmp_path):
     run(max_steps=3)
     run(max_steps=2, overwrite_output_dir=True)
     assert pd.read_csv(tmp_path / "output" / "training.csv")["step"].tolist() == [1, 2]
 
 
-def test_a_disk_that_takes_no_curves_is_said_and_stops_nothing(tmp_path, caplog):
+def test_curves_that_cannot_be_written_are_a_warning(tmp_path, caplog):
     (tmp_path / "output").write_text("no folder")
     state = TrainerState(log_history=[{"step": 1, "loss": 1.0}])
     WriteCurves(draw_training).write(SimpleNamespace(output_dir=str(tmp_path / "output")), state)
     assert "the curves of the run cannot be written" in caplog.text
 
 
-def test_curves_that_someone_changed_stop_no_run_that_goes_on(run, tmp_path, caplog):
+def test_a_damaged_training_csv_does_not_stop_a_resumed_run(run, tmp_path, caplog):
     run(max_steps=1, save_strategy="steps", save_steps=1)
     (tmp_path / "output" / "training.csv").write_text("step,loss\n1,what\n")
     run(max_steps=2, resume_from_checkpoint="auto")
-    assert "the curves begin anew" in caplog.text
+    assert "the curves start again" in caplog.text
     assert pd.read_csv(tmp_path / "output" / "training.csv")["step"].tolist() == [1, 2]
 
 
@@ -101,7 +101,7 @@ def test_curves_that_someone_changed_stop_no_run_that_goes_on(run, tmp_path, cap
         [{"step": 5, "eval_text_to_image_recall@1": 0.5}],
     ],
 )
-def test_a_picture_is_drawn_of_what_there_is(history, tmp_path):
+def test_curves_are_drawn_from_incomplete_logs(history, tmp_path):
     draw_training(str(tmp_path / "a.png"), curves(history))
     assert (tmp_path / "a.png").stat().st_size > 0
 
@@ -119,7 +119,7 @@ def rows(caption=lambda n: CAPTIONS[n % 8], image=lambda n: f"{n % 8}.png", coun
 
 
 def warnings(caplog) -> list[str]:
-    """Those of the run itself, without the names of single images."""
+    """Warnings about the run itself, without those about single images."""
     records = [record for record in caplog.records if record.levelname == "WARNING"]
     return [record.getMessage() for record in records if "left out of" not in record.getMessage()]
 
@@ -127,10 +127,10 @@ def warnings(caplog) -> list[str]:
 STEADY = dict(logging_steps=5, warmup_steps=5, lr_scheduler_type="constant_with_warmup")
 
 
-def test_a_healthy_run_is_warned_of_nothing(trainer, data, caplog):
+def test_a_healthy_run_has_no_warnings(trainer, data, caplog):
     keys = dict(test_file=str(data / "train.csv"), eval_strategy="steps", eval_steps=20, max_steps=100)
     trainer(**STEADY, **keys, per_device_train_batch_size=8, learning_rate=3e-3).train()
-    # How long the disk takes beside so small a model is this machine's affair.
+    # With so small a model, waiting for data depends on the disk of this machine.
     assert [warning for warning in warnings(caplog) if "waiting for data" not in warning] == []
 
 
@@ -141,19 +141,31 @@ ONE_CAPTION = rows(caption=lambda n: CAPTIONS[0])
 @pytest.mark.parametrize(
     ("train", "keys", "symptoms"),
     [
-        (rows(), dict(learning_rate=1e-9), ["so far nothing is learnt"]),
-        (rows(), dict(learning_rate=1e-9, loss_type="siglip"), ["so far nothing is learnt"]),
-        (rows(), dict(learning_rate=1e-9, gradient_accumulation_steps=2), ["so far nothing is learnt"]),
-        (EVERY_CAPTION_WITH_EVERY_IMAGE, {}, ["so far nothing is learnt"]),
-        (EVERY_CAPTION_WITH_EVERY_IMAGE, dict(mask_duplicates=True), ["so far nothing is learnt"]),
-        (ONE_CAPTION, dict(learning_rate=0.02), ["so far nothing is learnt", "different texts (mean cosine"]),
-        (rows(), dict(learning_rate=0.1), ["so far nothing", "logit_scale has fallen", "different texts (mean"]),
-        (rows(image=lambda n: "0.png"), {}, ["so far nothing", "different pictures (mean cosine 1.000)"]),
-        (rows(image=lambda n: "0.png" if n == 3 else "none.png"), {}, ["there is one good pair in a batch"]),
+        (rows(), dict(learning_rate=1e-9), ["the model has learnt nothing"]),
+        (rows(), dict(learning_rate=1e-9, loss_type="siglip"), ["the model has learnt nothing"]),
+        (rows(), dict(learning_rate=1e-9, gradient_accumulation_steps=2), ["the model has learnt nothing"]),
+        (EVERY_CAPTION_WITH_EVERY_IMAGE, {}, ["the model has learnt nothing"]),
+        (EVERY_CAPTION_WITH_EVERY_IMAGE, dict(mask_duplicates=True), ["the model has learnt nothing"]),
+        (
+            ONE_CAPTION,
+            dict(learning_rate=0.02),
+            ["the model has learnt nothing", "different texts (mean cosine"],
+        ),
+        (
+            rows(),
+            dict(learning_rate=0.1),
+            ["the model has learnt nothing", "logit_scale has fallen", "different texts (mean"],
+        ),
+        (
+            rows(image=lambda n: "0.png"),
+            {},
+            ["the model has learnt nothing", "different images (mean cosine 1.000)"],
+        ),
+        (rows(image=lambda n: "0.png" if n == 3 else "none.png"), {}, ["there is only one good pair in a batch"]),
         (rows(count=1), {}, ["train_file has one pair"]),
     ],
 )
-def test_a_run_with_a_fault_has_it_named_once(trainer, data, caplog, train, keys, symptoms):
+def test_each_symptom_is_reported_once(trainer, data, caplog, train, keys, symptoms):
     trainer(
         train_file=table(data, *train), **{**STEADY, "max_steps": 60, "per_device_train_batch_size": 8, **keys}
     ).train()
@@ -161,32 +173,32 @@ def test_a_run_with_a_fault_has_it_named_once(trainer, data, caplog, train, keys
         assert sum(symptom in warning for warning in warnings(caplog)) == 1, symptom
 
 
-def test_a_scale_that_climbs_to_its_bound_is_named_once(trainer, caplog):
+def test_a_scale_that_rises_to_its_maximum_is_reported_once(trainer, caplog):
     trained, built = (
         trainer(**keys, per_device_train_batch_size=8)
         for keys in (dict(**STEADY, max_steps=25, learning_rate=5e-3), dict(max_steps=5, learning_rate=1.0))
     )
     for module in (*trained.model.modules(), *built.model.modules()):
-        module.p = 0.0  # no dropout: pairs that are told apart once are so in each step
+        module.p = 0.0  # no dropout: pairs once told apart stay so in every step
     trained.train()
     built.model.load_state_dict(trained.model.state_dict())
     built.model.requires_grad_(False).logit_scale.requires_grad_(True)
     built.train()
-    assert sum("logit_scale has climbed from 1" in warning for warning in warnings(caplog)) == 1
+    assert sum("logit_scale has risen from 1" in warning for warning in warnings(caplog)) == 1
 
 
-def test_recall_that_falls_while_the_loss_does_is_named_once(trainer, data, caplog):
+def test_recall_that_falls_together_with_the_loss_is_reported_once(trainer, data, caplog):
     keys = dict(test_file=str(data / "train.csv"), eval_strategy="steps", eval_steps=10, eval_on_start=True)
     built = trainer(**STEADY, **keys, max_steps=60, per_device_train_batch_size=8, learning_rate=5e-3)
     built.train()
     table(data, *rows(caption=lambda n: CAPTIONS[(n + 3) % 8], count=8))
     built.train_dataset = trainer(train_file=str(data / "t.csv")).train_dataset
     built.train()
-    (warning,) = (warning for warning in warnings(caplog) if "learnt by heart" in warning)
+    (warning,) = (warning for warning in warnings(caplog) if "overfitting the training pairs" in warning)
     assert "from 100.0% at step 0" in warning and "blend_checkpoints.py" in warning
 
 
-def test_waiting_for_data_is_named_with_what_helps(trainer, data, caplog):
+def test_waiting_for_data_is_reported_with_what_helps(trainer, data, caplog):
     noise = np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), dtype=np.uint8)
     for number in range(8):
         Image.fromarray(noise).save(data / "images" / f"{number}.png", compress_level=1)
@@ -203,21 +215,21 @@ def test_waiting_for_data_is_named_with_what_helps(trainer, data, caplog):
         (rows(), {}, "t.csv: 50.0% of the captions repeat"),
     ],
 )
-def test_a_fault_of_the_data_is_named_before_the_work(run, data, caplog, train, keys, symptom):
+def test_doubtful_data_is_reported_before_training(run, data, caplog, train, keys, symptom):
     run(train_file=table(data, *train), **keys, max_steps=1)
     assert sum(symptom in warning for warning in warnings(caplog)) == 1
 
 
-def test_texts_may_repeat_where_that_is_minded_and_some_may_be_cut_or_lack_their_image(run, data, caplog):
+def test_no_warning_for_masked_duplicates_or_a_few_truncated_captions_and_missing_images(run, data, caplog):
     some = [*rows(count=18), f"{CAPTIONS[0] * 3},1.png", "红色的云,none.png"]
     run(train_file=table(data, *some), mask_duplicates=True, max_steps=1)
     assert warnings(caplog) == []
 
 
-# ---- a look at the data ----
+# ---- check_data ----
 
 
-def test_a_look_at_the_data_names_what_is_bad_and_trains_nothing(run, data, tmp_path, caplog):
+def test_check_data_reports_what_is_bad_and_does_not_train(run, data, tmp_path, caplog):
     (data / "images" / "2.png").write_bytes(b"<html>")
     shutil.copy(data / "images" / "3.png", data / "images" / "copy.png")
     some = [
@@ -252,7 +264,7 @@ def test_a_look_at_the_data_names_what_is_bad_and_trains_nothing(run, data, tmp_
         (rows(count=3), dict(dataloader_drop_last=True), "`dataloader_drop_last` leaves no step"),
     ],
 )
-def test_what_would_stop_a_training_stands_on_the_page(run, data, tmp_path, train, keys, problem):
+def test_what_would_stop_a_run_is_on_the_page(run, data, tmp_path, train, keys, problem):
     run(train_file=table(data, *train), check_data=True, **keys)
     assert problem in html.unescape((tmp_path / "output" / "check_data.html").read_text(encoding="utf-8"))
 
@@ -263,10 +275,10 @@ def test_pairs_are_shown_as_the_model_sees_them(run, data, train_args, tmp_path,
     found = check_data(args, BertCLIPModel.from_pretrained(bert_clip_path), load_processor(bert_clip_path))
     (sample,) = found.samples
     assert sample.image.size == (32, 32) and sample.tokens == ["[CLS]", *CAPTIONS[0], "[UNK]", "[SEP]"]
-    assert found.num_cut(found.tables[0]) == 1 and found.cache_minutes is None  # random pieces cannot be kept
+    assert found.num_cut(found.tables[0]) == 1 and found.cache_minutes is None  # random crops cannot be cached
 
 
-def test_the_whole_text_is_counted_and_the_batch_decides_how_often_copies_meet(data, bert_clip_path):
+def test_whole_captions_are_counted_and_the_batch_decides_how_often_copies_meet(data, bert_clip_path):
     processor = load_processor(bert_clip_path)
     dataset = PairDataset(
         table(data, *rows(caption=lambda n: CAPTIONS[n // 2])), str(data / "images"), processor, 2**31

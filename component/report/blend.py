@@ -8,7 +8,7 @@ from component.blend import Ends
 from component.checkpoint import save_checkpoint
 from component.evaluation.blend import Sweep
 from component.ground.files import write_json
-from component.hub.model_card import card_table, last_part, license_of, recalls_of, short_name, write_card
+from component.hub.model_card import Card, card_table, last_part, license_of, recalls_of, short_name, write_card
 from component.report.figures import load_pyplot, save_figure
 from component.report.text_table import markdown_table
 
@@ -82,10 +82,9 @@ def write_blend(folder: str, ends: Ends, sweep: Sweep, about: dict[str, Any], wi
             counts = f"{metrics['texts']:,} texts, {metrics['images']:,} images"
             scores = {key: f"{value:.1%}" for key, value in recalls_of(metrics).items()}
             results.append(card_table(last_part(files), counts, scores))
-    write_card(
-        folder,
+    card = Card(
         name=about["name"],
-        place=f"path/to/{about['name']}",
+        load_path=f"path/to/{about['name']}",
         dimensions=ends.model.config.projection_dim,
         facts=facts,
         results="\n\n".join([*results, *([f"![recall by alpha]({CURVES})"] if with_curves else [])]),
@@ -93,6 +92,7 @@ def write_blend(folder: str, ends: Ends, sweep: Sweep, about: dict[str, Any], wi
         test_data=last_part(about["test_file"]),
         model_license=model_license,
     )
+    write_card(folder, card)
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The ledger of the pictures that a training or an evaluation has left out."""
+"""Bad images that training and evaluation left out: counted, and named once in the log."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -9,16 +9,16 @@ logger = logging.getLogger(__name__)
 
 
 class BadImages:
-    """Counts the bad pictures of a split over all processes, and names each of a file in the log once.
+    """Counts the bad images of each split over all processes, and logs each image of a file once.
 
     Args:
-        splits: words for what is counted apart.
+        splits: names under which images are counted separately.
     """
 
     def __init__(self, *splits: str):
         self._rows: dict[str, set[int]] = {split: set() for split in splits}
         self._named: set[tuple[str, int]] = set()
-        self._found: list[tuple[str, int, str]] = []  # by this process, since the last `share`
+        self._found: list[tuple[str, int, str]] = []  # by this process since the last `share`
 
     def note(self, split: str, file: str, bad_images: Mapping[int, str]) -> None:
         """Count and name some images of a file, given as row → reason."""
@@ -28,13 +28,13 @@ class BadImages:
                 self._found.append((file, row, reason))
 
     def share(self) -> None:
-        """Name what the other processes found, as the first one alone writes to the log. All call it together."""
+        """Log what the other processes found, because only the first one writes the log. All call it together."""
         found, self._found = gather_object(self._found), []
         for file, row, reason in found:
             self._name(file, row, reason)
 
     def _name(self, file: str, row: int, reason: str) -> bool:
-        """Whether it had not been named before."""
+        """Log the image and return True, unless it was logged before."""
         is_new = (file, row) not in self._named
         if is_new:
             self._named.add((file, row))

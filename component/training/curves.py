@@ -1,4 +1,4 @@
-"""The curves of a run: what the Trainer logged, as a table with a row for each step that was logged."""
+"""The curves of a run: what the Trainer logged, as a table with one row per logged step."""
 
 import csv
 import logging
@@ -20,10 +20,8 @@ Row = dict[str, float]
 
 
 def curves(log_history: Iterable[dict[str, float]]) -> list[Row]:
-    """A row for each step, in order, of all that was logged at it; what was logged twice counts as it was last.
-
-    That is the case where a finished run is evaluated again. The totals of a training belong to no step, and are
-    left out.
+    """One row per step, in order, with everything logged at that step. Of a value logged twice, as when a finished run
+    is evaluated again, the last one counts. The totals of a run are left out.
     """
     rows: dict[float, Row] = {}
     for entry in log_history:
@@ -33,7 +31,7 @@ def curves(log_history: Iterable[dict[str, float]]) -> list[Row]:
 
 
 def write_csv(path: str, rows: list[Row]) -> None:
-    """Write the rows under the names of all that they hold; a cell is empty where nothing was logged."""
+    """Write the rows as CSV, with a column for every name in them and empty cells for missing values."""
     others = sorted({key for row in rows for key in row} - set(COLUMNS))
     with new_file(path, newline="") as file:
         table = csv.DictWriter(file, [*COLUMNS, *others], lineterminator="\n")
@@ -42,7 +40,7 @@ def write_csv(path: str, rows: list[Row]) -> None:
 
 
 def read_csv(path: str, last_step: int) -> list[Row]:
-    """The rows up to a step that `write_csv` has written; none where there is no such file, or it was changed."""
+    """Read the rows up to a step from what `write_csv` wrote; none if the file is missing or cannot be parsed."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             table = [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
@@ -50,20 +48,19 @@ def read_csv(path: str, last_step: int) -> list[Row]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read: the curves begin anew (%r).", path, error)
+        logger.warning("%s cannot be read, so the curves start again (%r).", path, error)
         return []
 
 
 class WriteCurves(TrainerCallback):
-    """After each evaluation and at the end, writes training.csv to output_dir, and has training.png drawn.
+    """Writes training.csv and training.png to output_dir after each evaluation and at the end.
 
-    The curves come from the log history, which checkpoints keep, and from training.csv itself, as an evaluation at the
-    end of an epoch comes after the checkpoint of its step: a run that was resumed has the curves of one that never
-    stopped. A disk that does not take them is told of, and stops nothing.
+    The rows come from the log history, which checkpoints contain, and from training.csv itself, because the evaluation
+    at the end of an epoch comes after the checkpoint of its step. A resumed run thus has the curves of one that never
+    stopped. If the files cannot be written, log a warning and continue.
 
     Args:
-        draw: draws rows into a PNG of this path. Where it raises ModuleNotFoundError, a line says once what is
-            missing.
+        draw: called with a path and rows to draw a PNG. If it raises ModuleNotFoundError, log once what is missing.
     """
 
     def __init__(self, draw: Callable[[str, list[Row]], Any]):
@@ -78,12 +75,12 @@ class WriteCurves(TrainerCallback):
             self._before = read_csv(os.path.join(args.output_dir, CSV), last_step=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        # The rest behind the last log, or all of a run that is shorter than logging_steps.
+        # Log the steps since the last log, or all of a run that is shorter than logging_steps.
         if state.global_step >= state.max_steps and args.logging_strategy != IntervalStrategy.NO:
             control.should_log = True
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if not self._has_best_weights:  # whose figures would stand at the last step
+        if not self._has_best_weights:  # else the figures of the best weights would appear at the last step
             self.write(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -102,7 +99,7 @@ class WriteCurves(TrainerCallback):
             if self._draw:
                 self._draw(os.path.join(args.output_dir, PNG), rows)
         except ModuleNotFoundError as error:
-            logger.warning("%s is not drawn, %s has its numbers: %s", PNG, CSV, error)
+            logger.warning("%s is not drawn (its numbers are in %s): %s", PNG, CSV, error)
             self._draw = None
         except OSError as error:
             logger.warning("the curves of the run cannot be written to %s: %s", args.output_dir, error)

@@ -1,4 +1,4 @@
-"""How long the device has waited for data."""
+"""Measures how long the device waits for data."""
 
 import time
 from collections.abc import Iterator
@@ -8,10 +8,11 @@ import torch
 
 
 class DataWait:
-    """Adds up the time of what it is put around, as the device sees it.
+    """Sums up the time that the device is idle while the host runs a block of code.
 
-    The host runs ahead of a GPU, which may have work left while the host waits. So the GPU notes its time before and
-    behind: it comes to the one when its work is done, and to the other when there is more.
+    The host runs ahead of a GPU, which may still have work queued while the host waits for data. So a CUDA event is
+    recorded before the block and another one after it: the GPU reaches the first when its queued work is done, and the
+    second when the host has submitted more.
     """
 
     def __init__(self, device: torch.device):
@@ -33,9 +34,9 @@ class DataWait:
         self._events.append(events)
 
     def take(self) -> float:
-        """The seconds since it was last asked. Waits for the device."""
+        """Seconds since the last call. Waits for the device."""
         seconds, self._seconds = self._seconds, 0.0
         events, self._events = self._events, []
         if events:
             events[-1][1].synchronize()
-        return seconds + sum(before.elapsed_time(behind) for before, behind in events) / 1000
+        return seconds + sum(before.elapsed_time(after) for before, after in events) / 1000

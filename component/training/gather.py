@@ -1,4 +1,4 @@
-"""Rows of all processes in one tensor, with gradients back to where each row came from."""
+"""Gather rows of all processes into one tensor, with gradients that flow back to the process of each row."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,13 @@ from torch.autograd.function import once_differentiable
 
 
 def row_gather(count: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, int]]:
-    """A function: (count, D) of this process → (N, D) of all in the order of the ranks, and where the own rows begin.
+    """Return a function: (count, D) of this process → (N, D) of all processes in rank order, and the index of the
+    first row of this process.
 
-    The count may differ between processes. It is asked for once, because that waits for the device.
+    The count may differ between processes. They exchange it once here, because that waits for the device.
 
-    The backward pass adds up what all processes want of a row, and hands it to the one that made it. Without that,
-    each process would pull its own embeddings towards the others' but never move the others'.
+    The backward pass sums the gradients of a row over all processes and returns the sum to the process that owns it.
+    Without that, each process would move its own embeddings towards those of the others, but never the others'.
     """
     size = torch.tensor([count], device=device)
     sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
@@ -27,7 +28,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, sizes: list[int]):
         ctx.start, ctx.size = sum(sizes[: dist.get_rank()]), len(rows)
-        # Collectives want equal shapes: shorter ones are filled up and cut again.
+        # Collectives need equal shapes: pad the shorter tensors, and remove the padding afterwards.
         padded = rows.new_zeros(max(*sizes, 1), rows.shape[1])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]

@@ -1,4 +1,4 @@
-"""Learning rates by part of the model, and smaller ones for layers farther from the output."""
+"""Learning rates by prefix of the weights' names, and lower ones for layers farther from the output."""
 
 import logging
 import re
@@ -17,15 +17,15 @@ _INSIDE = re.compile(r"(text_model|vision_model)\.(?:embeddings|pre_layrnorm|enc
 
 
 def rates_of(model: BertCLIPModel, args: CLIPTrainingArguments) -> dict[str, float]:
-    """Name of each parameter that is trained → its learning rate before any schedule.
+    """Name of each trainable parameter → its learning rate before any schedule.
 
-    That is the rate of the longest prefix in `learning_rates`, else `learning_rate`; times `layer_decay` once for the
-    last block of a tower, twice for the one before, and once more for the embeddings than for the first block (as in
-    BEiT, arXiv:2106.08254).
+    The rate is that of the longest matching prefix in `learning_rates`, or else `learning_rate`. It is multiplied by
+    `layer_decay` once for the last block of a tower, twice for the block before it, and so on; the embeddings are
+    decayed once more than the first block (as in BEiT, arXiv:2106.08254).
 
     Raises:
-        ValueError: a prefix of `learning_rates` that no parameter begins with, or none that is trained; a tower in
-            `layer_decay` of which nothing is trained.
+        ValueError: no parameter, or no trainable one, begins with a prefix in `learning_rates`; a tower in
+            `layer_decay` has no trainable parameter.
     """
     rates, decay = args.learning_rates or {}, args.layer_decay or 1.0
     names = {_plain(name): parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -53,7 +53,7 @@ def rates_of(model: BertCLIPModel, args: CLIPTrainingArguments) -> dict[str, flo
 
 
 def set_rates(optimizer: Optimizer, model: BertCLIPModel, args: CLIPTrainingArguments) -> None:
-    """Split the optimizer's groups by `rates_of`, before a schedule is made for them. The log names the rates."""
+    """Split the optimizer's parameter groups by `rates_of` and log the rates. Call it before building a scheduler."""
     rates = rates_of(model, args)
     rate_of = {parameter: rates[name] for name, parameter in model.named_parameters() if name in rates}
     groups = []
@@ -62,35 +62,35 @@ def set_rates(optimizer: Optimizer, model: BertCLIPModel, args: CLIPTrainingArgu
         for parameter in group["params"]:
             by_rate.setdefault(rate_of[parameter], []).append(parameter)
         groups += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
-    # What the Trainer logs is the rate of the first group: learning_rate, or the highest where no weight has that.
+    # The Trainer logs the rate of the first group: learning_rate, or the highest rate if no weight has that one.
     optimizer.param_groups = sorted(groups, key=lambda group: (group["lr"] != args.learning_rate, -group["lr"]))
     counts = Counter(rates.values())
     rates_and_counts = ", ".join(f"{rate:.3g} ({counts[rate]})" for rate in sorted(counts))
-    logger.info("learning rates, and how many weights have each: %s", rates_and_counts)
+    logger.info("learning rates (and how many weights use each): %s", rates_and_counts)
 
 
 def _plain(name: str) -> str:
-    """A parameter's name before LoRA."""
+    """A parameter's name without LoRA."""
     return name.replace(".base_layer.", ".")
 
 
 def _begins(name: str, prefix: str) -> bool:
-    """By whole parts: layer.1 is no prefix of layer.10."""
+    """Compare whole components: layer.1 is not a prefix of layer.10."""
     return f"{name}.".startswith(f"{prefix}.")
 
 
 def _require_trained(key: str, prefix: str, is_trained: Mapping[str, bool]) -> None:
     found = [trained for name, trained in is_trained.items() if _begins(name, prefix)]
     if not found:
-        raise ValueError(f"`{key}`: no weight of the model begins with {prefix}; there are {_parts(is_trained)}.")
+        raise ValueError(f"`{key}`: no weight begins with {prefix}; the model has {_prefixes(is_trained)}.")
     if not any(found):
         raise ValueError(
-            f"`{key}`: all that begins with {prefix} is locked, and takes no learning rate. Leave it out, or see "
-            "freeze_vision and lora_rank."
+            f"`{key}`: all weights that begin with {prefix} are locked and need no learning rate. Leave it out, or "
+            "unlock them (see freeze_vision and lora_rank)."
         )
 
 
-def _parts(names: Iterable[str]) -> str:
-    """Prefixes that make sense, with one number in place of all layers'."""
+def _prefixes(names: Iterable[str]) -> str:
+    """Useful prefixes of the names, with <n> in place of the number of a layer."""
     layers = (re.match(r"(\w+\.encoder\.layers?)\.|\w+_model\.\w+|\w+", name) for name in names)
     return ", ".join(dict.fromkeys(f"{match[1]}.<n>" if match[1] else match[0] for match in layers))

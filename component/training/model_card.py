@@ -1,4 +1,4 @@
-"""The model card of a training, from its arguments and from what it has left in output_dir."""
+"""The model card of a trained model, from the arguments and the results in output_dir."""
 
 import json
 import os
@@ -7,28 +7,25 @@ from contextlib import suppress
 from typing import Any
 
 from component.argument import CLIPTrainingArguments
-from component.hub.model_card import card_table, last_part, recalls_of, write_card
+from component.hub.model_card import Card, card_table, last_part, recalls_of, write_card
 from component.hub.model_path import is_hub_name
 
 
 def write_model_card(folder: str, args: CLIPTrainingArguments, dimensions: int, num_pairs: int) -> None:
-    """Write README.md, whole or not at all.
-
-    Folders of this machine are named by their last part; only names of the Hub stand in the metadata.
+    """Write README.md atomically. Of local paths it names only the last component; the metadata has Hub names only.
 
     Args:
-        folder: where the weights are.
+        folder: of the weights.
         dimensions: of an embedding.
-        num_pairs: that the model was trained on.
+        num_pairs: of the training data.
     """
     results = _read(args, "test_results.json")
     recalls = recalls_of(results, "eval_")
     test_data = last_part(args.test_file) if recalls else None
     scores = {key: f"{value:.1%}" for key, value in recalls.items()}
-    write_card(
-        folder,
+    card = Card(
         name=(args.hub_model_id or os.path.abspath(args.output_dir)).split("/")[-1],
-        place=args.hub_model_id or "path/to/checkpoint-final",
+        load_path=args.hub_model_id or "path/to/checkpoint-final",
         dimensions=dimensions,
         facts=dict(_facts(args, num_pairs)),
         results=card_table(f"{test_data}", f"{results.get('eval_pairs')} pairs", scores)
@@ -39,6 +36,7 @@ def write_model_card(folder: str, args: CLIPTrainingArguments, dimensions: int, 
         model_license=args.model_license or None,
         base_models=[path for path in _base_models(args) if is_hub_name(path)],
     )
+    write_card(folder, card)
 
 
 def _base_models(args: CLIPTrainingArguments) -> list[str]:

@@ -1,4 +1,4 @@
-"""Training with FSDP or DeepSpeed: what transformers and accelerate leave to be done."""
+"""What FSDP and DeepSpeed need in addition to what transformers and accelerate do."""
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -9,9 +9,9 @@ _SCALARS = ("logit_scale", "logit_bias")
 
 
 def prepare_parallel(trainer: Trainer) -> None:
-    """Make a trainer whose arguments have `fsdp` or `deepspeed` ready to train.
+    """Prepare a trainer whose arguments have `fsdp` or `deepspeed`.
 
-    The model's scalars become vectors of one element: neither has a way to part a scalar.
+    The model's scalars become vectors of one element, because neither can shard a scalar.
     """
     for name in _SCALARS:
         parameter = getattr(trainer.model, name)
@@ -21,21 +21,21 @@ def prepare_parallel(trainer: Trainer) -> None:
         return
     state = trainer.accelerator.state
     if not trainer.is_fsdp_enabled:
-        # Torch has FSDP for CPUs too, but accelerate would train without it and say nothing.
+        # torch supports FSDP on CPUs, but accelerate would silently train without it.
         PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
         trainer.is_fsdp_enabled = True
-    # accelerate's half precision for FSDP would round logit_scale and the embeddings; autocast does not.
+    # accelerate's mixed precision for FSDP would round logit_scale and the embeddings; autocast does not.
     state.fsdp_plugin.mixed_precision_policy = None
 
 
 def with_scalars(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict as every checkpoint has it, from that of a sharded model."""
+    """The state dict of a sharded model in the layout of every checkpoint, with scalars."""
     return {key: value.view(()) if key in _SCALARS else value for key, value in state_dict.items()}
 
 
 def clamp_deepspeed_parameter(parameter: nn.Parameter, maximum: float) -> None:
-    """Clamp the copy that DeepSpeed's optimizer steps, and overwrites the parameter with."""
+    """Clamp the fp32 copy that DeepSpeed's optimizer updates and copies into the parameter."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
     safe_set_full_fp32_param(parameter, safe_get_full_fp32_param(parameter).clamp(max=maximum))

@@ -1,4 +1,4 @@
-"""A random order that is computed and not stored: any element of it, at once."""
+"""A random order that is computed instead of stored, with access to any element."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +14,15 @@ ROUNDS = 8
 class Permutation:
     """A pseudo-random permutation of 0 … size - 1, the same for the same seed on every machine.
 
-    Numbers are pairs of digits, (x // b, x % b), to each of which in turn a hash of the other is added: a Feistel
-    network over Z_a × Z_b (FE1 of Bellare, Ristenpart, Rogaway and Stegers, Format-Preserving Encryption, SAC 2009).
-    That permutes the a·b numbers; those that land at or beyond `size`, fewer than a of them, go through again until
-    they do not (cycle-walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002). Good for
-    shuffling, not for secrets.
+    A number x is split into two digits, (x // b, x % b). In each round a hash of one digit is added to the other: a
+    Feistel network over Z_a × Z_b (FE1 of Bellare, Ristenpart, Rogaway and Stegers, Format-Preserving Encryption, SAC
+    2009), which permutes the a·b numbers. Fewer than a of them land at or beyond `size`; these are encrypted again
+    until they do not (cycle-walking: Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002). Suitable
+    for shuffling, not for cryptography.
 
     Args:
         size: up to 2^62.
-        seed: any numbers from 0.
+        seed: non-negative numbers.
     """
 
     size: int
@@ -32,9 +32,9 @@ class Permutation:
     def _keys(self) -> np.ndarray:
         return np.random.SeedSequence(self.seed).generate_state(ROUNDS, np.uint64)
 
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """(n,) places in the order, each below size → (n,) int64, the numbers at these."""
-        numbers = np.asarray(places).astype(np.uint64)
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """(n,) positions in the order, each below size → (n,) int64, the numbers at these positions."""
+        numbers = np.asarray(positions).astype(np.uint64)
         outside = np.arange(len(numbers))
         while len(outside):
             numbers[outside] = self._encrypt(numbers[outside])

@@ -17,7 +17,16 @@ import torch
 from conftest import CAPTIONS, ROOT, run_python
 from huggingface_hub import ModelCard
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertTokenizerFast, CLIPModel, CLIPProcessor, CLIPVisionModel, Trainer, TrainerCallback
+from transformers import (
+    BertTokenizerFast,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPVisionModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
 from component.argument import load_arguments
 from component.dataset import Pairs
@@ -27,6 +36,7 @@ from component.pairs.image_source import DecodedImages
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training.build import load_datasets, load_model
+from component.training.early_stopping import StopEarly
 from component.training.interruption import RunFailed
 from component.training.preflight import preflight
 from component.training.resumable_trainer import ResumableTrainer
@@ -505,6 +515,22 @@ def test_a_loss_of_exactly_0_stops_the_run_at_its_end(trainer, data):
 def test_a_batch_of_one_pair_is_reported(trainer, caplog):
     trainer(per_device_train_batch_size=1, max_steps=5).train()
     assert caplog.text.count("a single pair has no negatives") == 1
+
+
+def test_early_stopping_does_not_count_the_evaluation_before_the_first_step(train_args, data):
+    """The Trainer's best checkpoint does not either: the weights of step 0 are not saved."""
+    keys = dict(eval_strategy="steps", test_file=str(data / "train.csv"), metric_for_best_model="mean_recall")
+    args = load_arguments(train_args(**keys, early_stopping_patience=2))
+    recalls = {0: 0.9, 1: 0.5, 2: 0.6, 3: 0.4, 4: 0.4}
+    history = [{"step": step, "eval_mean_recall": recall} for step, recall in recalls.items()]
+
+    def stops_at(step: int) -> bool:
+        state = TrainerState(global_step=step, log_history=history[: step + 1])
+        control = TrainerControl()
+        StopEarly(args.early_stopping_patience).on_evaluate(args, state, control)
+        return control.should_training_stop
+
+    assert [step for step in recalls if stops_at(step)] == [4]
 
 
 @pytest.mark.parametrize("batch", [3, 100])

@@ -76,8 +76,8 @@ def flat_loss(log: Log, args) -> str | None:
     return (
         f"the loss is {loss:.3g} after the warm-up, while a model that knows nothing has {nothing:.3g} (in a batch "
         f"of {pairs:.0f}): the model has learnt nothing so far. Is the learning_rate of {args.learning_rate:g} too "
-        "low, or so high that it destroyed the tower? Does each caption belong to its image, and do the captions differ? "
-        "check_data: true shows what the model sees."
+        "low, or so high that it destroyed the tower? Does each caption belong to its image, and do the captions "
+        "differ? check_data: true shows what the model sees."
     )
 
 

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,3 +206,19 @@ def test_taking_a_lock_sweeps_the_folder(tmp_path, start):
     killed.wait()
     with sole_writer(str(tmp_path / "out")):
         assert not [name for name in os.listdir(tmp_path) if is_temporary(name)]
+
+
+def test_several_writers_may_make_one_folder_at_once(tmp_path):
+    """The first ones find no folder of that name, and by the time they give it theirs there is one."""
+    start = threading.Barrier(4)
+
+    def make(writer: int) -> None:
+        for number in range(50):
+            start.wait(timeout=60)  # seconds: the others wait no longer when one has failed
+            with new_folder(str(tmp_path / f"{number}")) as folder:
+                Path(folder, "content").write_text(str(writer))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(make, range(4)))
+    assert sorted(os.listdir(tmp_path), key=int) == [str(number) for number in range(50)]
+    assert all((tmp_path / f"{number}" / "content").read_text() in "0123" for number in range(50))

@@ -165,13 +165,16 @@ def replace_folder(new: str, final: str) -> None:
                 os.chmod(os.path.join(folder, name), usual_mode)
             _sync(os.path.join(folder, name))
         _sync_folder(folder)
-    if not os.path.isdir(final):
+    try:
         os.rename(new, final)
-    elif not _exchange(new, final):
-        old = _temporary_name(final, "old")
-        os.rename(final, old)
-        os.rename(new, final)
-        new = old
+    except OSError:
+        if not os.path.isdir(final):  # else it was there, or another process was faster
+            raise
+        if not _exchange(new, final):
+            old = _temporary_name(final, "old")
+            os.rename(final, old)
+            os.rename(new, final)
+            new = old
     _sync_folder(os.path.dirname(os.path.abspath(final)))
     shutil.rmtree(new, ignore_errors=True)
 

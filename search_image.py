@@ -1,54 +1,54 @@
-"""Search your own pictures: index them once, then ask in Chinese, by a picture, or in the browser."""
+"""Search your own images: index them once, then ask in Chinese, by an image, or in the browser."""
 
 import argparse
 import os
 
-from component.ground.command import Parser, input_file, number, output_file, run_script, share, whole_number
+from component.ground.command import Parser, expected, input_file, number, output_file, run_script, share, whole_number
 
-PORT = 7860
+PORT = 8642
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="index | query | serve | export")
 
-    index = commands.add_parser("index", help="bring a gallery up to date: new, changed and vanished pictures")
-    index.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
-    index.add_argument(
-        "--images", required=True, nargs="+", metavar="FOLDER", help="folders, picture files, tables or .tar shards"
-    )
+    index = commands.add_parser("index", help="bring a gallery up to date: new, changed and deleted images")
+    index.add_argument("--model", help="BertCLIP folder, such as output/demo/checkpoint-final")
+    index.add_argument("--images", nargs="+", metavar="FOLDER", help="folders, image files, tables or .tar shards")
     index.add_argument("--image_path", metavar="FOLDER", help="of the file names in tables (CSV, Parquet)")
     index.add_argument(
-        "--batch_size", type=whole_number("pictures"), default=64, help="per forward pass (%(default)s)"
+        "--exclude", nargs="+", default=[], metavar="PATTERN", help="names of files and folders to leave out"
     )
+    index.add_argument("--forget", metavar="FOLDER", help="instead: remove all images below it from the gallery")
+    index.add_argument("--batch_size", type=whole_number("images"), default=64, help="per forward pass (%(default)s)")
     index.add_argument("--num_workers", type=whole_number("processes", 0, 1000), help="that decode; default: by cores")
     index.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(%(default)s)")
     index.add_argument("--report", type=output_file, metavar="CSV", help="default: bad_images.csv in the gallery")
 
-    query = commands.add_parser("query", help="print the pictures that fit best")
-    query.add_argument("--text", nargs="+", default=[], help="each a query of its own")
-    query.add_argument("--image", nargs="+", default=[], type=input_file, help="pictures, together with each text")
+    query = commands.add_parser("query", help="print the images that fit best")
+    query.add_argument("--text", nargs="+", default=[], type=query_text, help="each a query of its own")
+    query.add_argument("--image", nargs="+", default=[], type=input_file, help="images, together with each text")
+    query.add_argument("--like", nargs="+", default=[], type=whole_number("the gallery", 0), help="images by their id")
     query.add_argument(
-        "--like", nargs="+", default=[], type=whole_number("the gallery", 0), help="pictures by their id"
+        "--minus", nargs="+", default=[], type=query_text, metavar="TEXT", help="what should not be seen"
     )
-    query.add_argument("--minus", nargs="+", default=[], metavar="TEXT", help="what should not be seen")
-    query.add_argument("--image_weight", type=share, default=0.5, help="of the pictures beside a text (%(default)s)")
-    query.add_argument("--top_k", type=whole_number("pictures"), default=10, help="(%(default)s)")
+    query.add_argument("--image_weight", type=share, default=0.5, help="of the images next to a text (%(default)s)")
+    query.add_argument("--top_k", type=whole_number("images"), default=10, help="(%(default)s)")
     query.add_argument("--threshold", type=number("a score"), metavar="SCORE", help="least score")
-    query.add_argument("--folder", help="only pictures below it")
-    query.add_argument("--since", type=date, metavar="YYYY-MM-DD", help="only pictures changed on that day or later")
-    query.add_argument("--until", type=date, metavar="YYYY-MM-DD", help="only pictures changed before that day")
+    query.add_argument("--folder", help="only images below it")
+    query.add_argument("--since", type=day, metavar="YYYY-MM-DD", help="only images of that day or later")
+    query.add_argument("--until", type=day, metavar="YYYY-MM-DD", help="only images from before that day")
     query.add_argument(
-        "--fold", type=number("a cosine", 0, 1), metavar="COSINE", help="pictures this alike are one, such as 0.98"
+        "--fold", type=number("a cosine", 0, 1), metavar="COSINE", help="images this alike are one, such as 0.98"
     )
-    query.add_argument("--approximate", action="store_true", help="by a faiss index, for several million pictures")
+    query.add_argument("--approximate", action="store_true", help="by a faiss index, for several million images")
     query.add_argument("--json", type=output_file, metavar="FILE", help="also write the answers as JSON")
-    query.add_argument("--html", type=output_file, metavar="FILE", help="also write a page with the pictures")
+    query.add_argument("--html", type=output_file, metavar="FILE", help="also write a page with the images")
 
-    serve = commands.add_parser("serve", help="a page in the browser")
-    serve.add_argument("--host", default="127.0.0.1", help="(%(default)s); 0.0.0.0: also for other machines")
-    serve.add_argument("--port", type=whole_number("a port", 1, 65535), default=PORT, help="(%(default)s)")
-    serve.add_argument("--name", action="append", default=[], help="a further name of this machine in URLs")
+    server = commands.add_parser("serve", help="a page in the browser")
+    server.add_argument("--host", default="127.0.0.1", help="(%(default)s); 0.0.0.0: also for other machines")
+    server.add_argument("--port", type=whole_number("a port", 1, 65535), default=PORT, help="(%(default)s)")
+    server.add_argument("--name", action="append", default=[], help="a further name of this machine in URLs")
 
     export = commands.add_parser("export", help="write id, path and vector for other programs")
     export.add_argument("--format", choices=("parquet", "npy"), default="parquet", help="(%(default)s)")
@@ -56,51 +56,59 @@ def parse_args() -> argparse.Namespace:
 
     for command in commands.choices.values():
         command.add_argument("--gallery", required=True, metavar="FOLDER", help="folder of vectors and rows")
-    for command in (index, query, serve):
-        command.add_argument("--device", help="such as cpu, cuda:1; default: a GPU where there is one")
-    for command in (query, serve):
+    for command in (index, query, server):
+        command.add_argument("--device", help="such as cpu, cuda:1; default: a GPU if there is one")
+    for command in (query, server):
         command.add_argument("--model", help="where the gallery's model lies now; default: where it lay")
     args = parser.parse_args()
-    if args.command == "query" and not (args.text or args.image or args.like):
-        parser.error("query: give --text, --image or --like")
+    if args.command == "index" and args.forget is None and not (args.model and args.images):
+        parser.error("index: give --model and --images, or --forget")
+    if args.command == "query" and not (args.text or args.image or args.like or args.minus):
+        parser.error("query: give --text, --image, --like or --minus")
     if args.command == "query":
         parser.require_distinct(args, "image", "json", "html")
     return args
 
 
-def date(text: str) -> float:
+def query_text(text: str) -> str:
+    """Type of an option: a text that is not empty, and that the terminal passed on as Unicode."""
+    if not text.strip():
+        raise expected(text, "a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise expected(text, "a text in UTF-8 (the terminal uses another encoding, such as GBK)") from None
+    return text
+
+
+def day(text: str) -> float:
     """Type of an option: a day, as the seconds since 1970 at which it begins here."""
     import datetime
 
     try:
         return datetime.datetime.strptime(text, "%Y-%m-%d").timestamp()
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text}: expected a day such as 2026-01-31") from None
+        raise expected(text, "a day such as 2026-01-31") from None
 
 
-def index(args: argparse.Namespace) -> int:
+def run_index(args: argparse.Namespace) -> int:
+    if args.forget is not None:
+        return run_forget(args)
     from accelerate import PartialState
     from tqdm import tqdm
 
     from component.report.search import bad_images_csv, index_summary
-    from component.search.index import update
+    from component.search.index import Progress, Sources, update
     from component.search.open import gallery_to_write
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
     with (
         gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model),
-        tqdm(unit=" pictures", desc="index", disable=not is_first) as bar,
+        tqdm(unit=" images", desc="index", disable=not is_first) as bar,
     ):
-        report = update(
-            gallery,
-            *model,
-            args.images,
-            args.image_path,
-            args.batch_size,
-            args.num_workers,
-            on_total=bar.reset,
-            on_batch=bar.update,
-        )
+        sources = Sources(args.images, args.image_path, args.exclude)
+        progress = Progress(on_total=bar.reset, on_batch=bar.update)
+        report = update(gallery, *model, sources, args.batch_size, args.num_workers, progress)
         if is_first:
             bar.close()
             print(index_summary(report, gallery))
@@ -108,14 +116,29 @@ def index(args: argparse.Namespace) -> int:
     return 0
 
 
-def query(args: argparse.Namespace) -> int:
+def run_forget(args: argparse.Namespace) -> int:
+    from component.ground.lock import sole_writer
+    from component.report.search import bad_images_csv
+    from component.search.writer import GalleryWriter
+
+    with sole_writer(args.gallery, inside=True):
+        gallery = GalleryWriter(args.gallery)
+        print(f"{gallery.forget(args.forget):,} images below {args.forget} removed from {args.gallery}")
+        bad_images_csv(os.path.join(args.gallery, "bad_images.csv"), gallery)
+    return 0
+
+
+def run_query(args: argparse.Namespace) -> int:
     from component.ground.files import write_json, write_text
-    from component.report.search import hits_as_json, hits_page, hits_table
+    from component.ground.plain_text import shown_path
+    from component.report.search import hits_page, hits_table
     from component.search.open import open_searcher
     from component.search.query import Filter, Query
 
     searcher = open_searcher(args.gallery, args.model, args.device, args.approximate)
-    filter = Filter(args.folder, args.since, args.until, args.threshold, args.fold)
+    if searcher.approximate:
+        print(searcher.approximate)
+    where = Filter(args.folder, args.since, args.until, args.threshold, args.fold)
     answers = {}
     for text in args.text or [None]:
         query = Query(
@@ -125,38 +148,33 @@ def query(args: argparse.Namespace) -> int:
             minus=args.minus,
             image_weight=args.image_weight,
         )
-        answers[query.name] = searcher.search(searcher.embed(query), args.top_k, filter)
+        answers[query.name] = [hit.as_json() for hit in searcher.search(searcher.embed(query), args.top_k, where)]
     for name, hits in answers.items():
-        print(f"\n{name}\n{hits_table(hits)}")
+        print(f"\n{shown_path(name)}\n{hits_table(hits)}")
     if args.json:
-        write_json(args.json, hits_as_json(answers))
+        write_json(args.json, answers)
     if args.html:
-        write_text(args.html, hits_page(answers))
+        write_text(args.html, hits_page(answers, searcher.gallery))
     return 0
 
 
-def serve(args: argparse.Namespace) -> int:
+def run_serve(args: argparse.Namespace) -> int:
     from component.search.open import open_searcher
-    from component.search.server import LOOPBACK, local_names, make_app, new_token, serve
+    from component.search.server import LOOPBACK, local_names, make_app, new_token, serve_app
 
     token, hosts = None, (*LOOPBACK, *args.name)
     if args.host not in LOOPBACK:
         token, hosts = new_token(), (*hosts, args.host, *local_names())
         print(f"Warning: every machine that reaches {args.host} can ask for this page; it needs the token in the URL.")
-    app = make_app(
-        open_searcher(args.gallery, args.model, args.device),
-        os.path.join(args.gallery, "thumbnails"),
-        hosts,
-        token,
-    )
+    app = make_app(open_searcher(args.gallery, args.model, args.device), hosts, token)
     shown = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     url = f"http://{f'[{shown}]' if ':' in shown else shown}:{args.port}/"
     print(f"Open {url}{f'?token={token}' if token else ''}  (Ctrl-C ends it)", flush=True)
-    serve(app, args.host, args.port)
+    serve_app(app, args.host, args.port)
     return 0
 
 
-def export(args: argparse.Namespace) -> int:
+def run_export(args: argparse.Namespace) -> int:
     from component.search.export import export_gallery
     from component.search.gallery import Gallery
 
@@ -170,9 +188,10 @@ def main() -> int:
 
     from component.ground.lock import sole_writers
 
+    commands = {"index": run_index, "query": run_query, "serve": run_serve, "export": run_export}
     with sole_writers(*(getattr(args, output, None) for output in ("json", "html", "output"))):
-        return {"index": index, "query": query, "serve": serve, "export": export}[args.command](args)
+        return commands[args.command](args)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_script(main, stopped="Stopped. Run the same command again to go on."))
+    raise SystemExit(run_script(main, stopped="Stopped. Run the same command again to continue."))

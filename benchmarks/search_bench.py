@@ -106,10 +106,11 @@ class Ours:
     title = "search_image.py, exact"
 
     def __init__(self, vectors, folder, approximate=False):
-        from component.search.gallery import Gallery
         from component.search.query import Searcher
+        from component.search.writer import GalleryWriter
 
-        self.gallery = Gallery.create(str(folder), WIDTH, fingerprint="", model="", random_texts=[[0.0] * WIDTH] * 2)
+        texts = np.asarray(vectors[:100], np.float32).tolist()  # what the recall of the index is measured with
+        self.gallery = GalleryWriter.create(str(folder), WIDTH, fingerprint="", model="", random_texts=texts)
         for start in range(0, len(vectors), 10_000):
             self.add(vectors[start : start + 10_000])
         self.searcher = Searcher(self.gallery, None, None, self.open_index() if approximate else None)
@@ -120,12 +121,14 @@ class Ours:
         return open_index(self.gallery)
 
     def add(self, vectors):
-        from component.search.gallery import FileState
+        from component.ground.file_state import FileState
+        from component.search.rows import ImageFile
 
-        first = len(self.gallery)
+        first = self.gallery.num_rows()
         rows = range(first, first + len(vectors))
-        states = [FileState(f"/photos/{row:08d}.jpg", row, row) for row in rows]
-        self.gallery.add(states, [row.to_bytes(16, "little") for row in rows], vectors)
+        files = [ImageFile(f"/photos/{row:08d}.jpg", FileState(row, row, row, row)) for row in rows]
+        digests = [row.to_bytes(16, "little") for row in rows]
+        self.gallery.add(files, digests, [None] * len(files), vectors)
 
     def search(self, query):
         import torch

@@ -220,9 +220,9 @@ def make_cases(folder: Path, address: str) -> dict[str, Case]:
         return ["search_image.py", "index", "--model", str(model), "--images", str(images), *options]
 
     def check_gallery(output: Path) -> None:
-        from component.search.gallery import Gallery
+        from component.search.gallery import Gallery, is_gallery
 
-        if Gallery.is_made(str(output)):
+        if is_gallery(str(output)):
             list(Gallery(str(output)).images())
 
     def paths(output: Path) -> list[str]:

@@ -4,7 +4,8 @@ import os
 
 import pytest
 from PIL import Image
-from test_search import folder, index, searcher, server  # noqa: F401
+
+pytest_plugins = ["galleries"]
 
 expect = pytest.importorskip("playwright.sync_api").expect
 

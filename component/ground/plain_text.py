@@ -14,7 +14,20 @@ def one_line(text: object) -> str:
     >>> one_line("red\n\x1b[31m")
     'red \\x1b[31m'
     """
-    return _ACTIVE.sub(lambda match: match[0].encode("unicode_escape").decode(), " ".join(str(text).split()))
+    return _ACTIVE.sub(lambda match: _escape(match[0]), " ".join(str(text).split()))
+
+
+def shown_path(path: str) -> str:
+    r"""A path in one line in which names that differ look different: all white space but plain spaces is escaped.
+
+    >>> shown_path("two  spaces\u3000wide")
+    'two  spaces\\u3000wide'
+    """
+    return "".join(_escape(c) if _ACTIVE.match(c) or (c.isspace() and c != " ") else c for c in path)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def spreadsheet_cell(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from component.ground.plain_text import one_line
+from component.ground.plain_text import one_line, shown_path
 
 THUMBNAIL_SIDE = 192  # pixels
 
@@ -17,7 +17,7 @@ THUMBNAIL_SIDE = 192  # pixels
 def _templates() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    templates.filters["one_line"] = one_line
+    templates.filters |= {"one_line": one_line, "shown_path": shown_path}
     return templates
 
 

@@ -1,88 +1,84 @@
-"""What a gallery answered → a terminal table, JSON, an HTML page; and what indexing found."""
+"""Answers of a gallery → a terminal table and an HTML page; what indexing found → lines for people."""
+
+from __future__ import annotations
 
 import csv
 from typing import TYPE_CHECKING, Any
 
 from component.ground.files import new_file
-from component.ground.plain_text import one_line, spreadsheet_cell
-from component.image.load import BadImageError, load_image
-from component.report.html import data_uri, render
+from component.ground.plain_text import one_line, shown_path, spreadsheet_cell
 from component.report.text_table import text_table
-from component.search.gallery import Gallery
-from component.search.query import Hit
-from component.search.thumbnails import original
 
-if TYPE_CHECKING:  # whoever only asks a gallery does without what reads tables: pandas and pyarrow take 60 MB
-    from component.search.index import IndexReport
+if TYPE_CHECKING:  # a question to a running server needs neither torch nor pandas
+    from component.search.gallery import Gallery
+    from component.search.settle import IndexReport
 
 
-def hits_table(hits: list[Hit]) -> str:
-    """Id, path, score, and the share of random texts that fit the picture less."""
+def hits_table(hits: list[dict[str, Any]]) -> str:
+    """Id, path and score of each hit (see `Hit.as_json`), and the number of images folded into it."""
     if not hits:
-        return "no picture fits"
+        return "no image fits"
     rows = [
         [
             str(number),
-            str(hit.image.row),
-            hit.image.path + (f" (+{len(hit.duplicates)})" if hit.duplicates else ""),
-            f"{hit.score:.3f}",
-            f"{hit.place:.0%}",
+            str(hit["id"]),
+            hit["path"] + (f" (+{len(hit['duplicates'])})" if hit["duplicates"] else ""),
+            f"{hit['score']:.3f}",
         ]
         for number, hit in enumerate(hits, 1)
     ]
-    return text_table(["#", "id", "picture", "score", "beats"], rows, right=(0, 1, 3, 4), paths=(2,), widest=80)
+    return text_table(["#", "id", "image", "score"], rows, right=(0, 1, 3), paths=(2,), widest=80)
 
 
-def hits_as_json(answers: dict[str, list[Hit]]) -> dict[str, list[dict[str, Any]]]:
-    """Query → its hits; see `component.search.query.Hit` for the figures."""
-    return {
-        query: [
-            {
-                "id": hit.image.row,
-                "path": hit.image.path,
-                "score": round(hit.score, 6),
-                "beats": round(hit.place, 4),
-                "duplicates": [image.path for image in hit.duplicates],
-            }
-            for hit in hits
-        ]
-        for query, hits in answers.items()
-    }
+def hits_page(answers: dict[str, list[dict[str, Any]]], gallery: Gallery) -> str:
+    """HTML of one page that contains the images of each answer (query → hits, see `Hit.as_json`)."""
+    from component.image.load import BadImageError, load_image
+    from component.report.html import data_uri, render
+    from component.search.thumbnails import original
 
-
-def hits_page(answers: dict[str, list[Hit]]) -> str:
-    """HTML of one page with the pictures of each answer in it."""
     parts = []
     for query, hits in answers.items():
         cards = []
         for hit in hits:
+            image, thumbnail, reason = gallery.image(hit["id"]), None, "deleted"
             try:
-                thumbnail = data_uri(load_image(original(hit.image)))
+                thumbnail = image and data_uri(load_image(original(image)))
             except BadImageError as error:
-                thumbnail, reason = None, one_line(error)
-            else:
-                reason = ""
+                reason = one_line(error)
             cards.append({"hit": hit, "thumbnail": thumbnail, "reason": reason})
         parts.append({"query": query, "cards": cards})
     return render("hits.html", title="找图", card_width="12rem", parts=parts)
 
 
-def index_summary(report: "IndexReport", gallery: Gallery) -> str:
-    """One line for people."""
-    words = {
+def index_summary(report: IndexReport, gallery: Gallery) -> str:
+    """What an update did, what it passed over and what to do about absent images; for people."""
+    numbers = {
         "unchanged": report.unchanged,
         "added": report.added,
         "moved or touched": report.moved,
-        "gone": report.gone,
-        "cannot be read": len(report.bad_images) + report.known_bad,
+        "copies": report.copies,
+        "deleted": report.deleted,
+        "cannot be decoded": len(report.bad_images) + report.known_bad,
+        "unreadable": len(report.unreadable),
         "vanished meanwhile": report.vanished,
     }
-    told = ", ".join(f"{count:,} {word}" for word, count in words.items() if count or word == "added")
-    return f"{gallery.counts()['images']:,} pictures in {one_line(gallery.folder)}: {told}"
+    parts = [f"{count:,} {what}" for what, count in numbers.items() if count or what == "added"]
+    counts, folder = gallery.counts(), shown_path(gallery.folder)
+    lines = [f"{counts['images']:,} images in {folder}: {', '.join(parts)}"]
+    if report.passed_over:
+        lines.append("passed over: " + ", ".join(f"{count:,} {what}" for what, count in report.passed_over.items()))
+    for path, reason in list(report.unreadable.items())[:3]:
+        lines.append(f"unreadable: {shown_path(path)} ({reason}); the next index tries again")
+    if report.absent:
+        lines.append(
+            f"{report.absent:,} images were not found and stay in the gallery, because their disk may be away. If "
+            f"they are deleted: python search_image.py index --gallery {folder} --forget FOLDER"
+        )
+    return "\n".join(lines)
 
 
 def bad_images_csv(path: str, gallery: Gallery) -> None:
-    """Write path and reason of every picture that cannot be read."""
+    """Write path and reason of every image that cannot be decoded."""
     with new_file(path, newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])

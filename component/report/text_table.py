@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from component.ground.plain_text import one_line
+from component.ground.plain_text import one_line, shown_path
 
 
 def display_width(text: str) -> int:
@@ -41,7 +41,7 @@ def text_table(
         paths: columns whose cells are cut at their start, where others are cut at their end.
         widest: terminal columns that one cell may take; longer ones are cut.
     """
-    rows = [[one_line(cell) for cell in row] for row in rows]
+    rows = [[(shown_path if i in paths else one_line)(cell) for i, cell in enumerate(row)] for row in rows]
     widths = [min(widest, max(map(display_width, column))) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join(

@@ -1,62 +1,137 @@
-"""A faiss index beside a gallery, for several million images: candidates in a millisecond, most of them right.
+"""A faiss index of a gallery, for several million images: candidates in a millisecond, most of them right.
 
-It is derived from the vectors, built under a temporary name and renamed, and built again when the gallery has changed.
+It is derived from the vectors, kept next to them, and built again when it does not belong to them.
 """
 
 import json
+import logging
 import math
 import os
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from component.ground.files import new_file, write_json
+from component.ground.files import new_file, require_writable
 from component.ground.optional import import_optional
 from component.search.gallery import Gallery
 
-INDEX, STATE = "vectors.faiss", "vectors.faiss.json"
-BOUND = 0.95  # of recall@10 against the exact search, below which it is said
-_PROBES = 0.02  # share of the cells that are looked into
-_TRAINING_VECTORS = 64  # for each cell
+logger = logging.getLogger(__name__)
+
+APPROXIMATE_INDEX = "vectors.faiss"  # a line of JSON, the index as faiss writes it, _END
+MIN_RECALL = 0.95  # recall@10 against the exact search, up to which more cells are probed
+MAX_EXACT_ROWS = 50_000  # so few are compared with the query one by one
+_END = b"complete"
+_FIRST_PROBES = 8
+_TRAINING_VECTORS = 64  # per cell
 
 
 class ApproximateIndex:
-    """Cells of vectors in 8 bits each (faiss IVF,SQ8). Open it with `open_index`."""
+    """Cells of vectors in 8 bits each (faiss IVF,SQ8). Open it with `open_index`.
 
-    def __init__(self, index, recall: float):
-        self._index, self.recall = index, recall
+    Attributes:
+        rows: of the gallery that it covers, from the first on.
+        probes: cells that a search looks into, of `cells`.
+        recall: recall@10 of texts against the exact search, with these probes.
+    """
+
+    def __init__(self, index, probes: int = 0, recall: float = 0.0):
+        self._index, self.probes, self.recall = index, probes, recall
+        self.rows, self.cells = index.ntotal, index.nlist
+
+    def __str__(self) -> str:
+        cells = f"{self.probes} of {self.cells} cells probed"
+        return f"approximate index of {self.rows:,} vectors: {cells}, recall@10 {self.recall:.3f}"
 
     def search(self, query: Tensor, wanted: int, allowed: Tensor) -> Tensor:
-        """(n,) int64 rows, n ≤ wanted, of those that are allowed ((N,) bool)."""
+        """Candidates for the best of the allowed rows.
+
+        Args:
+            query: (D,) fp32.
+            wanted: number of rows.
+            allowed: (N,) bool.
+
+        Returns:
+            (n,) int64 rows: all allowed ones if these are few, else at least `wanted` of them.
+        """
+        num_allowed = int(allowed.sum())
+        if num_allowed <= max(wanted, MAX_EXACT_ROWS):
+            return allowed.nonzero()[:, 0]
+        # Of the vectors in a cell only this share may be found: probe as many more cells.
+        probes = math.ceil(self.probes * len(allowed) / num_allowed)
+        while len(rows := self._probe(query[None], wanted, allowed, min(probes, self.cells))[0]) < wanted:
+            if probes >= self.cells:
+                break
+            probes *= 2
+        return torch.from_numpy(rows)
+
+    def _probe(self, queries: Tensor, wanted: int, allowed: Tensor, probes: int) -> list[np.ndarray]:
         faiss = import_optional("faiss", "The approximate search", "search")
         selector = faiss.IDSelectorBitmap(np.packbits(allowed.numpy(), bitorder="little"))
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._index.nprobe)
-        _, rows = self._index.search(query[None].numpy(), wanted, params=parameters)
-        return torch.from_numpy(rows[0][rows[0] >= 0])
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
+        _, found = self._index.search(queries.numpy(), wanted, params=parameters)
+        return [rows[rows >= 0] for rows in found]
+
+    def measure(self, gallery: Gallery, at: int = 10) -> None:
+        """Set `probes` to the fewest cells, doubled again and again, that reach MIN_RECALL, and set `recall`.
+
+        The queries are the gallery's random *texts*: an index that is good for images can be poor for texts, which lie
+        elsewhere in the space.
+        """
+        allowed = torch.from_numpy(gallery.rows_where())
+        at, queries = min(at, int(allowed.sum())), torch.tensor(gallery.about["random_texts"])
+        best = [set(rows.tolist()) for rows in _exact(gallery, queries, at, allowed)]
+        self.probes = min(_FIRST_PROBES, self.cells)
+        while True:
+            found = self._probe(queries, max(at, 1), allowed, self.probes)
+            hits = sum(len(rows & set(some.tolist())) for rows, some in zip(best, found, strict=True))
+            self.recall = hits / max(1, at * len(queries))
+            if self.recall >= MIN_RECALL or self.probes == self.cells:
+                return
+            self.probes = min(2 * self.probes, self.cells)
 
 
-def open_index(gallery: Gallery) -> ApproximateIndex:
-    """The index of a gallery; built where there is none, or where the gallery has grown since.
+def open_index(gallery: Gallery) -> ApproximateIndex | None:
+    """The index of a gallery, built if there is none that fits; None if it cannot be kept.
 
     Raises:
         ImportError: faiss is not installed.
     """
     faiss = import_optional("faiss", "The approximate search", "search")
-    state = _read_state(gallery)
-    if state is None or state["rows"] != len(gallery) or state["fingerprint"] != gallery.about["fingerprint"]:
-        return build_index(gallery)
-    return ApproximateIndex(faiss.read_index(os.path.join(gallery.folder, INDEX)), state["recall"])
+    path = os.path.join(gallery.folder, APPROXIMATE_INDEX)
+    try:
+        with open(path, "rb") as file:
+            state = _state(file)
+            if state and (state["id"], state["rows"]) == (gallery.about.get("id"), gallery.num_rows()):
+                index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+                return ApproximateIndex(index, state["probes"], state["recall"])
+    except (OSError, RuntimeError):  # faiss has RuntimeError for a damaged file
+        pass
+    try:
+        if "id" not in gallery.about:
+            raise ValueError(f"{gallery.folder} is of an earlier version; index its images once more to update it")
+        require_writable(path)
+    except ValueError as error:
+        logger.warning("The search is exact, without an index: %s.", error)
+        return None
+    return build_index(gallery)
+
+
+def _state(file: BinaryIO) -> dict | None:
+    """The first line of an index file, if it is a whole one; the file is left right after it."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - len(_END)))
+    is_whole = file.read() == _END
+    file.seek(0)
+    line = file.readline(1000)
+    return json.loads(line) if is_whole and line.startswith(b"{") else None
 
 
 def build_index(gallery: Gallery) -> ApproximateIndex:
-    """Build the index anew, and measure its recall@10 with the gallery's random *texts*.
-
-    (An index that is fine for images can be poor for texts, which lie elsewhere in the space.)
-    """
+    """Build the index, measure its recall and write it."""
     faiss = import_optional("faiss", "The approximate search", "search")
     vectors = gallery.vectors()
-    cells = max(1, min(len(vectors) // 39, round(4 * math.sqrt(len(vectors)))))  # faiss wants 39 vectors to a cell
+    cells = max(1, min(len(vectors) // 39, round(4 * math.sqrt(len(vectors)))))  # faiss wants 39 vectors per cell
     index = faiss.index_factory(gallery.width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
     sample = np.sort(
         np.random.default_rng(0).choice(len(vectors), min(len(vectors), _TRAINING_VECTORS * cells), False)
@@ -64,31 +139,28 @@ def build_index(gallery: Gallery) -> ApproximateIndex:
     index.train(vectors[sample].astype(np.float32))
     for start in range(0, len(vectors), 65_536):
         index.add(vectors[start : start + 65_536].astype(np.float32))
-    index.nprobe = max(1, math.ceil(_PROBES * cells), min(cells, 8))
-    built = ApproximateIndex(index, 0.0)
-    built.recall = _recall(built, gallery)
-    with new_file(os.path.join(gallery.folder, INDEX), "wb") as file:
+    built = ApproximateIndex(index)
+    built.measure(gallery)
+    state = {"id": gallery.about["id"], "rows": built.rows, "probes": built.probes, "recall": built.recall}
+    with new_file(os.path.join(gallery.folder, APPROXIMATE_INDEX), "wb") as file:
+        file.write(json.dumps(state).encode() + b"\n")
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-    state = {"rows": len(gallery), "fingerprint": gallery.about["fingerprint"], "recall": built.recall}
-    write_json(os.path.join(gallery.folder, STATE), state)
+        file.write(_END)
     return built
 
 
-def _recall(index: ApproximateIndex, gallery: Gallery, at: int = 10) -> float:
-    """Share of the exact top 10 that the index finds, over the gallery's random texts."""
-    vectors, allowed = torch.from_numpy(gallery.vectors()), torch.from_numpy(gallery.living())
-    at = min(at, int(allowed.sum()))
-    found = 0
-    queries = torch.tensor(gallery.about["random_texts"])
-    for query in queries:
-        scores = (vectors @ query.half()).float().masked_fill_(~allowed, -torch.inf)
-        found += len(set(scores.topk(at).indices.tolist()) & set(index.search(query, at, allowed).tolist()))
-    return found / max(1, at * len(queries))
-
-
-def _read_state(gallery: Gallery) -> dict | None:
-    try:
-        with open(os.path.join(gallery.folder, STATE), encoding="utf-8") as file:
-            return json.load(file)
-    except (FileNotFoundError, ValueError):
-        return None
+def _exact(gallery: Gallery, queries: Tensor, at: int, allowed: Tensor) -> Tensor:
+    """(Q, at) best rows of each query, in pieces that need little memory."""
+    best_scores, best_rows = (
+        torch.full((len(queries), at), -torch.inf),
+        torch.zeros(len(queries), at, dtype=torch.long),
+    )
+    vectors = gallery.vectors()
+    for start in range(0, len(vectors), 65_536):
+        chunk = torch.from_numpy(vectors[start : start + 65_536].astype(np.float32))
+        scores = (queries @ chunk.T).masked_fill_(~allowed[start : start + 65_536], -torch.inf)
+        rows = torch.arange(start, start + len(chunk)).expand(len(queries), -1)
+        scores, rows = torch.cat([best_scores, scores], dim=1), torch.cat([best_rows, rows], dim=1)
+        best_scores, order = scores.topk(at, dim=1)
+        best_rows = rows.gather(1, order)
+    return best_rows

@@ -8,24 +8,26 @@ import numpy as np
 
 from component.ground.files import new_file
 from component.pairs.parquet import import_pyarrow
-from component.search.gallery import Gallery, GalleryImage
+from component.search.gallery import Gallery
+from component.search.rows import GalleryImage
 
 _ROWS_AT_A_TIME = 65_536
 
 
 def export_gallery(gallery: Gallery, path: str, kind: str) -> int:
-    """Write the living images; returns their number.
+    """Write all images that are not deleted, in one snapshot of the gallery; returns their number.
 
     Args:
-        path: of the file for "parquet" (columns id, path, vector: D float32, L2-normalised); for "npy" of the vectors
-            (n, D) float16, beside which `<path without ending>.txt` holds the paths, one a line, escaped as JSON
-            strings are.
+        path: for "parquet" of the file with the columns id, path, vector (D float32, L2-normalised); for "npy" of the
+            vectors (n, D) float16, next to which `<path without ending>.txt` gets the paths, one per line, escaped as
+            in JSON strings.
         kind: "parquet" or "npy".
 
     Raises:
         ImportError: "parquet" without pyarrow.
     """
-    return {"parquet": _export_parquet, "npy": _export_npy}[kind](gallery, path)
+    with gallery.snapshot():
+        return {"parquet": _export_parquet, "npy": _export_npy}[kind](gallery, path)
 
 
 def _export_parquet(gallery: Gallery, path: str) -> int:
@@ -34,11 +36,11 @@ def _export_parquet(gallery: Gallery, path: str) -> int:
     schema = pyarrow.schema([("id", pyarrow.int64()), ("path", pyarrow.string()), ("vector", vector)])
     count = 0
     with new_file(path, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        for images, vectors in _parts(gallery):
+        for images, vectors in _chunks(gallery):
             flat = pyarrow.array(vectors.astype(np.float32).ravel())
             columns = [
                 pyarrow.array([image.row for image in images], pyarrow.int64()),
-                pyarrow.array([_printable(image.path) for image in images], pyarrow.string()),
+                pyarrow.array([_as_utf8(image.path) for image in images], pyarrow.string()),
                 pyarrow.FixedSizeListArray.from_arrays(flat, gallery.width),
             ]
             writer.write_table(pyarrow.table(columns, schema=schema))
@@ -51,18 +53,18 @@ def _export_npy(gallery: Gallery, path: str) -> int:
     header = {"descr": "<f2", "fortran_order": False, "shape": (count, gallery.width)}
     with new_file(path, "wb") as file, new_file(f"{os.path.splitext(path)[0]}.txt") as names:
         np.lib.format.write_array_header_1_0(file, header)
-        for images, vectors in _parts(gallery):
+        for images, vectors in _chunks(gallery):
             file.write(np.ascontiguousarray(vectors))
-            names.writelines(json.dumps(_printable(image.path), ensure_ascii=False)[1:-1] + "\n" for image in images)
+            names.writelines(json.dumps(_as_utf8(image.path), ensure_ascii=False)[1:-1] + "\n" for image in images)
     return count
 
 
-def _parts(gallery: Gallery) -> Iterator[tuple[list[GalleryImage], np.ndarray]]:
+def _chunks(gallery: Gallery) -> Iterator[tuple[list[GalleryImage], np.ndarray]]:
     vectors, images = gallery.vectors(), list(gallery.images())
     for start in range(0, len(images), _ROWS_AT_A_TIME):
-        part = images[start : start + _ROWS_AT_A_TIME]
-        yield part, vectors[[image.row for image in part]]
+        chunk = images[start : start + _ROWS_AT_A_TIME]
+        yield chunk, vectors[[image.row for image in chunk]]
 
 
-def _printable(path: str) -> str:
+def _as_utf8(path: str) -> str:
     return path.encode(errors="backslashreplace").decode()

@@ -13,8 +13,10 @@ from component.ground.lock import sole_writer
 from component.hub.identity import ModelIdentity, weights_digest
 from component.model import BertCLIPModel
 from component.prompts import RANDOM_TEXTS
-from component.search.gallery import Gallery
+from component.search.approximate import open_index
+from component.search.gallery import Gallery, is_gallery
 from component.search.query import Searcher
+from component.search.writer import GalleryWriter
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,28 +24,30 @@ _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 @contextmanager
 def gallery_to_write(
     folder: str, model_path: str, device: str | None = None, precision: str = "fp32", is_writer: bool = True
-) -> Iterator[tuple[Gallery | None, BertCLIPModel, CLIPProcessor]]:
-    """The gallery in a folder, made where there is none, and the model for it.
+) -> Iterator[tuple[GalleryWriter | None, BertCLIPModel, CLIPProcessor]]:
+    """The gallery in a folder, made if there is none, and the model for it.
 
     Args:
-        device: None: a GPU where there is one.
+        device: None: a GPU if there is one.
         precision: of the model: fp32, bf16 or fp16.
-        is_writer: of several processes one alone is; the gallery of the others is None.
+        is_writer: True in one of several processes; in the others the gallery is None.
 
     Raises:
-        ValueError: another process writes it, another model made it, or it is damaged; or there is no such model or
-            device.
+        ValueError: another process writes the gallery, another model made it, or it is damaged; or there is no such
+            model or device.
     """
     model, processor, identity = _load(model_path, device)
     if not is_writer:
         yield None, model.to(_PRECISIONS[precision]), processor
         return
     with sole_writer(folder, inside=True):
-        if Gallery.is_made(folder):
-            gallery = Gallery(folder)
+        if is_gallery(folder):
+            gallery = GalleryWriter(folder)
             _require_same_model(gallery, model, processor, identity, model_path)
+            if isinstance(gallery.about["fingerprint"], str):
+                gallery.note(fingerprint=identity.to_dict())
         else:
-            gallery = Gallery.create(
+            gallery = GalleryWriter.create(
                 folder,
                 model.config.projection_dim,
                 fingerprint=identity.to_dict(),
@@ -51,7 +55,6 @@ def gallery_to_write(
                 random_texts=embed_texts(model, processor, RANDOM_TEXTS).embeds.tolist(),
             )
         with closing(gallery):
-            gallery.cut_uncommitted()
             yield gallery, model.to(_PRECISIONS[precision]), processor
 
 
@@ -62,7 +65,7 @@ def open_searcher(
 
     Args:
         model_path: where its model lies now; None: where it lay when the gallery was made.
-        approximate: take the candidates from a faiss index, which is built where there is none.
+        approximate: take the candidates from a faiss index, which is built if there is none.
 
     Raises:
         ValueError: there is no gallery, or the model is not the one that made it.
@@ -72,12 +75,7 @@ def open_searcher(
     model_path = model_path or gallery.about["model"]
     model, processor, identity = _load(model_path, device)
     _require_same_model(gallery, model, processor, identity, model_path)
-    index = None
-    if approximate:
-        from component.search.approximate import open_index
-
-        index = open_index(gallery)
-    return Searcher(gallery, model, processor, index)
+    return Searcher(gallery, model, processor, open_index(gallery) if approximate else None)
 
 
 def _load(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:

@@ -1,12 +1,12 @@
-"""Questions to a gallery → the images that fit best, found exactly.
+"""Queries to a gallery → the images that fit best, found exactly.
 
 Shapes: N rows of the gallery, D projection width.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,20 +14,22 @@ from transformers import CLIPProcessor
 
 from component.embedding import embed_images, embed_texts
 from component.model import BertCLIPModel
-from component.search.gallery import Gallery, GalleryImage
+from component.search.approximate import ApproximateIndex
+from component.search.gallery import Gallery
+from component.search.rows import ABSENT, GalleryImage
 
-_POOL = 64  # candidates beyond top_k whose scores are computed again in fp32; and the least to fold duplicates from
+_MORE_CANDIDATES = 64  # beyond the number asked for: scores in fp16 can be in another order than those in fp32
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: the sum of its parts.
+    """What to look for: the sum of its parts.
 
     Attributes:
-        texts, images: what the image should be like; several weigh the same.
+        texts, images: what the image should be like; several have the same weight.
         minus: texts of what should not be in it.
-        image_weight: share of the images in the sum where there are texts too, from 0 to 1.
-        minus_weight: of the mean of `minus`, beside 1 for the rest.
+        image_weight: share of the images in the sum if there are texts too, from 0 to 1.
+        minus_weight: weight of the mean of `minus`; the rest has weight 1.
         like: rows of the gallery, as further images.
     """
 
@@ -52,9 +54,9 @@ class Filter:
 
     Attributes:
         folder: those below it.
-        since, until: those changed in [since, until), in seconds since 1970.
+        since, until: those that date from [since, until), in seconds since 1970; see `Gallery.rows_where`.
         threshold: those with at least this score.
-        fold: an image whose cosine with a better one is at least this is told with that one; None: each for itself.
+        fold: an image whose cosine with a better one is at least this is shown with that one; None: on its own.
     """
 
     folder: str | None = None
@@ -69,37 +71,56 @@ class Hit:
     """An image that was found.
 
     Attributes:
-        score: the query's cosine with the image (a weighted sum of cosines where the query has several parts).
-        place: share of `RANDOM_TEXTS` that fit the image less, from 0 to 1. Cosines of texts and images are small
-            numbers that differ from model to model; this tells whether the query says more than a random text does.
+        score: cosine of the query and the image (a weighted sum of cosines if the query has several parts).
         duplicates: images that were folded into this one, the best first.
     """
 
     image: GalleryImage
     score: float
-    place: float
     duplicates: list[GalleryImage] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The form that the command line writes, the server sends and the page reads."""
+        return {
+            **_as_json(self.image),
+            "score": round(self.score, 6),
+            "duplicates": [_as_json(image) for image in self.duplicates],
+        }
+
+
+def _as_json(image: GalleryImage) -> dict[str, Any]:
+    return {
+        "id": image.row,
+        "path": image.path,
+        "caption": image.file.caption,
+        "digest": image.digest.hex(),
+        "absent": image.status == ABSENT,
+    }
 
 
 class Searcher:
     """A gallery and its model, ready to answer.
 
     Args:
-        approximate: a faiss index of the gallery (`component.search.approximate`) to take the candidates from.
+        approximate: an index of the gallery to take the candidates from; None: every row is compared.
     """
 
-    def __init__(self, gallery: Gallery, model: BertCLIPModel, processor: CLIPProcessor, approximate=None):
+    def __init__(
+        self,
+        gallery: Gallery,
+        model: BertCLIPModel,
+        processor: CLIPProcessor,
+        approximate: ApproximateIndex | None = None,
+    ):
         self.gallery, self.model, self.processor, self.approximate = gallery, model, processor, approximate
-        self._random = torch.tensor(gallery.about["random_texts"])
         self._version = None
-        self._refresh()
 
     def _refresh(self) -> None:
-        """See what another process has added or deleted since."""
+        """Take note of what another process has written. Run this inside a snapshot."""
         version = self.gallery.version()
         if version != self._version:
             self._vectors = torch.from_numpy(self.gallery.vectors())
-            self._living = torch.from_numpy(self.gallery.living())
+            self._living = torch.from_numpy(self.gallery.rows_where())
             self._version = version
 
     def embed(self, query: Query) -> Tensor:
@@ -115,61 +136,71 @@ class Searcher:
             parts.append(texts * (1 - query.image_weight if len(images) else 1))
         if len(images):
             parts.append(images.mean(dim=0) * (query.image_weight if query.texts else 1))
-        if not parts:
-            raise ValueError("The query is empty: give a text or an image.")
         if query.minus:
             parts.append(-query.minus_weight * embed_texts(self.model, self.processor, query.minus).embeds.mean(dim=0))
+        if not parts:
+            raise ValueError("The query is empty: give a text or an image.")
         return torch.stack(parts).sum(dim=0)
 
     def _embed_images(self, query: Query) -> Tensor:
-        self._refresh()
         embedded = embed_images(self.model, self.processor, query.images)
         for row, reason in embedded.bad_images.items():
             raise ValueError(f"{query.images[row] if isinstance(query.images[row], str) else 'The image'}: {reason}.")
-        for row in query.like:
-            if self.gallery.image(row) is None:
-                raise ValueError(f"The gallery has no image with the number {row}.")
-        return torch.cat([embedded.embeds, self._vectors[list(query.like)].float()])
+        with self.gallery.snapshot():
+            self._refresh()
+            for row in query.like:
+                if self.gallery.image(row) is None:
+                    raise ValueError(f"The gallery has no image with the id {row}.")
+            return torch.cat([embedded.embeds, self._vectors[list(query.like)].float()])
 
-    def search(self, query: Tensor, top_k: int = 10, filter: Filter = Filter()) -> list[Hit]:
-        """The `top_k` best images, the best first.
+    def search(self, query: Tensor, top_k: int = 10, where: Filter = Filter()) -> list[Hit]:
+        """The `top_k` best images, the best first, in one snapshot of the gallery.
 
-        Every row is compared, in fp16; the best are compared again in fp32.
+        Every row is compared in fp16; the best are compared again in fp32.
 
         Args:
-            query: (D,), as `embed` gives it.
+            query: (D,), see `embed`.
         """
-        self._refresh()
-        rows, scores = self._candidates(query, top_k, filter)
-        hits: list[Hit] = []
-        kept = torch.empty(0, len(query))
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            if filter.threshold is not None and score < filter.threshold:
-                break
-            vector = self._vectors[row].float()
-            if filter.fold is not None and len(hits):
-                best = (kept @ vector).max(dim=0)
-                if best.values >= filter.fold:
-                    hits[int(best.indices)].duplicates.append(self.gallery.image(row))
-                    continue
-            if len(hits) == top_k:
-                break
-            image = self.gallery.image(row)
-            if image is None:
-                continue  # deleted a moment ago
-            place = (self._random @ vector < score).float().mean().item()
-            hits.append(Hit(image, score, place))
-            kept = torch.cat([kept, vector[None]])
-        return hits
+        with self.gallery.snapshot():
+            self._refresh()
+            allowed = self._allowed(where)
+            available = int(allowed.sum())
+            wanted = min(top_k * (1 if where.fold is None else 4) + _MORE_CANDIDATES, available)
+            while True:
+                rows, scores = self._candidates(query, wanted, allowed)
+                hits = self._hits(rows, scores, top_k, where)
+                is_all = wanted == available or (where.threshold is not None and scores[-1] < where.threshold)
+                if len(hits) == top_k or is_all:
+                    return hits
+                wanted = min(4 * wanted, available)  # most candidates were duplicates
 
-    def _candidates(self, query: Tensor, top_k: int, filter: Filter) -> tuple[Tensor, Tensor]:
-        """Rows and their fp32 scores, falling; more than top_k."""
-        allowed = self._allowed(filter)
-        wanted = min(top_k * (4 if filter.fold is not None else 1) + _POOL, int(allowed.sum()))
+    def _hits(self, rows: Tensor, scores: Tensor, top_k: int, where: Filter) -> list[Hit]:
+        found: list[tuple[int, float, list[int]]] = []  # row, score, rows of duplicates
+        kept = torch.empty(top_k, self._vectors.shape[1]) if where.fold is not None else None
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            if where.threshold is not None and score < where.threshold:
+                break
+            if kept is not None and found:
+                best = (kept[: len(found)] @ self._vectors[row].float()).max(dim=0)
+                if best.values >= where.fold:
+                    found[int(best.indices)][2].append(row)
+                    continue
+            if len(found) == top_k:
+                break
+            if kept is not None:
+                kept[len(found)] = self._vectors[row].float()
+            found.append((row, score, []))
+        image = self.gallery.image
+        return [Hit(image(row), score, [image(row) for row in duplicates]) for row, score, duplicates in found]
+
+    def _candidates(self, query: Tensor, wanted: int, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and their fp32 scores, falling; at least `wanted`."""
         if not wanted:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
         if self.approximate is not None:
-            rows = self.approximate.search(query, wanted, allowed)
+            rows = self.approximate.search(query, wanted, allowed[: self.approximate.rows])
+            newer = allowed[self.approximate.rows :].nonzero()[:, 0] + self.approximate.rows
+            rows = torch.cat([rows, newer])
         else:
             scores = (self._vectors @ query.half()).float()
             rows = scores.masked_fill_(~allowed, -torch.inf).topk(wanted).indices
@@ -177,10 +208,7 @@ class Searcher:
         order = scores.argsort(descending=True, stable=True)
         return rows[order], scores[order]
 
-    def _allowed(self, filter: Filter) -> Tensor:
-        if (filter.folder, filter.since, filter.until) == (None, None, None):
+    def _allowed(self, where: Filter) -> Tensor:
+        if (where.folder, where.since, where.until) == (None, None, None):
             return self._living
-        chosen = np.zeros(len(self._living), bool)
-        rows = self.gallery.rows_where(filter.folder, filter.since, filter.until)[: len(chosen)]
-        chosen[: len(rows)] = rows
-        return torch.from_numpy(chosen)
+        return torch.from_numpy(self.gallery.rows_where(where.folder, where.since, where.until))

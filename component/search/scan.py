@@ -1,92 +1,155 @@
-"""Folders, tables and shards → the images in them, as they lie on disk, without a look into any."""
+"""Folders, tables and shards → the images in them, as they lie on disk; no image is read."""
 
+import fnmatch
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from component.ground.file_state import FileState
 from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, is_image_name
 from component.pairs.paths import image_file
 from component.pairs.shards import Shard
 from component.pairs.sources import expand, is_shard, read_pair_files
-from component.search.gallery import FileState
+from component.search.gallery import ROWS, VECTORS
+from component.search.rows import ImageFile
+
+# What NAS devices and file systems keep next to the images: thumbnails, and what was deleted.
+DEFAULT_EXCLUDES = ("@eaDir", "#recycle", ".Trash*", "lost+found")
 
 
-def scan(sources: Sequence[str], image_path: str | None = None) -> Iterator[FileState]:
-    """Yield every image once, in order.
+@dataclass(frozen=True)
+class Root:
+    """Below which path a source looks; `is_complete` if it lists all images there (a table names only some)."""
+
+    path: str
+    is_complete: bool
+
+    def is_above(self, path: str) -> bool:
+        return path == self.path or path.startswith(os.path.join(self.path, ""))
+
+
+@dataclass
+class Found:
+    """What a scan found.
+
+    Attributes:
+        files: path → image, in order.
+        roots: of the sources that were there.
+        missing: roots of the sources that were not.
+        unreadable: path of a folder or file → reason.
+        passed_over: kind of thing → number of those that were left out.
+        other_files: files that do not have the name of an image.
+    """
+
+    files: dict[str, ImageFile] = field(default_factory=dict)
+    roots: list[Root] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    other_files: PassedOver = field(default_factory=PassedOver)
+
+    def add(self, path: str, caption: str = "") -> None:
+        """Add an image file; one that is not there is ignored."""
+        if path in self.files:
+            return
+        try:
+            state = FileState.of(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            self.unreadable[path] = error.strerror
+        else:
+            self.files[path] = ImageFile(path, state, caption=caption)
+
+
+def scan(sources: Sequence[str], image_path: str | None = None, exclude: Sequence[str] = ()) -> Found:
+    """Find every image once, in order.
 
     Args:
-        sources: folders (with all that lies below them, hidden folders aside), image files, tables of pairs (CSV or
-            Parquet), and WebDataset shards; `{00..99}` and `*` mean what they mean in a shell.
+        sources: folders (with all that lies below them, except hidden folders, folders behind symbolic links, and
+            galleries), image files, tables of pairs (CSV or Parquet), and WebDataset shards; `{00..99}` and `*` mean
+            what they mean in a shell.
         image_path: the folder that the file names in tables are relative to.
+        exclude: patterns such as `*.tmp.jpg` of file and folder names to leave out, besides DEFAULT_EXCLUDES; a
+            pattern with a slash is compared with the path relative to the source.
 
     Raises:
-        ValueError, FileNotFoundError: a source is missing or cannot be read.
+        ValueError: a source is neither of these, or a table or shard cannot be read.
     """
-    seen, passed_over = set(), PassedOver()
+    found = Found()
     for source in expand(sources):
-        for state in _scan_one(source, image_path, passed_over):
-            if state.path not in seen:
-                seen.add(state.path)
-                yield state
-    passed_over.warn()
+        path = os.path.abspath(source)
+        if os.path.isdir(source):
+            found.roots.append(Root(path, is_complete=True))
+            _scan_folder(path, (*DEFAULT_EXCLUDES, *exclude), found)
+        elif not os.path.isfile(source):
+            found.missing.append(path)
+        elif is_shard(source):
+            found.roots.append(Root(path, is_complete=True))
+            _scan_pairs(source, None, found)
+        elif source.lower().endswith((".csv", ".csv.gz", ".parquet")):
+            if image_path is None:
+                raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
+            found.roots.append(Root(os.path.abspath(image_path), is_complete=False))
+            _scan_pairs(source, image_path, found)
+        elif is_image_name(source):
+            found.roots.append(Root(path, is_complete=True))
+            found.add(path)
+        else:
+            raise ValueError(
+                f"{source} is not a folder, a table, a shard or an image ({', '.join(IMAGE_ENDINGS)}). If it is an "
+                "image in another format, convert it to JPEG."
+            )
+    return found
 
 
-def is_below(path: str, sources: Sequence[str]) -> bool:
-    """True where a scan of these sources would have come by `path`, if it were there."""
-    return any(path == source or path.startswith(os.path.join(source, "")) for source in sources)
+def _scan_folder(root: str, exclude: Sequence[str], found: Found) -> None:
+    def remember(error: OSError) -> None:
+        found.unreadable[error.filename] = error.strerror
 
-
-def roots(sources: Sequence[str]) -> list[str]:
-    """The absolute paths of the folders, shards and files among the sources; not of tables."""
-    return [os.path.abspath(source) for source in expand(sources) if not _is_table(source)]
-
-
-def _is_table(source: str) -> bool:
-    return source.lower().endswith((".csv", ".csv.gz", ".parquet"))
-
-
-def _scan_one(source: str, image_path: str | None, passed_over: PassedOver) -> Iterator[FileState]:
-    if os.path.isdir(source):
-        yield from _scan_folder(source, passed_over)
-    elif not os.path.isfile(source):
-        raise FileNotFoundError(f"{source}: there is no such folder or file (seen from {os.getcwd()}).")
-    elif is_shard(source) or _is_table(source):
-        if image_path is None and _is_table(source):
-            raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
-        yield from _scan_pairs(source, image_path)
-    elif is_image_name(source):
-        yield _file_state(os.path.abspath(source))
-    else:
-        raise ValueError(f"{source} is no folder, no table, no shard and no image ({', '.join(IMAGE_ENDINGS)}).")
-
-
-def _scan_folder(folder: str, passed_over: PassedOver) -> Iterator[FileState]:
-    def stop(error: OSError) -> None:
-        raise error  # a folder that cannot be read is not one whose images are gone
-
-    for parent, folders, names in os.walk(os.path.abspath(folder), onerror=stop):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+    for parent, folders, names in os.walk(root, onerror=remember):
+        entered = []
+        for name in sorted(folders):
+            path = os.path.join(parent, name)
+            if pattern := _first_match(root, path, exclude):
+                found.passed_over[f"folders {pattern}"] += 1
+            elif is_hidden(name):
+                found.passed_over["hidden folders"] += 1
+            elif os.path.islink(path):
+                found.passed_over["symbolic links to folders"] += 1
+            elif os.path.isfile(os.path.join(path, ROWS)) and os.path.isfile(os.path.join(path, VECTORS)):
+                found.passed_over["galleries"] += 1
+            else:
+                entered.append(name)
+        folders[:] = entered
         for name in sorted(names):
             path = os.path.join(parent, name)
-            if not os.path.isfile(path) or is_hidden(name):
+            if is_hidden(name):
                 continue
-            if is_image_name(name):
-                yield _file_state(path)
-            else:
-                passed_over.add(path)
+            if pattern := _first_match(root, path, exclude):
+                found.passed_over[f"files {pattern}"] += 1
+            elif not is_image_name(name):
+                found.other_files.add(path)
+            elif os.path.isfile(path) or not os.path.exists(path):  # neither a folder nor a pipe
+                found.add(path)
 
 
-def _scan_pairs(file: str, image_path: str | None) -> Iterator[FileState]:
-    for place, chunk in read_pair_files(file, image_path):
-        for locator in chunk["filename"].tolist():
-            if isinstance(place, Shard):
-                path = os.path.join(os.path.abspath(place.path), place.filename(locator)[len(place.path) + 1 :])
-                yield FileState(path, place.state.size, place.state.mtime_ns, os.path.abspath(place.path), locator)
+def _first_match(root: str, path: str, patterns: Sequence[str]) -> str | None:
+    name, inside = os.path.basename(path), os.path.relpath(path, root)
+    return next((p for p in patterns if fnmatch.fnmatch(inside if "/" in p else name, p.rstrip("/"))), None)
+
+
+def _scan_pairs(file: str, image_path: str | None, found: Found) -> None:
+    for source, chunk in read_pair_files(file, image_path):
+        for locator, caption in zip(chunk["filename"].tolist(), chunk["text"].tolist(), strict=True):
+            if isinstance(source, Shard):
+                shard = os.path.abspath(source.path)
+                path = os.path.join(shard, source.filename(locator)[len(source.path) + 1 :])
+                found.files.setdefault(path, ImageFile(path, source.state, shard, locator, caption))
                 continue
-            with suppress(ValueError, FileNotFoundError, NotADirectoryError):  # the table names more than there is
-                yield _file_state(os.path.abspath(image_file(place.path, locator)))
-
-
-def _file_state(path: str) -> FileState:
-    status = os.stat(path)
-    return FileState(path, status.st_size, status.st_mtime_ns)
+            try:
+                path = image_file(source.path, locator)
+            except ValueError:  # a name that leaves the folder
+                continue
+            found.add(os.path.abspath(path), caption)

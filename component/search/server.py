@@ -19,8 +19,8 @@ from component.ground.optional import import_optional
 from component.ground.plain_text import one_line
 from component.image.load import BadImageError, load_image
 from component.prompts import embed_classes
-from component.search.query import Filter, Hit, Query, Searcher
-from component.search.thumbnails import media_type, original, thumbnail
+from component.search.query import Filter, Query, Searcher
+from component.search.thumbnails import for_browser, thumbnail
 
 MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_TOP_K, MAX_LABELS, MAX_TEXT = 200, 50, 500
@@ -56,11 +56,10 @@ def new_token() -> str:
     return secrets.token_urlsafe(16)
 
 
-def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPBACK, token: str | None = None):
+def make_app(searcher: Searcher, hosts: tuple[str, ...] = LOOPBACK, token: str | None = None):
     """A Starlette application.
 
     Args:
-        thumbnails: folder for the small copies.
         hosts: names and addresses that the Host header may hold, so that no page elsewhere reaches this server by a
             name of its own (DNS rebinding).
         token: what the URL of the page must carry as `?token=`; None: nothing.
@@ -120,7 +119,7 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
         folder = options.get("folder")
         if not isinstance(folder, (str, type(None))) or "\0" in (folder or ""):
             raise ValueError("folder is no text")
-        filter = Filter(
+        where = Filter(
             folder=folder or None,
             since=_number(options, "since", 0, 1e11),
             until=_number(options, "until", 0, 1e11),
@@ -128,8 +127,8 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
             fold=_number(options, "fold", 0, 1),
         )
         with lock:
-            hits = searcher.search(searcher.embed(query), int(_number(options, "top_k", 1, MAX_TOP_K, 20)), filter)
-        return {"hits": [_as_json(hit) for hit in hits]}
+            hits = searcher.search(searcher.embed(query), int(_number(options, "top_k", 1, MAX_TOP_K, 20)), where)
+        return {"hits": [hit.as_json() for hit in hits]}
 
     async def classify(request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(answer_classify, *await _question(request)))
@@ -152,15 +151,12 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
 
     async def small(request: Request) -> Response:
         image = _image(searcher, request.path_params["row"])
-        content = await run_in_threadpool(_or_gone, thumbnail, image, thumbnails)
+        content = await run_in_threadpool(_or_gone, thumbnail, image, searcher.gallery.folder)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     async def whole(request: Request) -> Response:
         image = _image(searcher, request.path_params["row"])
-        content = await run_in_threadpool(_or_gone, original, image)
-        kind = await run_in_threadpool(media_type, content)
-        if kind is None:  # TIFF and the like: the copy is what a browser can show
-            content, kind = await run_in_threadpool(_or_gone, thumbnail, image, thumbnails), "image/jpeg"
+        content, kind = await run_in_threadpool(_or_gone, for_browser, image)
         return Response(content, media_type=kind, headers={"Cache-Control": "private, no-cache"})
 
     return Starlette(
@@ -178,7 +174,7 @@ def make_app(searcher: Searcher, thumbnails: str, hosts: tuple[str, ...] = LOOPB
     )
 
 
-def serve(app, host: str, port: int) -> None:
+def serve_app(app, host: str, port: int) -> None:
     """Serve until Ctrl-C."""
     uvicorn = import_optional("uvicorn", "The web page", "search")
     with contextlib.suppress(KeyboardInterrupt):
@@ -221,16 +217,6 @@ def _or_gone(read, *arguments) -> bytes:
         return read(*arguments)
     except BadImageError as error:
         raise _Refused(410, one_line(error)) from None
-
-
-def _as_json(hit: Hit) -> dict:
-    return {
-        "row": hit.image.row,
-        "path": one_line(hit.image.path),
-        "score": hit.score,
-        "place": hit.place,
-        "duplicates": [{"row": image.row, "path": one_line(image.path)} for image in hit.duplicates],
-    }
 
 
 def _lines(options: dict[str, Any], key: str, most: int) -> list[str]:

@@ -148,11 +148,11 @@ function showHits({ hits }) {
     picture.addEventListener("error", () => { picture.alt = "图片已不在或已改变"; settle(); });
     picture.loading = "eager";
     picture.alt = hit.path.split("/").pop();
-    picture.src = `thumbnail/${hit.row}`;
-    card.querySelector("a").href = `image/${hit.row}`;
-    card.querySelector(".score").textContent = `得分 ${hit.score.toFixed(3)} · 胜过 ${Math.floor(100 * hit.place)}%`;
+    picture.src = `thumbnail/${hit.id}`;
+    card.querySelector("a").href = `image/${hit.id}`;
+    card.querySelector(".score").textContent = `得分 ${hit.score.toFixed(3)}`;
     card.querySelector(".path").textContent = hit.path;
-    card.querySelector("[data-like]").addEventListener("click", () => { window.scrollTo(0, 0); search(hit.row); });
+    card.querySelector("[data-like]").addEventListener("click", () => { window.scrollTo(0, 0); search(hit.id); });
     card.querySelector("[data-copy]").addEventListener("click", (event) => copy(hit.path, event.target));
     const more = hit.duplicates.length;
     card.querySelector(".more").textContent = more ? `另有 ${more} 张几乎相同：${hit.duplicates.map((d) => d.path.split("/").pop()).join("、")}` : "";

@@ -10,7 +10,10 @@ from component import modeling_bertclip
 
 
 def _prefer_config_dicts(config: dict[str, Any]) -> dict[str, Any]:
-    """Old CLIP files carry `text_config_dict` / `vision_config_dict`; where one is not null, it is the true one."""
+    """Replace `text_config` and `vision_config` by `text_config_dict` and `vision_config_dict` of old CLIP files.
+
+    Where the latter are not null, they are the ones in effect.
+    """
     config = dict(config)
     for key in ("text_config", "vision_config"):
         override = config.pop(f"{key}_dict", None)
@@ -20,7 +23,7 @@ def _prefer_config_dicts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_bert_clip(config: dict[str, Any]) -> dict[str, Any]:
-    """The content of a config.json, of a Chinese-CLIP or of a lone image tower too, as BertCLIP's."""
+    """Convert the content of a config.json, also of a Chinese-CLIP or of a single image tower, to BertCLIP's keys."""
     kind = config.get("model_type") or ""
     if kind.endswith("clip_vision_model"):
         return {"vision_config": config, "projection_dim": config.get("projection_dim", 512)}
@@ -30,7 +33,7 @@ def _as_bert_clip(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class BertCLIPTextConfig(BertConfig):
-    """BertConfig that also finds itself in the `text_config` of a BertCLIP folder.
+    """BertConfig that is also read from the `text_config` of a BertCLIP folder.
 
     Args:
         text_pooling: see `BertCLIPConfig`.
@@ -51,12 +54,12 @@ class BertCLIPTextConfig(BertConfig):
 
 
 class BertCLIPConfig(modeling_bertclip.BertCLIPConfig):
-    """`modeling_bertclip.BertCLIPConfig` that also reads old files, and leaves that file beside its config.json.
+    """`modeling_bertclip.BertCLIPConfig` that also reads old files and saves that module next to its config.json.
 
-    The config.json of a `ChineseCLIPModel` is read as one with "cls" pooling.
+    The config.json of a `ChineseCLIPModel` is read as a BertCLIP with "cls" pooling.
 
     Args:
-        text_config_dict, vision_config_dict: where not None, taken instead of the plain ones (old files).
+        text_config_dict, vision_config_dict: if not None, used instead of text_config and vision_config (old files).
         kwargs: see the parent.
 
     Raises:
@@ -68,8 +71,8 @@ class BertCLIPConfig(modeling_bertclip.BertCLIPConfig):
     def __init__(self, text_config=None, vision_config=None, projection_dim: int = 512, **kwargs):
         kwargs = _prefer_config_dicts({"text_config": text_config, "vision_config": vision_config, **kwargs})
         super().__init__(projection_dim=projection_dim, **kwargs)
-        # Not where the folder came from, which a hub name in it would be. Where no code of ours is, transformers
-        # finds the classes by it; CLIP's own stay those of "clip" for whoever has this repository too.
+        # transformers finds the classes by it with trust_remote_code. Set here, because the entry of a loaded folder
+        # may name the Hub repository it came from. "clip" is not registered with AutoModel: it stays CLIP's own.
         self.auto_map = {
             "AutoConfig": "modeling_bertclip.BertCLIPConfig",
             "AutoModel": "modeling_bertclip.BertCLIPModel",
@@ -82,7 +85,7 @@ class BertCLIPConfig(modeling_bertclip.BertCLIPConfig):
         return _as_bert_clip(config), kwargs
 
     def to_json_file(self, json_file_path, *args, **kwargs) -> None:
-        """As the parent's. Where `auto_map` is written, what it names lies beside it, before anything is uploaded."""
+        """Like the parent's, and copy the module that `auto_map` names into the same folder."""
         super().to_json_file(json_file_path, *args, **kwargs)
         folder = os.path.dirname(os.fspath(json_file_path))
         shutil.copyfile(modeling_bertclip.__file__, os.path.join(folder, "modeling_bertclip.py"))

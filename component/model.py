@@ -1,4 +1,4 @@
-"""BertCLIP: transformers' own BertModel and CLIPVisionModel with a shared embedding space.
+"""BertCLIP: transformers' BertModel and CLIPVisionModel with a shared embedding space.
 
 Shapes: B texts or images, T tokens, D projection_dim.
 """
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
-import component.processor  # noqa: F401, because it teaches transformers the processor files of older versions
+import component.processor  # noqa: F401, registers the processor files of older versions with transformers
 from component import modeling_bertclip
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
 from component.hub.pretrained import IMAGE_TOWER, TEXT_TOWER, check_pretrained, load_pretrained, loading
@@ -27,12 +27,12 @@ from component.modeling_bertclip import BertCLIPPreTrainedModel, fit_to_position
 
 @dataclass
 class GroupedOutput(ModelOutput):
-    """What a contrastive loss is computed from.
+    """The inputs of a contrastive loss.
 
     Args:
         image_embeds, text_embeds: (B, D), L2-normalised.
         logit_scale: scalar inverse temperature, already exponentiated.
-        logit_bias: scalar, where the model has one.
+        logit_bias: scalar, if the model has one.
     """
 
     image_embeds: Tensor | None = None
@@ -42,7 +42,7 @@ class GroupedOutput(ModelOutput):
 
 
 class BertCLIPTextModel(BertCLIPPreTrainedModel):
-    """The text tower of a BertCLIP folder on its own; `forward` is BertModel's, with longer texts cut."""
+    """The text tower of a BertCLIP folder. `forward` is BertModel's, and cuts texts that are too long."""
 
     config_class = BertCLIPTextConfig
     _keys_to_ignore_on_load_unexpected = [
@@ -87,12 +87,12 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
 
 
 class BertCLIPModel(modeling_bertclip.BertCLIPModel):
-    """CLIP with a Chinese BERT as text tower, made from two pretrained ones and trained (LiT, arXiv:2111.07991).
+    """CLIP with a Chinese BERT as text tower (LiT, arXiv:2111.07991), with what training adds.
 
-    What it computes stands in `modeling_bertclip`, the file that goes with the weights; here is what training adds.
+    The architecture is in `modeling_bertclip`, the module that is saved with the weights.
 
     Attributes:
-        ancestors: digests of the weights that it is trained from, see `component.checkpoint`; None: not known.
+        ancestors: digests of the weights that it was trained from, see `component.checkpoint`; None: unknown.
     """
 
     config_class = BertCLIPConfig
@@ -101,12 +101,12 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
         super().__init__(config)
         self.ancestors: list[str] | None = None
         self._locked: list[nn.Module] = []
-        # What FSDP takes as one part. (The towers' own lists also name a class that only CLIP's text tower has.)
+        # The units of FSDP. (The towers' own lists also name a class that only CLIP's text tower has.)
         self._no_split_modules = {"BertLayer", "CLIPEncoderLayer"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        # The towers initialise themselves; what is ours starts as nn.Linear does: uniform ±1/sqrt(fan_in).
+        # The towers initialise themselves. The projections start like nn.Linear: uniform ±1/sqrt(fan_in).
         if module in (self.text_projection, self.visual_projection):
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif module is self:
@@ -121,35 +121,34 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
         """Pair two pretrained folders (or hub names) for training.
 
         Vision tower, visual_projection and logit_scale come from CLIP, the text tower from BERT. text_projection is
-        new, except where CLIP's own has the same shape. Where a lone vision tower has no visual_projection and
-        logit_scale, or a BERT no pooler, they are new, and a warning says so.
+        new unless CLIP's own has the same shape. If visual_projection and logit_scale are missing (a single vision
+        tower), or BERT's pooler, they are new too, and a warning is logged.
 
         Args:
             clip_path: a CLIP, Chinese-CLIP or BertCLIP, or the vision tower of one.
-            bert_path: what `BertModel.from_pretrained` loads, with any head.
-            dtype: of all parameters. fp32 by default, whatever the folders hold: AdamW needs it.
+            bert_path: a BERT with any head.
+            dtype: of all parameters. fp32 by default, which AdamW needs, whatever the folders hold.
             text_pooling: see `BertCLIPConfig`.
 
         Raises:
-            ValueError: a folder is not there, damaged, incomplete, or of a model that computes something else.
+            ValueError: a folder does not exist, is damaged or incomplete, or holds another kind of model.
         """
-        clip_place = check_pretrained(clip_path, IMAGE_TOWER)
+        clip_source = check_pretrained(clip_path, IMAGE_TOWER)
         has_pooler = text_pooling == "pooler"
         bert, new_in_bert = load_pretrained(
             BertModel, bert_path, TEXT_TOWER, dtype=dtype, add_pooling_layer=has_pooler
         )
         with loading(clip_path):
-            clip_config = BertCLIPConfig.from_pretrained(clip_place)
+            clip_config = BertCLIPConfig.from_pretrained(clip_source)
         config = BertCLIPConfig(
             text_config=bert.config,
             vision_config=clip_config.vision_config,
             projection_dim=clip_config.projection_dim,
             text_pooling=text_pooling,
         )
-        model = cls._from_config(
-            config, dtype=dtype
-        )  # before loading, which draws what it lacks: a seed means the same as ever
-        # A vision tower alone is saved without the name of what it is in.
+        # Created before loading, which also draws random weights: the result of a seed must not change.
+        model = cls._from_config(config, dtype=dtype)
+        # The weights of a single vision tower have no "vision_model." in front.
         prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
         clip, new_in_clip = load_pretrained(
             cls, clip_path, IMAGE_TOWER, config=config, dtype=dtype, key_mapping=prefix
@@ -165,10 +164,10 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
         """Freeze the vision tower: no gradient, no optimizer state, always in eval mode.
 
         Args:
-            trainable_blocks: so many of the last encoder blocks stay unlocked, and post_layernorm with them.
+            trainable_blocks: number of last encoder blocks that stay unlocked, together with post_layernorm.
 
         Raises:
-            ValueError: the tower has not so many blocks.
+            ValueError: the tower has fewer blocks.
         """
         tower = self.vision_model
         blocks = len(tower.encoder.layers)
@@ -178,14 +177,14 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
             self._locked = [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:-trainable_blocks]]
         else:
             self._locked = [tower]
-        for part in self._locked:
-            part.requires_grad_(False)
+        for module in self._locked:
+            module.requires_grad_(False)
         self.train(self.training)
 
     def set_loss(self, loss_type: str):
-        """Make the model one for "clip" (InfoNCE) or "siglip" (sigmoid loss), which has a learned logit_bias.
+        """Prepare the model for "clip" (InfoNCE) or "siglip" (sigmoid loss, with a learned logit_bias).
 
-        A bias begins at -10, and the scale then at 10 (SigLIP, arXiv:2303.15343, section 3.2).
+        A new bias starts at -10, and the scale then at 10 (SigLIP, arXiv:2303.15343, section 3.2).
         """
         if loss_type == "clip":
             self.config.logit_bias_init_value = self.logit_bias = None
@@ -196,8 +195,8 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
 
     def train(self, mode: bool = True):
         super().train(mode)
-        for part in self._locked:
-            part.eval()
+        for module in self._locked:
+            module.eval()
         return self
 
     def contrastive_loss(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
@@ -214,25 +213,25 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
         recompute: bool = False,
         **kwargs,
     ) -> CLIPOutput | GroupedOutput | tuple:
-        """Embed texts and images, and compare each with each.
+        """Embed texts and images, and compare every text with every image.
 
         Args:
-            input_ids, pixel_values, attention_mask, args, kwargs: see the parent. Texts and images are both needed.
-            vision_pooler_output: (B_image, vision_hidden), instead of pixel_values: what the vision tower gave for
-                the images earlier. A locked tower gives the same every time.
-            text_groups: for training. (texts, tokens) of groups: so many pairs after one another go through the
-                towers together, the texts cut to so many tokens; texts sorted by length then need little padding.
-                Takes no position_ids and token_type_ids.
-            recompute: with text_groups, keep nothing of a group for the backward pass, which runs the towers again
-                group by group. It needs the memory of one group, whatever the batch, and gives the same gradients,
-                dropout included: the gradient cache of arXiv:2101.06983, by way of activation checkpointing.
+            input_ids, pixel_values, attention_mask, args, kwargs: see the parent. Both texts and images are required.
+            vision_pooler_output: (B_image, vision_hidden), earlier output of a locked vision tower, instead of
+                pixel_values.
+            text_groups: for training: (pairs, tokens) of consecutive groups. The pairs of a group go through the
+                towers together, with their texts cut to that number of tokens; texts sorted by length then need
+                little padding. position_ids and token_type_ids are not accepted.
+            recompute: with text_groups, keep no activations for the backward pass, which runs the towers again group
+                by group. This needs the memory of one group, whatever the batch size, and gives the same gradients,
+                dropout included (the gradient cache of arXiv:2101.06983, by activation checkpointing).
 
         Returns:
-            The parent's `CLIPOutput`. With text_groups a `GroupedOutput`: all that is needed for the loss. (Outside
-            of forward it could not be had under FSDP, which keeps parameters in parts.)
+            The parent's `CLIPOutput`. With text_groups a `GroupedOutput` with the inputs of the loss. (FSDP has whole
+            parameters only within forward.)
 
         Raises:
-            ValueError: texts or images are missing, or `return_loss` with unequal numbers of them.
+            ValueError: texts or images are missing, or differ in number with `return_loss`.
         """
         if input_ids is None or (pixel_values is None) == (vision_pooler_output is None):
             raise ValueError(
@@ -247,7 +246,7 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
             input_ids, pixel_values, attention_mask, *args, vision_pooler_output=vision_pooler_output, **kwargs
         )
 
-    # torch_compile compiles the towers, not the loop over groups, which is another one for each number of groups.
+    # torch_compile compiles the towers. The loop would be compiled again for each number of groups.
     @torch.compiler.disable(recursive=False)
     def _embed_groups(
         self, input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute: bool
@@ -260,7 +259,7 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
         sizes, widths = zip(*text_groups, strict=True)
         input_ids, attention_mask = fit_to_positions(self.config.text_config, input_ids, attention_mask)
         if self.text_model.config._attn_implementation == "sdpa":
-            # In the form of the kernels, or the tower waits for the device to see whether there is any padding.
+            # In the shape of the kernels, or the tower synchronises with the device to find out if there is padding.
             attention_mask = attention_mask[:, None, None].bool()
         texts = zip(input_ids.split(sizes), attention_mask.split(sizes), widths, strict=True)
         text_pooled = [
@@ -268,8 +267,8 @@ class BertCLIPModel(modeling_bertclip.BertCLIPModel):
             for ids, mask, width in texts
         ]
         if vision_pooler_output is None:
-            parts = pixel_values.split(sizes)
-            vision_pooler_output = torch.cat([pool(self.vision_model, pixel_values=part) for part in parts])
+            images = pixel_values.split(sizes)
+            vision_pooler_output = torch.cat([pool(self.vision_model, pixel_values=group) for group in images])
         return GroupedOutput(
             image_embeds=F.normalize(self.visual_projection(vision_pooler_output.to(self.dtype)), dim=-1),
             text_embeds=F.normalize(self.text_projection(torch.cat(text_pooled)), dim=-1),

@@ -1,8 +1,8 @@
-"""BertCLIP as transformers alone loads it: the architecture of CLIP-Chinese, in one file that stands for itself.
+"""The architecture of BertCLIP in one self-contained file, loaded by transformers with `trust_remote_code=True`.
 
-`save_pretrained` lays this file beside the weights, where `trust_remote_code=True` finds it; training, losses and old
-folders are a matter of the repository, whose classes are children of these. It imports torch and transformers (4.57
-and later) and nothing else. Shapes: B texts or images, T tokens, D projection_dim.
+`save_pretrained` copies this file next to the weights. It imports only torch and transformers (4.57 or later). The
+repository's own classes, which add training and read old folders, inherit from these.
+Shapes: B texts or images, T tokens, D projection_dim.
 """
 
 import torch
@@ -18,20 +18,20 @@ POOLINGS = ("pooler", "cls")
 class BertCLIPConfig(PretrainedConfig):
     """Configuration of `BertCLIPModel`.
 
-    `model_type` is "clip", as in the published checkpoints: with it transformers' own `CLIPVisionModel` and
+    `model_type` is "clip", as in the published checkpoints, so that transformers' own `CLIPVisionModel` and
     `CLIPProcessor` load the same folder.
 
     Args:
         text_config: settings of the BERT tower (dict or `BertConfig`).
         vision_config: settings of the CLIP vision tower (dict or `CLIPVisionConfig`).
         projection_dim: width of the shared embedding space.
-        logit_scale_init_value: logarithm of the inverse temperature at the start (ln(1 / 0.07) = 2.6592).
-        logit_bias_init_value: of the bias that a model trained with the sigmoid loss has; None: no bias.
-        text_pooling: what stands for a text: "pooler", BERT's own pooler over [CLS], as in the published layout; or
-            "cls", the last hidden state of [CLS] as it is, as in Chinese-CLIP. Then there are no pooler weights.
+        logit_scale_init_value: initial logarithm of the inverse temperature (ln(1 / 0.07) = 2.6592).
+        logit_bias_init_value: initial bias of a model trained with the sigmoid loss; None: no bias.
+        text_pooling: "pooler": BERT's own pooler over [CLS], as in the published layout; "cls": the last hidden state
+            of [CLS], as in Chinese-CLIP, without pooler weights.
 
     Raises:
-        ValueError: another text_pooling.
+        ValueError: text_pooling is neither.
     """
 
     model_type = "clip"
@@ -52,8 +52,8 @@ class BertCLIPConfig(PretrainedConfig):
         for (key, config_class), config in zip(self.sub_configs.items(), (text_config, vision_config), strict=True):
             if isinstance(config, PretrainedConfig):
                 config = config.to_dict()
-            # A Chinese-CLIP's towers have a model_type of their own, and the same settings. What a tower gives is
-            # asked for by name in here.
+            # The towers of a Chinese-CLIP have other model_types and the same settings. Their outputs are read by
+            # name below, so return_dict must be True.
             own = {"model_type": config_class.model_type, "return_dict": True}
             setattr(self, key, config_class(**{**(config or {}), **own}))
         self.text_config.text_pooling = text_pooling
@@ -66,14 +66,14 @@ class BertCLIPConfig(PretrainedConfig):
 
 
 class FirstToken(nn.Module):
-    """In the place of BERT's pooler: the last hidden state of [CLS] as it is. Has no weights."""
+    """Replaces BERT's pooler and returns the last hidden state of [CLS]. Has no weights."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states[:, 0].clone()  # a view would keep the states of all tokens
+        return hidden_states[:, 0].clone()  # a view would keep the hidden states of all tokens in memory
 
 
 def text_tower(config: BertConfig) -> BertModel:
-    """BertModel whose pooler_output is what `config.text_pooling` says."""
+    """BertModel whose pooler_output follows `config.text_pooling`."""
     has_pooler = config.text_pooling == "pooler"
     tower = BertModel._from_config(config, add_pooling_layer=has_pooler)
     if not has_pooler:
@@ -82,12 +82,12 @@ def text_tower(config: BertConfig) -> BertModel:
 
 
 def fit_to_positions(config: BertConfig, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Cut (B, T, …) tensors to the positions that the tower has, where BertModel itself dies of an index error."""
+    """Cut (B, T, …) tensors to the positions of the tower; longer ones are an index error in BertModel."""
     return [tensor if tensor is None else tensor[:, : config.max_position_embeddings] for tensor in tensors]
 
 
 class BertCLIPPreTrainedModel(PreTrainedModel):
-    """What every BertCLIP model can do, as transformers wants it declared."""
+    """Declares to transformers what every BertCLIP model supports."""
 
     config_class = BertCLIPConfig
     base_model_prefix = "clip"
@@ -96,7 +96,7 @@ class BertCLIPPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Older checkpoints store buffers that both towers make anew, and some a pooler that "cls" pooling passes by.
+    # Older checkpoints store buffers that both towers create themselves, and some a pooler that "cls" pooling ignores.
     _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$", r"^text_model\.pooler\."]
 
 
@@ -107,7 +107,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         super().__init__(config)
         self.text_model = text_tower(config.text_config)
         vision_model = CLIPVisionModel._from_config(config.vision_config)
-        self.vision_model = getattr(vision_model, "vision_model", vision_model)  # transformers 4 wraps it once more
+        self.vision_model = getattr(vision_model, "vision_model", vision_model)  # transformers 4 has one more wrapper
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -153,7 +153,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         return self.visual_projection(outputs.pooler_output)
 
     def contrastive_loss(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """CLIP's symmetric cross-entropy, or SigLIP's sigmoid loss where there is a bias: a scalar, in fp32."""
+        """CLIP's symmetric cross-entropy, or SigLIP's sigmoid loss if the model has a bias: a scalar in fp32."""
         if len(image_embeds) != len(text_embeds):
             raise ValueError(f"The loss needs one text per image: got {len(text_embeds)} and {len(image_embeds)}.")
         logits = self.logit_scale.float().exp() * image_embeds.float() @ text_embeds.float().T
@@ -176,20 +176,19 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         vision_pooler_output: Tensor | None = None,
         **kwargs,
     ) -> CLIPOutput:
-        """Embed texts, or images, or both; and then compare each with each.
+        """Embed texts, images or both; with both, compare every text with every image.
 
         Args:
             input_ids: (B_text, T); attention_mask, token_type_ids and position_ids likewise, all optional.
             pixel_values: (B_image, 3, H, W).
             return_loss: also compute the contrastive loss; text i belongs to image i.
-            vision_pooler_output: (B_image, vision_hidden), instead of pixel_values: what the vision tower gave for
-                the images earlier.
-            return_dict: False gives a tuple of what there is, in the order of `CLIPOutput`.
+            vision_pooler_output: (B_image, vision_hidden), earlier output of the vision tower, replaces pixel_values.
+            return_dict: False returns a tuple in the order of `CLIPOutput`, without the entries that are None.
 
         Returns:
-            `CLIPOutput`: text_embeds (B_text, D) and image_embeds (B_image, D), L2-normalised; the outputs of both
-            towers; with both sides, logits_per_image (B_image, B_text) and its transpose logits_per_text =
-            scale · cosine, plus logit_bias if the model has one; loss.
+            `CLIPOutput` with text_embeds (B_text, D) and image_embeds (B_image, D), L2-normalised; the outputs of both
+            towers; given both sides, logits_per_image (B_image, B_text) = scale · cosine (plus logit_bias if the model
+            has one) and its transpose logits_per_text; and loss.
 
         Raises:
             ValueError: neither texts nor images, or `return_loss` with unequal numbers of them.

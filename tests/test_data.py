@@ -16,7 +16,7 @@ from PIL import Image
 
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
-from component.filter.rules import FilterRules, check_pair
+from component.filter.rules import FilterRules, PairCheck
 from component.image.load import BadImageError, load_image
 from component.pairs.caption import is_caption
 from component.pairs.parquet import read_parquet
@@ -480,7 +480,8 @@ def test_rows_without_text_are_left_out_and_counted(data, processor):
     path = table(data / "t.csv", f"text,filename\n{rows}小狗,2.png\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     assert len(dataset) == 1 and dataset.table.num_empty_texts == len(NOTHING)
-    assert [check_pair(text, "", "", FilterRules()).reason for text in NOTHING] == ["empty_text"] * len(NOTHING)
+    findings = PairCheck("", FilterRules())(NOTHING, [""] * len(NOTHING))
+    assert [finding.reason for finding in findings] == ["empty_text"] * len(NOTHING)
     assert dataset.table.filename(0) == "2.png"
     with pytest.raises(ValueError, match="no row with a text"):
         PairDataset(table(data / "e.csv", "text,filename\n,0.png\n"), str(data), processor, max_seq_length=8)

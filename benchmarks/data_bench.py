@@ -1,13 +1,13 @@
-"""Speed and memory of the data road, side by side with what others use, on a local server that misbehaves.
+"""Speed and memory of download and filter, compared with what others use, on a local server that misbehaves.
 
     python benchmarks/data_bench.py --img2dataset_python ~/venv-img2dataset/bin/python --out data_bench.json
 
-Every number of one table comes from one run on one machine, the candidates one after another. Linux only.
+All numbers of one table come from one call on one machine, the candidates one after another. Linux only.
 
 download: 16 servers (ports) on the loopback interface send 300 x 300 JPEGs after 20 or 200 ms. "faulty": 2% never
 answer, 5% are 404 or 500, 2% send their body a byte at a time; a faulty answer is held for 60 s. "clean": no faults.
   - ours: download_image.py with its defaults, 64 threads
-  - img2dataset: 2 processes x 32 threads, output_format=files, everything else as it comes
+  - img2dataset: 2 processes x 32 threads, output_format=files, defaults otherwise
   - plain: 20 processes in a loop over requests.get, without timeout
 filter: filter_data.py beside a bare Pillow decoding loop in as many processes as there are cores.
 pixels: from a JPEG to pixel_values of 224 x 224, one thread: the HF image processor picture by picture, as the
@@ -34,7 +34,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_SERVERS = 16
-HELD_SECONDS = 60.0  # how long a faulty answer takes; without an end the plain loop would never finish
+HELD_SECONDS = 60.0  # how long a faulty answer takes; if it were endless, the plain loop would never finish
 DRIP_SECONDS = 0.5  # between two bytes of a dripping body
 START_UP_ROWS = 64
 
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--img2dataset_python", help="python of an environment with requirements-bench.txt installed")
     parser.add_argument("--parts", nargs="+", default=["download", "filter", "pixels", "memory"])
     parser.add_argument("--servers", nargs="+", choices=["clean", "faulty"], default=["clean", "faulty"])
-    parser.add_argument("--rows", type=int, default=4000, help="pictures for each download")
+    parser.add_argument("--rows", type=int, default=4000, help="images for each download")
     parser.add_argument("--plain_rows", type=int, default=400, help="the same for the plain loop; it is slow")
     parser.add_argument("--filter_rows", type=int, default=20_000)
     parser.add_argument("--memory_rows", type=int, default=1_000_000)
@@ -112,8 +112,8 @@ def bench_download(args, folder: Path) -> list[dict]:
                 row = {"server": name, "resize": None, "candidate": "plain", "rows": args.plain_rows, "kept": kept}
                 table.append(row | {"seconds": seconds, "images_per_second": kept / seconds})
                 print_row(table[-1], rates["ours"] / (kept / seconds))
-    print("img/s: pictures kept, by the seconds beyond what a run of 64 rows takes (start-up of the program)")
-    print("ratio: img/s of ours divided by img/s of this candidate")
+    print("img/s: images kept, divided by the seconds beyond those for 64 rows (start-up of the program)")
+    print("ratio: img/s of ours, divided by img/s of this candidate")
     return table
 
 
@@ -169,7 +169,7 @@ def timed(command: list) -> float:
 
 
 def count_images(folder: Path) -> int:
-    """Files that begin as a JPEG does; the plain loop saves error pages under .jpg names."""
+    """The number of files that start like a JPEG; the plain loop saves error pages under .jpg names."""
     return sum(path.read_bytes()[:2] == b"\xff\xd8" for path in folder.rglob("*.jpg"))
 
 
@@ -181,8 +181,8 @@ def write_table(path: Path, urls: list[str]) -> None:
 
 
 def new(folder: Path) -> Path:
-    """Nothing is removed before the end: where files were just removed, ext4 looks on for a free number, which takes
-    longer than the download of one."""
+    """A new folder. None is removed before the end: where files were just removed, ext4 searches for a free inode,
+    which takes longer than the download of an image."""
     folder.mkdir()
     return folder
 
@@ -217,7 +217,7 @@ def serve(pipe, latency: float) -> None:
     images = [example_image(seed, (300, 300)) for seed in range(64)]
 
     class Answer(asyncio.Protocol):
-        """Just enough HTTP/1.1: GET, keep-alive, no pipelining. Fast, because it shares the cores with the clients."""
+        """A minimal HTTP/1.1: GET, keep-alive, no pipelining. Fast, because it shares the cores with the clients."""
 
         def connection_made(self, transport):
             self.transport, self.received = transport, b""
@@ -359,7 +359,7 @@ def bench_memory(args, folder: Path) -> list[dict]:
         for writer in writers:
             writer.writerow(["text", "url", "filename"])
         for i in range(args.memory_rows):
-            # refused as private: every row passes the queue, a thread and the report, and reaches no one
+            # refused as private: every row passes the queue, a thread and the report, and reaches no host
             url = f"http://10.0.0.{i % 256}/it/u={i}?{query}"
             writers[0].writerow([text, url, f"{i // 10_000}/{i}.jpg"])
             writers[1].writerow([f"{text}{i}", url, f"{i % 100}.jpg"])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-RETRIED_REASONS = {"dns", "connection", "truncated"}  # and every http_5xx
+RETRIED_REASONS = {"dns", "connection", "truncated", "http_429"}  # and every http_5xx
 
 
 class FetchError(Exception):

@@ -254,6 +254,8 @@ class _Worker:
             return
         elif error.http_code:
             self._queue.answered(job.host)
+        if job.host in self._given_up:
+            return
         if error.reason == "timeout" and self._is_network_away(job, error):
             job.seconds = 0.0
             raise _TryAgain(self.settings.longest_pause)
@@ -267,10 +269,12 @@ class _Worker:
         if is_of_this_row or job.host in self._given_up:
             return
         trouble = self._queue.trouble(job.host, started, is_silence=True)
-        if error.reason != "timeout":  # the time of the host, not of this row
-            job.seconds -= min(job.seconds, time.monotonic() - started)
         if trouble.seconds < self.settings.patience or trouble.pauses <= LEAST_PROBES:
-            if job.seconds < self.settings.limits.timeout:
+            if error.reason != "timeout":
+                job.seconds -= min(job.seconds, time.monotonic() - started)  # time of the host, not of this row
+                raise _TryAgain
+            if not job.attempts and job.seconds < self.settings.limits.timeout:
+                job.attempts = 1  # a URL that hangs holds a thread for 10 s each time
                 raise _TryAgain
         elif self._is_network_away(job, error):
             self._queue.forgive(job.host)

@@ -303,9 +303,11 @@ HEADERS = [
 
 
 def answer() -> list[bytes]:
-    from image_server import picture
+    from image_server import image_bytes
 
-    body = random.choice([picture(random.randrange(9)), b"", os.urandom(300), picture()[:200], b"<html>" + b"x" * 99])
+    body = random.choice(
+        [image_bytes(random.randrange(9)), b"", os.urandom(300), image_bytes()[:200], b"<html>" + b"x" * 99]
+    )
     headers = random.choices([*HEADERS, *[b"Content-Length: %d" % len(body)] * 4], k=random.randrange(6))
     content = b"\r\n".join([random.choice(STATUS_LINES), *headers]) + b"\r\n\r\n" + body
     for _ in range(random.choice([0, 0, 1, 3])):

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (64, 48), format: str = "JPEG", **options) -> bytes:
+def image_bytes(seed: int = 0, size: tuple[int, int] = (64, 48), format: str = "JPEG", **options) -> bytes:
     """An encoded image, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -148,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def kind_jpg(self, rest):
-        self.answer(picture(zlib.crc32(rest.encode())))
+        self.answer(image_bytes(zlib.crc32(rest.encode())))
 
     def kind_slow(self, rest):
         time.sleep(0.1)
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(b"", 302, Location=self.path, Set_Cookie="seen=yes; Path=/")
 
     def kind_large(self, rest):
-        self.answer(picture(1, (600, 400), exif=self.turned()))
+        self.answer(image_bytes(1, (600, 400), exif=self.turned()))
 
     @staticmethod
     def turned() -> Image.Exif:
@@ -191,10 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
         return exif
 
     def kind_png(self, rest):
-        self.answer(picture(2, format="PNG"), content_type="image/png")
+        self.answer(image_bytes(2, format="PNG"), content_type="image/png")
 
     def kind_gif(self, rest):
-        self.answer(picture(3, format="GIF"), content_type="image/gif")
+        self.answer(image_bytes(3, format="GIF"), content_type="image/gif")
 
     def kind_animated(self, rest):
         frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
@@ -215,11 +215,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def kind_cut(self, rest):
-        whole = picture(4)
+        whole = image_bytes(4)
         self.answer(whole[: len(whole) // 2])
 
     def kind_hangup(self, rest):
-        whole = picture(5)
+        whole = image_bytes(5)
         self.answer(whole[: len(whole) // 2], Content_Length=str(len(whole)))
         self.close_connection = True
 
@@ -238,10 +238,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def kind_mislabelled(self, rest):
-        self.answer(picture(6), content_type="text/html; charset=utf-8")
+        self.answer(image_bytes(6), content_type="text/html; charset=utf-8")
 
     def kind_gzip(self, rest):
-        self.answer(gzip.compress(picture(7)), Content_Encoding="gzip")
+        self.answer(gzip.compress(image_bytes(7)), Content_Encoding="gzip")
 
     def kind_gzipbomb(self, rest):
         self.answer(gzip.compress(b"\0" * 5_000_000), Content_Encoding="gzip")
@@ -250,14 +250,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(b"this is not gzip", Content_Encoding="gzip")
 
     def kind_noai(self, rest):
-        self.answer(picture(8), X_Robots_Tag="nosnippet, NoAI")
+        self.answer(image_bytes(8), X_Robots_Tag="nosnippet, NoAI")
 
     def kind_hang(self, rest):
         time.sleep(20)
         self.close_connection = True
 
     def kind_drip(self, rest):
-        body = picture(9)
+        body = image_bytes(9)
         self.answer(b"", Content_Length=str(len(body)))
         for value in body:
             self.wfile.write(bytes([value]))

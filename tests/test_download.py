@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, python, write_csv
 from downloading import LOCAL, download, downloading, files, report
-from image_server import ImageServer, picture
+from image_server import ImageServer, image_bytes
 from PIL import Image
 
 from component.download.host_queue import HostQueue
@@ -107,11 +107,11 @@ def test_only_images_and_no_temporary_files_are_left(mixed):
     assert files(folder) == sorted(kind.replace("/", "_") + ".jpg" for kind, reason in FAST.items() if reason == "ok")
 
 
-def test_hanging_and_dripping_servers_end_with_the_deadline(mixed):
+def test_requests_to_hanging_and_dripping_servers_end_at_the_deadline(mixed):
     folder, _, _, seconds = mixed
     for kind in SLOW:
         assert 1.9 < float(report(folder)[kind.replace("/", "_") + ".jpg"]["seconds"]) < 10
-    assert seconds < 20  # each of them would have taken the server 20 seconds and more
+    assert seconds < 20  # each answer takes the server 20 seconds or more
 
 
 def test_the_summary_counts_reasons_and_hosts(mixed):
@@ -121,9 +121,9 @@ def test_the_summary_counts_reasons_and_hosts(mixed):
     assert re.search(rf"^{server.address} +5 +22$", done.stdout, re.M)
 
 
-def test_a_gzipped_body_is_unpacked(mixed):
+def test_a_gzipped_body_is_decompressed(mixed):
     folder, _, _, _ = mixed
-    assert (folder / "images" / "gzip_x.jpg").read_bytes() == picture(7)
+    assert (folder / "images" / "gzip_x.jpg").read_bytes() == image_bytes(7)
 
 
 def test_broken_connections_and_5xx_are_retried_and_404_is_not(mixed):
@@ -155,7 +155,7 @@ def test_resize_sets_the_shorter_side_and_turns_the_image_upright(tmp_path, serv
         assert image.size == (64, 48) and image.format == "JPEG"
 
 
-def test_a_dead_host_is_given_up_and_the_others_go_on(tmp_path, server):
+def test_a_dead_host_is_given_up_while_the_others_go_on(tmp_path, server):
     with ImageServer() as dead:
         pass
     rows = [("", dead.url(f"jpg/{i}"), f"dead{i}.jpg") for i in range(200)]
@@ -228,7 +228,7 @@ def test_an_empty_file_is_not_whole(tmp_path, server):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_leaves_only_whole_images_and_is_resumed_without_fetching_twice(tmp_path, server, stop):
+def test_a_killed_download_leaves_whole_images_and_is_resumed_without_fetching_twice(tmp_path, server, stop):
     write_csv(tmp_path / "train.csv", [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(240)])
     process = subprocess.Popen(
         command(tmp_path, "--num_threads", "8", "--per_host", "8"),
@@ -262,7 +262,7 @@ def processes() -> list[multiprocessing.Process]:
 
 
 @pytest.mark.parametrize("resize", [None, 32])
-def test_a_process_that_is_killed_costs_no_image_and_none_is_left_at_the_end(tmp_path, server, resize):
+def test_a_killed_process_costs_no_image_and_no_process_is_left_at_the_end(tmp_path, server, resize):
     write_csv(tmp_path / "train.csv", [("", server.url(f"slow/{i}"), f"{i}.jpg") for i in range(8)])
     with downloading(tmp_path, resize=resize) as (outcomes, _):
         first = next(outcomes)
@@ -274,7 +274,7 @@ def test_a_process_that_is_killed_costs_no_image_and_none_is_left_at_the_end(tmp
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one process per core")
-def test_hosts_are_dealt_to_the_processes_and_each_keeps_its_limit_when_one_is_killed(tmp_path, server):
+def test_hosts_are_dealt_to_processes_and_keep_their_limits_when_one_is_killed(tmp_path, server):
     with ImageServer() as other:
         write_csv(
             tmp_path / "train.csv", [("", (server, other)[i % 2].url(f"slow/{i}"), f"{i}.jpg") for i in range(40)]
@@ -291,7 +291,7 @@ def test_hosts_are_dealt_to_the_processes_and_each_keeps_its_limit_when_one_is_k
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_image_that_brings_its_process_down_has_its_reason_and_the_others_are_kept(tmp_path, server):
+def test_an_image_that_brings_its_process_down_has_a_reason_and_the_others_are_kept(tmp_path, server):
     buffer = io.BytesIO()
     Image.new("RGB", (8000, 8000)).save(buffer, "PNG", compress_level=1)  # 256 MB decoded, and 200 kB for them
     server.answers["large"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
@@ -315,7 +315,7 @@ def test_an_image_that_brings_its_process_down_has_its_reason_and_the_others_are
     assert by_reason == {("ok", ""): 5, ("failed", "decoder_killed"): 1}
 
 
-def test_a_machine_on_which_no_process_starts_does_not_blame_the_image(tmp_path, server, monkeypatch, capfd):
+def test_a_process_that_never_starts_is_not_blamed_on_the_image(tmp_path, server, monkeypatch, capfd):
     write_csv(tmp_path / "train.csv", [("", server.url("jpg/a"), "a.jpg")])
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(shutil.which("false")))
     with pytest.raises(OSError, match="a process of the download ends again and again"):
@@ -323,7 +323,7 @@ def test_a_machine_on_which_no_process_starts_does_not_blame_the_image(tmp_path,
     assert not files(tmp_path) and not report(tmp_path)
 
 
-def test_a_report_that_is_cut_anywhere_goes_on_after_its_last_whole_row(tmp_path):
+def test_a_report_cut_anywhere_is_continued_after_its_last_whole_row(tmp_path):
     path = tmp_path / "report.csv"
     with Report(str(path)) as written:
         for name in ("猫.jpg", 'a "b"\n,c.jpg', "=1\r.jpg"):
@@ -341,7 +341,7 @@ def test_a_report_that_is_cut_anywhere_goes_on_after_its_last_whole_row(tmp_path
         assert rows[-1]["filename"] == "neu.jpg" and len(rows) == known + 1
 
 
-def test_on_a_full_disk_each_file_has_its_row_and_no_row_is_torn(tmp_path, server):
+def test_on_a_full_disk_each_file_has_its_row_and_no_row_is_cut(tmp_path, server):
     resource = pytest.importorskip("resource")
     write_csv(tmp_path / "train.csv", [("", server.url(f"jpg/{i}?{'长' * 100}"), f"{i}.jpg") for i in range(60)])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -370,9 +370,9 @@ def test_files_from_elsewhere_are_verified_once_and_broken_ones_fetched_again(tm
     kinds = ["status/404/a", "jpg/b", "status/404/c", "jpg/d", "jpg/e"]
     write_csv(images / "train.csv", [("", server.url(kind), name) for kind, name in zip(kinds, names, strict=True)])
     (tmp_path / "train.csv").symlink_to(images / "train.csv")
-    (images / "whole.jpg").write_bytes(picture(1))
-    (images / "half.jpg").write_bytes(picture(2)[:900])
-    (images / "half-gone.jpg").write_bytes(picture(3)[:900])
+    (images / "whole.jpg").write_bytes(image_bytes(1))
+    (images / "half.jpg").write_bytes(image_bytes(2)[:900])
+    (images / "half-gone.jpg").write_bytes(image_bytes(3)[:900])
     verify = {"again": {"verify": True}}
     assert download(tmp_path, **verify)[0] == {
         ("verified", ""): 1,
@@ -380,8 +380,8 @@ def test_files_from_elsewhere_are_verified_once_and_broken_ones_fetched_again(tm
         ("failed", "http_404"): 1,
         ("skipped", "exists"): 1,  # the table itself
     }
-    assert (images / "half.jpg").read_bytes() == picture(zlib.crc32(b"b"))
-    assert (images / "half-gone.jpg").read_bytes() == picture(3)[
+    assert (images / "half.jpg").read_bytes() == image_bytes(zlib.crc32(b"b"))
+    assert (images / "half-gone.jpg").read_bytes() == image_bytes(3)[
         :900
     ]  # better than nothing, until a whole one arrives
     (images / "whole.jpg").write_bytes(b"checked once")
@@ -389,7 +389,7 @@ def test_files_from_elsewhere_are_verified_once_and_broken_ones_fetched_again(tm
     assert server.hits == {"/jpg/b": 1, "/status/404/c": 1, "/jpg/d": 1}
 
 
-def test_what_a_killed_run_left_is_cleared_away_and_its_names_are_no_images(tmp_path, server):
+def test_leftovers_of_a_killed_download_are_removed_and_their_names_refused(tmp_path, server):
     (tmp_path / "images").mkdir()
     with pytest.raises(KeyError), new_file(str(tmp_path / "images" / "a.jpg"), "wb", sync=False) as file:
         temporary = Path(file.name if isinstance(file.name, str) else os.readlink(f"/proc/self/fd/{file.fileno()}"))
@@ -436,7 +436,7 @@ def test_one_file_under_many_spellings_is_one_file_in_every_part(tmp_path, serve
     assert download(tmp_path)[0][("skipped", "failed_before")] == 1
 
 
-def test_fail_over_decides_the_exit_code_also_of_a_resumed_run(tmp_path, server):
+def test_fail_over_decides_the_exit_status_of_a_resumed_download_too(tmp_path, server):
     write_csv(tmp_path / "train.csv", [("", server.url("jpg/a"), "a.jpg"), ("", server.url("gif/b"), "b.jpg")])
     assert run_script(tmp_path, "--part", "1/1").returncode == 0
     assert run_script(tmp_path, "--shard", "1/1", "--fail_over", "0.2").returncode == 1  # the old name of --part
@@ -525,7 +525,7 @@ def test_only_http_and_https_are_fetched(tmp_path):
     assert len(report(tmp_path)) == len(urls)
 
 
-def test_with_a_proxy_everything_goes_through_it_and_written_out_addresses_are_still_refused(tmp_path, server):
+def test_everything_goes_through_a_proxy_and_written_out_addresses_are_still_refused(tmp_path, server):
     urls = ["http://no-such-host.invalid/jpg/x", "http://127.1/jpg/x", "http://localhost./jpg/x"]
     urls += [f"http://no-such-host.invalid/to/{server.url('jpg/x')}"]
     write_csv(tmp_path / "train.csv", [("", url, f"{i}.jpg") for i, url in enumerate(urls)])
@@ -535,7 +535,7 @@ def test_with_a_proxy_everything_goes_through_it_and_written_out_addresses_are_s
         assert report(tmp_path)[f"{i}.jpg"]["reason"].startswith("private_host")
 
 
-def test_no_cookie_and_no_environment_proxy_is_used_and_the_user_agent_is_ours(tmp_path, server, monkeypatch):
+def test_no_cookie_and_no_environment_proxy_is_used_and_the_user_agent_is_sent(tmp_path, server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     write_csv(tmp_path / "train.csv", [("", server.url("jpg/x"), "a.jpg")])
     download(tmp_path, limits=replace(LOCAL, user_agent="测试者/1.0".encode().decode("latin-1")))
@@ -543,7 +543,7 @@ def test_no_cookie_and_no_environment_proxy_is_used_and_the_user_agent_is_ours(t
     assert "Cookie" not in server.headers["/jpg/x"] and "/1.0" in server.headers["/jpg/x"]["User-Agent"]
 
 
-def test_what_differs_from_the_default_manners_is_named_in_the_summary(tmp_path, server):
+def test_options_that_differ_from_the_default_manners_are_named_in_the_summary(tmp_path, server):
     write_csv(tmp_path / "train.csv", [("", server.url("jpg/x"), "a.jpg")])
     particular = replace(LOCAL, referer="{origin}/", user_agent="me", no_verify_tls=("a.com", "b.com"))
     said = download(tmp_path, limits=particular)[1]
@@ -564,7 +564,7 @@ def test_unicode_names_commas_quotes_and_long_urls_survive(tmp_path, server):
     assert files(tmp_path) == sorted(["子目录/小猫 🐱.jpg", "狗.jpg"])
 
 
-def test_urls_as_copying_leaves_them_are_mended_and_counted(tmp_path, server):
+def test_copied_urls_are_mended_and_counted(tmp_path, server):
     path = f"{server.address}/jpg/x"
     rows = [f"http://{path}?a=1&amp;b=2", f"//{path}", f"\ufeff\u200bhttp://{path}2", f" http://{path}3"]
     again = ("", f"http://{path}?a=1&b=2", "0.jpg")
@@ -576,7 +576,7 @@ def test_urls_as_copying_leaves_them_are_mended_and_counted(tmp_path, server):
     assert download(tmp_path)[0] == {("skipped", "exists"): 4, ("skipped", "repeated"): 1}
 
 
-def test_one_image_under_many_names_is_named(tmp_path, server):
+def test_one_content_under_many_names_is_reported(tmp_path, server):
     rows = [("", server.url(f"png/{i}"), f"同/{i}.png") for i in range(5)]
     write_csv(tmp_path / "train.csv", rows + [("", server.url(f"jpg/{i}"), f"{i}.jpg") for i in range(20)])
     names = re.search(r"^5 files have the same bytes.*: (.*), …$", download(tmp_path)[1], re.M)[1].split(", ")
@@ -584,7 +584,7 @@ def test_one_image_under_many_names_is_named(tmp_path, server):
     assert "same bytes" not in download(tmp_path)[1]
 
 
-def test_what_a_server_says_is_inert_in_the_report(tmp_path, server):
+def test_the_words_of_a_server_are_inert_in_the_report(tmp_path, server):
     server.answers["odd"] = [b"HTTP/1.1 999 \x1b[2J" + b"x" * 9000 + b"\r\n\r\n"]
     write_csv(tmp_path / "train.csv", [("", server.url("raw/odd"), "=cmd|1.jpg")])
     download(tmp_path)
@@ -594,7 +594,7 @@ def test_what_a_server_says_is_inert_in_the_report(tmp_path, server):
     assert download(tmp_path)[0] == {("skipped", "failed_before"): 1}
 
 
-def test_an_image_too_narrow_to_resize_has_its_reason(tmp_path, server):
+def test_an_image_too_narrow_to_resize_has_a_reason(tmp_path, server):
     buffer = io.BytesIO()
     Image.new("L", (70_000, 2)).save(buffer, "PNG")
     server.answers["narrow"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
@@ -626,7 +626,7 @@ def test_duplicated_file_names_keep_the_first_url_and_further_captions_cost_noth
         (b'text,url,filename\na,b,c\nd,"e,f\n', "not a well-formed CSV"),
     ],
 )
-def test_an_unusable_table_is_one_clear_line(tmp_path, content, message):
+def test_an_unusable_table_is_refused_and_leaves_no_report(tmp_path, content, message):
     if content is not None:
         (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises((ValueError, OSError), match=re.escape(message)):
@@ -654,7 +654,7 @@ def test_impossible_options_are_refused(tmp_path, option):
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
-def test_the_hand_off_to_img2dataset_keeps_texts_as_they_are(tmp_path):
+def test_the_table_for_img2dataset_keeps_texts_as_they_are(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [('一只,"猫"\n', "http://x/1", "1.jpg"), ("007", "http://x/2", "2.jpg"), ("NA", "http://x/3", "")]
     write_csv(tmp_path / "train.csv", rows, encoding="utf-8-sig")

@@ -12,7 +12,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from image_server import ImageServer, picture
+from image_server import ImageServer, image_bytes
 from urllib3 import HTTPResponse
 
 from component.download import connection
@@ -256,7 +256,7 @@ def test_layers_of_gzip_are_decompressed_in_steps(server):
 def test_a_connection_with_an_unread_body_is_not_used_again(server, kind):
     for _ in range(3):
         assert reason_for(server.url(kind)).startswith(("http_404", "http_503", "bad_url"))
-        assert fetch(server.url("jpg/x")) == picture(zlib.crc32(b"x"))
+        assert fetch(server.url("jpg/x")) == image_bytes(zlib.crc32(b"x"))
 
 
 def test_early_hints_before_the_answer_are_skipped(server):
@@ -301,7 +301,7 @@ def test_an_encoding_that_needs_a_package_names_it(server, encoding):
 
 
 def test_a_cookie_lives_as_long_as_the_redirects_of_one_request(server):
-    assert fetch(server.url("cookie/x")) == fetch(server.url("cookie/x")) == picture(zlib.crc32(b"x"))
+    assert fetch(server.url("cookie/x")) == fetch(server.url("cookie/x")) == image_bytes(zlib.crc32(b"x"))
     assert server.hits["/cookie/x"] == 4  # the second request started without
     elsewhere = ImageServer("127.0.0.2") if sys.platform == "linux" else contextlib.nullcontext()
     with elsewhere as other:
@@ -344,7 +344,7 @@ def odd_answer(picked: random.Random) -> bytes:
         b"-5\r\nhello",
         b"f" * 30 + b"\r\nhello",
         b"\x1f\x8b\x08\x00",
-        picture(),
+        image_bytes(),
     ]
     chosen = [(name, picked.choice(names[name])) for name in picked.choices(list(names), k=picked.randrange(5))]
     lines = [picked.choice(statuses), *(name + b": " + value for name, value in chosen)]
@@ -411,7 +411,7 @@ def test_https_goes_through_a_proxy_tunnel_and_its_certificate_is_verified(serve
     with ImageServer(tls=True) as secure:
         server.tunnels_to = secure.server_address
         assert reason_for(url, **limits).startswith("tls: ") and not secure.hits
-        assert fetch(url, **limits, no_verify_tls=("images.example",)) == picture(zlib.crc32(b"x"))
+        assert fetch(url, **limits, no_verify_tls=("images.example",)) == image_bytes(zlib.crc32(b"x"))
         assert secure.hits == {"/jpg/x": 1}
     assert server.hits == {"CONNECT images.example:443": 2}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from image_server import huge_png, picture
+from image_server import huge_png, image_bytes
 from PIL import Image
 
 import filter_data
@@ -64,7 +64,7 @@ def images(tmp_path):
 
 
 def photo(seed: int, size=(300, 200)) -> Image.Image:
-    return Image.open(io.BytesIO(picture(seed, size)))
+    return Image.open(io.BytesIO(image_bytes(seed, size)))
 
 
 # --- what is always asked ----------------------------------------------------------------------------------------
@@ -73,12 +73,12 @@ def photo(seed: int, size=(300, 200)) -> Image.Image:
 @pytest.fixture
 def messy(tmp_path, images):
     """file name → (content, verdict)."""
-    whole = picture(1)
+    whole = image_bytes(1)
     content = {
         "good.jpg": (whole, ""),
-        "子/图.png": (picture(2, format="PNG"), ""),
+        "子/图.png": (image_bytes(2, format="PNG"), ""),
         "really_a_jpeg.gif": (whole, ""),
-        "gif.jpg": (picture(3, format="GIF"), "gif"),
+        "gif.jpg": (image_bytes(3, format="GIF"), "gif"),
         "cut.jpg": (whole[:-200], "truncated"),
         "page.jpg": (b"<html><body>404</body></html>", "html"),
         "drawing.jpg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "svg"),
@@ -123,7 +123,7 @@ def test_nothing_is_deleted_unasked(tmp_path, messy, images):
 def test_asked_to_it_deletes_bad_images_and_nothing_outside(tmp_path, messy, images):
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "gif.jpg").write_bytes(picture(3, format="GIF"))
+    (outside / "gif.jpg").write_bytes(image_bytes(3, format="GIF"))
     (images / "link").symlink_to(outside)
     with open(tmp_path / "train.csv", "a", encoding="utf-8") as file:
         file.write("a,u,link/gif.jpg\na,u,gif.jpg\n")
@@ -146,7 +146,7 @@ def not_ours(tmp_path_factory) -> dict[str, str]:
         photo(1).convert("1" if name in ("MSP", "XBM") else "RGB").save(buffer := io.BytesIO(), name)
         contents[f"{name}.jpg"] = buffer.getvalue()
     contents["heic.jpg"] = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-    contents["line.png"] = picture(1, (3000, 1), "PNG")
+    contents["line.png"] = image_bytes(1, (3000, 1), "PNG")
     contents["noise.jpg"] = bytes(range(256))
     (folder / "images").mkdir()
     for name, content in contents.items():
@@ -173,9 +173,9 @@ def test_what_another_program_may_show_is_named_and_not_deleted(not_ours):
     ("content", "reason"),
     [
         (b"", "empty"),
-        (picture(1)[:-200], "truncated"),
-        (picture(1, format="PNG")[:-200], "truncated"),
-        (picture(1, format="WEBP")[:-200], "truncated"),
+        (image_bytes(1)[:-200], "truncated"),
+        (image_bytes(1, format="PNG")[:-200], "truncated"),
+        (image_bytes(1, format="WEBP")[:-200], "truncated"),
         (b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0">', "html"),
         ("<HTML><p>图片不存在".encode("gbk"), "html"),
         (b'{"code": 404, "message": "not found"}', "text"),
@@ -193,7 +193,7 @@ def test_what_came_in_place_of_an_image_is_deleted(images, content, reason):
 
 
 def test_a_disk_that_does_not_answer_stops_the_run_and_nothing_is_written_or_deleted(tmp_path, images):
-    (images / "cut.jpg").write_bytes(picture(1)[:-200])
+    (images / "cut.jpg").write_bytes(image_bytes(1)[:-200])
     (images / "disk.jpg").symlink_to("/proc/self/mem")  # reading it is an EIO
     write_table(tmp_path, [("a", "u", "cut.jpg"), ("a", "u", "disk.jpg")])
     done = run(tmp_path, "--delete_bad_images", "--report", tmp_path / "report.csv")
@@ -206,13 +206,13 @@ def test_a_disk_that_does_not_answer_stops_the_run_and_nothing_is_written_or_del
 def test_a_file_is_looked_at_again_before_it_is_deleted(tmp_path, images):
     names = ["cut.jpg", "mended.jpg", "other.jpg"]
     for name in names:
-        (images / name).write_bytes(picture(1)[:-200])
+        (images / name).write_bytes(image_bytes(1)[:-200])
     with pytest.raises(BadImageError) as caught:
-        check_image(picture(1)[:-200])
+        check_image(image_bytes(1)[:-200])
     bad_images = BadImages(str(images))
     bad_images.add([*names, "cut.jpg"], [str(caught.value)] * 4)
-    (images / "mended.jpg").write_bytes(picture(1))
-    (images / "other.jpg").write_bytes(picture(2)[:-200])
+    (images / "mended.jpg").write_bytes(image_bytes(1))
+    (images / "other.jpg").write_bytes(image_bytes(2)[:-200])
     assert bad_images.delete() == (1, 2)
     assert {path.name for path in images.iterdir()} == {"mended.jpg", "other.jpg"}
 
@@ -259,7 +259,7 @@ def verdict(road, data: bytes) -> str:
 
 
 def test_text_rules(tmp_path, images):
-    (images / "a.jpg").write_bytes(picture(1))
+    (images / "a.jpg").write_bytes(image_bytes(1))
     texts = ["猫", "两只猫", " 一二三四五六 ", "cat 猫", "only letters"]
     write_table(tmp_path, [(text, "u", "a.jpg") for text in texts])
     assert reasons(tmp_path) == [""] * 5
@@ -279,7 +279,7 @@ def test_chinese_share_counts_han_and_leaves_out_white_space():
 
 def test_size_rules(tmp_path, images):
     for width, height in ((200, 200), (100, 300), (640, 90)):
-        (images / f"{width}.jpg").write_bytes(picture(1, (width, height)))
+        (images / f"{width}.jpg").write_bytes(image_bytes(1, (width, height)))
     write_table(tmp_path, [("a", "u", f"{width}.jpg") for width in (200, 100, 640)])
     assert reasons(tmp_path, min_side=100) == ["", "", "small"]
     assert reasons(tmp_path, max_aspect=3) == ["", "", "long_and_narrow"]
@@ -288,7 +288,7 @@ def test_size_rules(tmp_path, images):
 
 def test_exact_duplicates_need_the_same_text_and_the_same_bytes(tmp_path, images):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        (images / f"{name}.jpg").write_bytes(picture(seed))
+        (images / f"{name}.jpg").write_bytes(image_bytes(seed))
     rows = [("x", "", "a.jpg"), ("x", "", "b.jpg"), ("y", "", "b.jpg"), ("x", "", "c.jpg"), ("x", "", "a.jpg")]
     write_table(tmp_path, rows)
     assert reasons(tmp_path) == [""] * 5
@@ -330,7 +330,7 @@ def test_a_perceptual_hash_has_64_bits_of_which_about_half_are_set():
 @pytest.fixture
 def pairs(tmp_path, images):
     for seed in range(6):
-        (images / f"{seed}.jpg").write_bytes(picture(seed))
+        (images / f"{seed}.jpg").write_bytes(image_bytes(seed))
     (images / "broken.jpg").write_bytes(b"<html>")
     rows = [(f"图片{i}", "", f"{i}.jpg") for i in range(6)]
     write_table(tmp_path, [*rows[:3], ("坏", "", "broken.jpg"), *rows[3:]])
@@ -370,8 +370,8 @@ def test_the_clip_filter_keeps_pairs_above_the_threshold_and_draws_a_histogram(p
 
 
 def test_the_score_of_a_dropped_pair_does_not_make_its_twin_a_duplicate(tmp_path, images):
-    (images / "a.jpg").write_bytes(picture(1))
-    (images / "b.jpg").write_bytes(picture(1))
+    (images / "a.jpg").write_bytes(image_bytes(1))
+    (images / "b.jpg").write_bytes(image_bytes(1))
     write_table(tmp_path, [("wrong", "", "a.jpg"), ("right", "", "b.jpg")])
 
     def score(texts, images):
@@ -386,7 +386,7 @@ def test_the_score_of_a_dropped_pair_does_not_make_its_twin_a_duplicate(tmp_path
 
 def test_order_and_all_columns_survive_many_chunks(tmp_path, images):
     for i in range(10):
-        (images / f"{i}.jpg").write_bytes(picture(i, (8, 8)))
+        (images / f"{i}.jpg").write_bytes(image_bytes(i, (8, 8)))
     (images / "9.jpg").unlink()
     rows = [[f"{i}", f"{i % 10}.jpg", f'quote " comma , line\n{i}', "007"] for i in range(9001)]
     write_table(tmp_path, rows, header=["text", "filename", "其他", "id"], encoding="utf-8-sig")
@@ -445,7 +445,7 @@ def test_two_runs_do_not_write_one_file(tmp_path, images):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_workers_end_with_their_parent_and_what_it_left_is_swept(tmp_path, images, number):
-    (images / "a.jpg").write_bytes(picture(1))
+    (images / "a.jpg").write_bytes(image_bytes(1))
     write_table(tmp_path, [("a", "u", "a.jpg")] * 50_000)
     command = [sys.executable, ROOT / "filter_data.py", "--train_file", tmp_path / "train.csv", "--num_workers", "1"]
     command += ["--image_path", images, "--out_file", tmp_path / "out.csv"]

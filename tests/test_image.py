@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from conftest import ROOT
-from image_server import picture
+from image_server import image_bytes
 from PIL import Image
 
 from component.embedding import open_image
@@ -172,7 +172,7 @@ def test_random_bytes_as_exif_change_nothing():
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_road_gives_the_same_verdict_on_damage_and_never_another_error(format):
     dice = random.Random(3)
-    whole = encoded(Image.open(io.BytesIO(picture(1, (48, 40)))), format)
+    whole = encoded(Image.open(io.BytesIO(image_bytes(1, (48, 40)))), format)
     roads = [load_image, check_image, lambda file: decode(file, 8)]
     roads.append(lambda file: shrink_image(file, io.BytesIO(), 16))
     for number in range(120):
@@ -403,7 +403,7 @@ def test_a_bmp_whose_alpha_nobody_filled_is_opaque():
 
 
 def test_what_looks_alike_is_hashed_as_people_see_it():
-    photo = Image.open(io.BytesIO(picture(1, (300, 200))))
+    photo = Image.open(io.BytesIO(image_bytes(1, (300, 200))))
     on_white = photo.convert("RGBA")
     on_white.putalpha(255)
     hidden = Image.new("RGBA", photo.size, (0, 0, 0, 0))

@@ -36,7 +36,7 @@ def write(path, *samples: dict) -> str:
     return str(path)
 
 
-def picture(number: int) -> bytes:
+def image_bytes(number: int) -> bytes:
     noise = np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "JPEG")
@@ -46,7 +46,7 @@ def picture(number: int) -> bytes:
 def sample(number: int, **members) -> dict:
     caption = f"{CAPTIONS[number % 8]}{'红' * (number // 8)}"
     meta = {"caption": caption, "url": f"http://example.com/{number}.jpg", "status": "success", "width": 50}
-    return {"__key__": f"{number:09d}", "jpg": picture(number), "json": meta, "txt": caption, **members}
+    return {"__key__": f"{number:09d}", "jpg": image_bytes(number), "json": meta, "txt": caption, **members}
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def pairs_of(files) -> list[tuple[str, bytes]]:
 def test_shards_hold_what_webdataset_reads_from_them(shards, tmp_path):
     odd = [
         sample(20, __key__="folder.of/deep", cls="7"),
-        {"__key__": "a", "JPG": picture(21), "TXT": "大写", "seg.png": picture(0)},
+        {"__key__": "a", "JPG": image_bytes(21), "TXT": "大写", "seg.png": image_bytes(0)},
         sample(22, __key__="长" * 90, txt="一\n二 "),
         sample(23, txt=""),
     ]
@@ -110,26 +110,26 @@ def test_shards_hold_what_webdataset_reads_from_them(shards, tmp_path):
 
 
 def test_a_caption_comes_from_the_json_where_there_is_no_txt(tmp_path):
-    keys = {"__key__": "1", "png": picture(1)}
-    assert pairs_of(write(tmp_path / "a.tar", {**keys, "json": {"caption": "小狗"}})) == [("小狗", picture(1))]
+    keys = {"__key__": "1", "png": image_bytes(1)}
+    assert pairs_of(write(tmp_path / "a.tar", {**keys, "json": {"caption": "小狗"}})) == [("小狗", image_bytes(1))]
     both = write(tmp_path / "b.tar", {**keys, "json": {"caption": "小狗"}, "txt": "小猪"})
-    assert pairs_of(both) == [("小猪", picture(1))]
+    assert pairs_of(both) == [("小猪", image_bytes(1))]
 
 
 @pytest.mark.parametrize("ending", ["avif", "jp2", "JPE", "jfif", "tif", "webp"])
 def test_members_of_every_format_that_is_read_are_images(tmp_path, ending):
-    path = write(tmp_path / "a.tar", {"__key__": "1", ending: picture(1), "txt": "小狗"})
-    assert pairs_of(path) == [("小狗", picture(1))]
+    path = write(tmp_path / "a.tar", {"__key__": "1", ending: image_bytes(1), "txt": "小狗"})
+    assert pairs_of(path) == [("小狗", image_bytes(1))]
 
 
 def test_tar_itself_can_make_a_shard(tmp_path):
     """Where a key's members need not be neighbours."""
     for number in range(3):
-        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / f"{number}.jpg").write_bytes(image_bytes(number))
         (tmp_path / f"{number}.txt").write_text(CAPTIONS[number], encoding="utf-8")
     names = [f"./{number}.{ending}" for ending in ("jpg", "txt") for number in range(3)]
     subprocess.run(["tar", "-cf", "a.tar", *names], cwd=tmp_path, check=True)
-    assert pairs_of(str(tmp_path / "a.tar")) == [(CAPTIONS[number], picture(number)) for number in range(3)]
+    assert pairs_of(str(tmp_path / "a.tar")) == [(CAPTIONS[number], image_bytes(number)) for number in range(3)]
 
 
 def test_file_names_in_gbk_are_told_apart(tmp_path):
@@ -137,9 +137,9 @@ def test_file_names_in_gbk_are_told_apart(tmp_path):
     for number, name in enumerate(command[3:]):
         path = os.path.join(os.fsencode(tmp_path), name)
         with open(path, "wb") as file:
-            file.write(picture(number) if number < 2 else CAPTIONS[number - 2].encode())
+            file.write(image_bytes(number) if number < 2 else CAPTIONS[number - 2].encode())
     subprocess.run(command, cwd=tmp_path, check=True)
-    assert pairs_of(str(tmp_path / "a.tar")) == [(CAPTIONS[number], picture(number)) for number in range(2)]
+    assert pairs_of(str(tmp_path / "a.tar")) == [(CAPTIONS[number], image_bytes(number)) for number in range(2)]
 
 
 def test_an_example_of_a_shard_is_that_of_the_same_file(shards, csv, bert_clip_path):
@@ -186,13 +186,13 @@ def test_names_with_further_dots_are_pairs_unless_they_belong_to_a_picture(tmp_p
     names = ["v1.5.jpg", "v1.5.txt", "d.x/v1.6.JPG", "d.x/v1.6.json", "2.jpg", "2.en.txt", "2.seg.png", "2.txt"]
     names += ["2.b.jpg", "2.b.txt", "2.cls", "._2.jpg", "README"]
     contents = {"txt": "小狗".encode(), "json": '{"caption": "小猪"}'.encode()}
-    members = [(name, contents.get(name.rpartition(".")[2], picture(number))) for number, name in enumerate(names)]
+    members = [(name, contents.get(name.rpartition(".")[2], image_bytes(number))) for number, name in enumerate(names)]
     path = tar(tmp_path / "a.tar", *members)
     assert pairs_of(path) == [
-        ("小狗", picture(0)),
-        ("小猪", picture(2)),
-        ("小狗", picture(4)),
-        ("小狗", picture(8)),
+        ("小狗", image_bytes(0)),
+        ("小猪", image_bytes(2)),
+        ("小狗", image_bytes(4)),
+        ("小狗", image_bytes(8)),
     ]
     (warning,) = warnings_of(caplog)
     assert warning.startswith("5 members of shards are neither") and "the first: " in warning
@@ -202,9 +202,9 @@ def test_tars_that_were_appended_to_each_other_are_all_read(tmp_path, caplog):
     path = tmp_path / "all.tar"
     with open(path, "wb") as file:
         for n in range(3):
-            part = tar(tmp_path / "part.tar", (f"{n}.jpg", picture(n)), (f"{n}.txt", CAPTIONS[n].encode()))
+            part = tar(tmp_path / "part.tar", (f"{n}.jpg", image_bytes(n)), (f"{n}.txt", CAPTIONS[n].encode()))
             file.write(Path(part).read_bytes())
-    assert pairs_of(str(path)) == [(CAPTIONS[n], picture(n)) for n in range(3)] and not caplog.records
+    assert pairs_of(str(path)) == [(CAPTIONS[n], image_bytes(n)) for n in range(3)] and not caplog.records
     with open(path, "ab") as file:
         file.write(bytes(5000) + b"no tar" * 200)
     assert len(pairs_of(str(path))) == 3
@@ -214,14 +214,14 @@ def test_tars_that_were_appended_to_each_other_are_all_read(tmp_path, caplog):
 
 def test_a_hard_link_is_the_file_it_leads_to_and_other_links_are_counted(tmp_path, caplog):
     members = [
-        ("1.jpg", picture(1)),
+        ("1.jpg", image_bytes(1)),
         ("1.txt", "小狗".encode()),
         (link("2.jpg", "1.jpg"), b""),
         ("2.txt", "小猪".encode()),
     ]
     links = link("3.jpg", "gone.jpg"), link("4.jpg", "1.jpg", tarfile.SYMTYPE), link("d", "", tarfile.DIRTYPE)
     members += [(info, b"") for info in links]
-    assert pairs_of(tar(tmp_path / "a.tar", *members)) == [("小狗", picture(1)), ("小猪", picture(1))]
+    assert pairs_of(tar(tmp_path / "a.tar", *members)) == [("小狗", image_bytes(1)), ("小猪", image_bytes(1))]
     (warning,) = warnings_of(caplog)
     assert warning.startswith("2 links in shards") and "/3.jpg" in warning
 
@@ -229,12 +229,12 @@ def test_a_hard_link_is_the_file_it_leads_to_and_other_links_are_counted(tmp_pat
 @pytest.mark.parametrize("format", ["gnu", "posix"])
 def test_a_sparse_member_is_counted_not_read_wrongly(tmp_path, caplog, format):
     with open(tmp_path / "1.jpg", "wb") as file:
-        file.write(picture(1))
+        file.write(image_bytes(1))
         file.truncate(2**20)
-    (tmp_path / "2.jpg").write_bytes(picture(2))
+    (tmp_path / "2.jpg").write_bytes(image_bytes(2))
     command = ["tar", "-cSf", "a.tar", f"--format={format}", "1.jpg", "2.jpg"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    assert pairs_of(str(tmp_path / "a.tar")) == [("", picture(2))]
+    assert pairs_of(str(tmp_path / "a.tar")) == [("", image_bytes(2))]
     (warning,) = warnings_of(caplog)
     assert warning.startswith("1 members of shards are sparse") and "1.jpg" in warning
 
@@ -245,7 +245,7 @@ def test_a_sparse_member_is_counted_not_read_wrongly(tmp_path, caplog, format):
     ids=["half a character", "deep", "NaN", "long number", "long"],
 )
 def test_a_json_that_is_no_caption_is_counted(tmp_path, dataset, caplog, caption):
-    members = ("1.jpg", picture(1)), ("1.json", caption), ("2.jpg", picture(2)), ("2.txt", b"a")
+    members = ("1.jpg", image_bytes(1)), ("1.json", caption), ("2.jpg", image_bytes(2)), ("2.txt", b"a")
     pairs = dataset(tar(tmp_path / "a.tar", *members))
     assert len(pairs) == 1 and pairs.table.num_empty_texts == 1
     (warning,) = warnings_of(caplog)
@@ -272,11 +272,11 @@ def header(name: str, kind: bytes, size: int) -> bytes:
     ],
 )
 def test_nonsense_in_headers_ends_the_shard_there(tmp_path, caplog, nonsense):
-    whole = tar(tmp_path / "a.tar", ("1.jpg", picture(1)), ("1.txt", "小狗".encode()))
+    whole = tar(tmp_path / "a.tar", ("1.jpg", image_bytes(1)), ("1.txt", "小狗".encode()))
     content = Path(whole).read_bytes().rstrip(b"\0")
     content += bytes(-len(content) % 512)
     (tmp_path / "b.tar").write_bytes(content + nonsense)
-    assert pairs_of(str(tmp_path / "b.tar")) == [("小狗", picture(1))]
+    assert pairs_of(str(tmp_path / "b.tar")) == [("小狗", image_bytes(1))]
     (warning,) = warnings_of(caplog)
     assert "b.tar" in warning
 
@@ -293,15 +293,15 @@ def test_nonsense_alone_is_one_line(tmp_path):
 def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, caplog):
     path = write(
         tmp_path / "a.tar",
-        {"__key__": "0", "jpg": picture(0)},
+        {"__key__": "0", "jpg": image_bytes(0)},
         {"__key__": "1", "txt": "没有图片", "json": {"caption": "没有图片"}},
-        {"__key__": "2", "jpg": picture(2), "json": {"url": "u"}},
-        {"__key__": "3", "jpg": picture(3), "txt": "小狗".encode("gbk")},
-        {"__key__": "4", "jpg": picture(4), "json": b"{"},
+        {"__key__": "2", "jpg": image_bytes(2), "json": {"url": "u"}},
+        {"__key__": "3", "jpg": image_bytes(3), "txt": "小狗".encode("gbk")},
+        {"__key__": "4", "jpg": image_bytes(4), "json": b"{"},
         {"__key__": "5", "jpg": b"", "txt": "空文件"},
-        {"__key__": "6", "jpg": picture(6), "txt": "小狗"},
-        {"__key__": "6", "jpg": picture(7), "txt": "小猪"},
-        {"__key__": "8", "jpg": picture(8), "txt": "  "},
+        {"__key__": "6", "jpg": image_bytes(6), "txt": "小狗"},
+        {"__key__": "6", "jpg": image_bytes(7), "txt": "小猪"},
+        {"__key__": "8", "jpg": image_bytes(8), "txt": "  "},
     )
     pairs = dataset(path)
     assert [pairs.table.filename(row)[-6:] for row in range(len(pairs))] == ["/5.jpg", "/6.jpg"]
@@ -316,7 +316,7 @@ def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, ca
         assert warning.startswith(f"{count} ") and what in warning and f"the first: {path}/{first}" in warning
     good, inputs, bad = pairs.images.load([0, 1])
     assert good.tolist() == [1] and bad == {0: f"{path}/5.jpg: empty"}
-    image = Image.open(io.BytesIO(picture(6)))
+    image = Image.open(io.BytesIO(image_bytes(6)))
     wanted = pairs.images.transform.image_processor(image, return_tensors="pt")["pixel_values"]
     assert torch.equal(inputs["pixel_values"], wanted)
 
@@ -339,7 +339,7 @@ def test_of_a_shard_that_is_cut_short_the_pairs_before_the_cut_are_used(tmp_path
     caption = whole.rindex(b"000000003.txt")
     place = {
         "in a picture": last + 600,
-        "after a picture": last + 512 + len(picture(3)),
+        "after a picture": last + 512 + len(image_bytes(3)),
         "in a caption": caption + 512 + 6,
         "between samples": caption + 1024,
         "in a header": caption + 1124,

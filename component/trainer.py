@@ -16,9 +16,11 @@ from transformers import CLIPProcessor, TrainerCallback
 from component.argument import CLIPTrainingArguments
 from component.datacollator import PairCollator
 from component.dataset import Pairs
+from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.model import BertCLIPModel
+from component.pairs.image_source import image_bytes
 from component.training.bad_images import BadImages
 from component.training.data_wait import DataWait
 from component.training.early_stopping import StopEarly
@@ -111,7 +113,9 @@ class CLIPTrainer(SavingTrainer):
             rank=args.process_index,
             world_size=args.world_size,
         )
-        return self._dataloader(self.train_dataset, batches, args.dataloader_persistent_workers)
+        return self._dataloader(
+            self.train_dataset, batches, self._train_batch_size, args.dataloader_persistent_workers
+        )
 
     def get_eval_dataloader(self, eval_dataset: Pairs | None = None) -> DataLoader:
         """Every pair once, whatever dataloader_drop_last says. The processes take turns: each evaluates whole batches,
@@ -120,19 +124,22 @@ class CLIPTrainer(SavingTrainer):
         batches = SharedBatches(len(dataset), args.eval_batch_size, shuffle=False)
         rounds = -(-len(batches) // args.world_size)
         mine = range(args.process_index, rounds * args.world_size, args.world_size)
-        return self._dataloader(dataset, [batches.local(number) for number in mine])
+        return self._dataloader(dataset, [batches.local(number) for number in mine], args.eval_batch_size)
 
-    def _dataloader(self, dataset: Pairs, batches: Iterable[LocalBatch], persistent: bool = False) -> DataLoader:
+    def _dataloader(
+        self, dataset: Pairs, batches: Iterable[LocalBatch], batch_size: int, persistent: bool = False
+    ) -> DataLoader:
         args = self.args
+        batch_bytes = batch_size * image_bytes(dataset.images, dataset.some_rows(16))
+        workers = worker_options(args.dataloader_num_workers, batch_bytes, args.dataloader_prefetch_factor)
         return DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
+            collate_fn=ToSharedMemory(self.data_collator),
             pin_memory=args.dataloader_pin_memory,
-            persistent_workers=persistent,
-            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=persistent and workers["num_workers"] > 0,
             worker_init_fn=ignore_signals_in_worker,
+            **workers,
         )
 
     def _prepare_inputs(self, batch: dict) -> dict:

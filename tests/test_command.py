@@ -96,6 +96,11 @@ def test_the_message_shows_the_value_and_what_was_expected(folder, monkeypatch, 
         (ImportError("needs pyarrow"), 2, "x.py: needs pyarrow"),
         (MemoryError(), 2, "x.py: not enough memory"),
         (torch.OutOfMemoryError("CUDA"), 2, "x.py: not enough memory on the GPU; take smaller batches"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            2,
+            "x.py: not enough memory; take smaller batches or fewer workers",
+        ),
         (KeyboardInterrupt(), 130, "\nStopped."),
     ],
 )

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from component.ground.files import require_writable, require_writable_folder
+from component.ground.output import LastingStream, give_up_stdout, open_closed_streams
 from component.ground.plain_text import one_line
 
 MOST = 2**31 - 1  # default upper limit of counts
@@ -139,6 +140,7 @@ def run_script(
     stopped: str = "Stopped.",
     signals: Iterable[str] = ("SIGTERM", "SIGHUP"),
     log_format: str = "%(message)s",
+    needs_stdout: bool = True,
 ) -> int:
     """Run a script and return its exit status. An error that the user can fix becomes one line on stderr.
 
@@ -148,11 +150,17 @@ def run_script(
         signals: treated like Ctrl-C, so that the script removes unfinished output; not if they are ignored, as under
             nohup.
         log_format: of the log lines on stderr.
+        needs_stdout: stdout is the result, so the script ends with its reader. Otherwise it is a log that the
+            script outlives, as it always outlives stderr.
     """
 
     def end(number: int, frame) -> None:
         raise _Ended(number)
 
+    open_closed_streams()
+    sys.stderr = LastingStream(sys.stderr)
+    if not needs_stdout:
+        sys.stdout = LastingStream(sys.stdout)
     log = logging.StreamHandler()
     log.setFormatter(LineFormatter(log_format, datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[log])
@@ -175,21 +183,17 @@ def run_script(
     except MemoryError:
         print(f"{script}: not enough memory", file=sys.stderr)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; importing torch takes seconds
+        # torch's errors, by name and text, because importing torch takes seconds.
+        if type(error).__name__ == "OutOfMemoryError":
+            print(f"{script}: not enough memory on the GPU; take smaller batches", file=sys.stderr)
+        elif "DefaultCPUAllocator" in str(error):
+            print(f"{script}: not enough memory; take smaller batches or fewer workers", file=sys.stderr)
+        else:
             raise
-        print(f"{script}: not enough memory on the GPU; take smaller batches", file=sys.stderr)
     except (ValueError, OSError, ImportError) as error:
         print(f"{script}: {one_line(error)}", file=sys.stderr)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        _give_up_output()
+        give_up_stdout()
     return 2
-
-
-def _give_up_output() -> None:
-    """Redirect a broken stdout to the null device, or Python reports the error again at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

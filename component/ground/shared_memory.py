@@ -46,13 +46,6 @@ def worker_options(num_workers: int, batch_bytes: int, prefetch_factor: int | No
     return fitting
 
 
-def tensor_bytes(batch: Any) -> int:
-    """Bytes of all tensors in a batch of dictionaries, lists and tuples."""
-    sizes = []
-    recursively_apply(lambda tensor: sizes.append(tensor.nbytes), batch)
-    return sum(sizes)
-
-
 @dataclass(frozen=True)
 class ToSharedMemory:
     """A collate_fn whose worker says that shared memory is full.
@@ -70,9 +63,7 @@ class ToSharedMemory:
         try:
             return recursively_apply(lambda tensor: tensor.share_memory_(), batch)
         except RuntimeError as error:
-            if "shared memory" not in str(error) and "shm" not in str(error):
-                raise
             raise OSError(
-                f"{SHARED_MEMORY} is full: a DataLoader worker cannot hand over a batch of "
-                f"{tensor_bytes(batch) / 1e6:.0f} MB. {REMEDY}, or a lower dataloader_num_workers."
+                f"a DataLoader worker cannot put its batch into {SHARED_MEMORY} ({error}). {REMEDY}, or a lower "
+                "dataloader_num_workers."
             ) from None

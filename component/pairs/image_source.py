@@ -48,6 +48,12 @@ class ImageSource(Protocol):
         """
 
 
+def image_bytes(images: ImageSource, rows: Sequence[int]) -> int:
+    """Bytes of the model's input for one image: the first good one of some rows, or 0 if none is good."""
+    loaded = (images.load([row], torch.Generator()) for row in rows)
+    return next((sum(tensor.nbytes for tensor in batch.columns.values()) for batch in loaded if batch.columns), 0)
+
+
 class DecodedImages:
     """Image files, read and decoded each time: pixel_values (good, 3, H, W).
 

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from component.ground.file_state import MISSING
 from component.ground.files import new_file, sweep
-from component.ground.shared_memory import ToSharedMemory, tensor_bytes, worker_options
+from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
-from component.pairs.image_source import DecodedImages, GoodRows
+from component.pairs.image_source import DecodedImages, GoodRows, image_bytes
 from component.pairs.pair_table import PairTable
 from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex
 from component.training.interruption import naming_lost_process
@@ -39,6 +39,7 @@ from component.training.interruption import naming_lost_process
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
+SAMPLES = 16  # images tried to find the size of a good one
 IMAGES_AT_ONCE = 2**18  # whose states and keys are computed together, at about 100 bytes each
 
 
@@ -209,7 +210,7 @@ def cache_features(
         cache.require_space(int(missing.sum()) * process.num_processes)
         new = ImagesToCheck(*(array[missing] for array in mine))
         rows = table.first_rows[new.numbers].tolist()  # a list, because spawned workers would copy the map
-        workers = worker_options(num_workers, batch_size * _image_bytes(images, rows))
+        workers = worker_options(num_workers, batch_size * image_bytes(images, rows[:SAMPLES]))
         loader = DataLoader(rows, batch_size, collate_fn=ToSharedMemory(images.load), **workers)
         with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
             with naming_lost_process():
@@ -244,11 +245,6 @@ def _images_to_check(table: PairTable, index: FeatureIndex, rank: int, num_proce
         new = changed | (index.arrays["positions"][numbers] == NO_FEATURE)
         pieces.append(ImagesToCheck(numbers[new], table.image_keys(rows[new], states[new]), states[new]))
     return ImagesToCheck.join(pieces)
-
-
-def _image_bytes(images: DecodedImages, rows: list[int]) -> int:
-    """Bytes of an image's pixel_values; 0 if none of the first images is good."""
-    return next(filter(None, (tensor_bytes(images.load([row]).columns) for row in rows[:16])), 0)
 
 
 def _counted(loader: Iterable[ImageBatch], bar: tqdm) -> Iterator[ImageBatch]:

@@ -1,4 +1,4 @@
-"""How a run ends: by SIGTERM or SIGINT, which save a checkpoint first; by the loss of a process; in peace."""
+"""How a training ends before its time: a signal saves a checkpoint first, a lost process is named in one line."""
 
 import atexit
 import gc
@@ -19,17 +19,18 @@ from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Slurm signals every process of a job, and torchrun, being one of them, passes it on to its workers: within this time
-# that is one signal.
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = tuple(filter(None, (signal.SIGTERM, signal.SIGINT, SIGHUP)))
+# Slurm signals every process of a job, and torchrun, which is one of them, passes the signal on to its workers. Two
+# signals within this time are one.
 SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interrupted(Exception):
-    """Raised out of `Trainer.train` after a signal, when the checkpoint is on disk.
+    """Raised by `Trainer.train` after a signal, once the checkpoint is on disk.
 
     Attributes:
-        signal: `signal.Signals` that some process received.
+        signal: the `signal.Signals` that a process received.
     """
 
     def __init__(self, number: int):
@@ -38,37 +39,40 @@ class Interrupted(Exception):
 
 
 class RunFailed(OSError):
-    """Raised out of `Trainer.train` and `evaluate`: in one line, why this run cannot go on."""
+    """Raised by `Trainer.train` and `evaluate`: why this run cannot continue, in one line."""
 
 
 class LostProcess(RunFailed):
-    """Another process of the run is gone, or one that loads data for it."""
+    """Another process of the run, or one of its DataLoader workers, has died."""
 
 
 class SaveAndStop(TrainerCallback):
-    """While `listening`, a signal makes training save at the end of its step, and raise `Interrupted`.
+    """While `listening`, a signal makes training save a checkpoint after the current step and raise `Interrupted`.
 
-    A second signal ends the process at once.
+    A second SIGTERM or SIGINT ends the process at once.
 
-    All processes must stop after the same step, but the signal reaches them at different moments, or only one of
-    them. So they take the maximum of what they have received, in every step: of one number on the CPU (gloo), so that
-    no GPU waits, and looked at one step later, so that no process does either.
+    All processes must stop after the same step, but they receive the signal at different moments, or only one of them
+    does. In every step they therefore reduce the signals received so far to their maximum: one number on the CPU
+    (gloo), so that no GPU waits, and read one step later, so that no process waits either.
     """
 
     def __init__(self):
         self._received = 0
-        self._stopping = 0  # what all processes agreed on
+        self._agreed = 0  # the signal that all processes stop for
         self._is_last_save = False
         self._group = self._reduction = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch the signals; outside of it they end the process as they always do."""
-        if threading.current_thread() is not threading.main_thread():  # Python delivers signals there only
+        """Catch the signals in this block; outside of it they have their usual effect."""
+        if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread
             yield
             return
         atexit.register(_kill_workers)
-        handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        # nohup ignores SIGHUP, so that the run outlives its terminal. Shells also ignore SIGINT for a background job,
+        # which is no wish of the user.
+        caught = [number for number in SIGNALS if number != SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, self._receive) for number in caught}
         try:
             yield
         finally:
@@ -82,11 +86,13 @@ class SaveAndStop(TrainerCallback):
                 "%s: saving a checkpoint, then the run stops. A second signal ends it at once.",
                 signal.Signals(number).name,
             )
+        elif number == SIGHUP:  # a closed terminal often sends two: one by the shell, one by the kernel
+            return
         elif "TORCHELASTIC_RUN_ID" not in os.environ or time.monotonic() - self._time > SAME_SIGNAL_SECONDS:
             os._exit(128 + number)
 
     def _agree(self) -> int:
-        """The signal that some process had received one step ago, the same on all; 0: none."""
+        """The signal that any process had received one step ago, the same on all processes; 0 if there was none."""
         if self._group is None:
             return self._received
         agreed = 0
@@ -113,47 +119,45 @@ class SaveAndStop(TrainerCallback):
         self._leave_group()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self._stopping = self._stopping or self._agree()
-        if state.epoch % 1:  # else on_epoch_end: the evaluation that may be due there goes into the checkpoint
-            self._save_and_stop(control)
+        self._agreed = self._agreed or self._agree()
+        if state.epoch % 1:  # otherwise on_epoch_end, so that the checkpoint has the evaluation that may be due there
+            self._save_if_agreed(control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        self._save_and_stop(control)
+        self._save_if_agreed(control)
 
-    def _save_and_stop(self, control) -> None:
-        if self._stopping:
+    def _save_if_agreed(self, control) -> None:
+        if self._agreed:
             control.should_save = self._is_last_save = True
 
     def on_save(self, args, state, control, **kwargs):
         if self._is_last_save:
             self._leave_group()
-            raise Interrupted(self._stopping)
+            raise Interrupted(self._agreed)
 
 
 @contextmanager
 def naming_lost_process() -> Iterator[None]:
-    """Around the work of processes: turn what torch raises when one is gone into `LostProcess`, and what one of its
-    DataLoader workers raised, which comes with a traceback in its text, into the last line of that."""
+    """Turn what torch raises after a process has died into `LostProcess`, and an error of the environment in a
+    DataLoader worker, whose text is a traceback, into its last line."""
     try:
         try:
             yield
-        except (EOFError, ConnectionError):
-            # The end of a worker's pipe may be seen before its death, of which torch then tells by a signal.
+        except (EOFError, ConnectionResetError, ConnectionRefusedError):
+            # The end of a worker's pipe can be seen before its death, which torch reports by a signal.
             time.sleep(1)
             raise
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        if not isinstance(error, RuntimeError) or "DataLoader worker" in str(error):
-            name = re.search(r"killed by signal: (\w+)", f"{error} {error.__cause__}")
-            raise LostProcess(
-                f"a process that loads data was lost{f' ({name[1]})' if name else ''}. If memory ran out, set a lower "
-                "dataloader_num_workers. Start again with resume_from_checkpoint auto."
-            ) from None
+    except (EOFError, ConnectionResetError, ConnectionRefusedError) as error:
+        raise _lost_worker(error) from None
+    except RuntimeError as error:
+        if "DataLoader worker (pid" in str(error):
+            raise _lost_worker(error) from None
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no class of its own
             raise
         reason = str(error).split("] ", 1)[-1].split("\n")[0].split(". ")[0]
         raise LostProcess(
-            f"process {dist.get_rank()} has lost another process of this run ({reason}). Why that one ended stands "
-            "further up, or on another node. Start again with resume_from_checkpoint auto."
+            f"process {dist.get_rank()} has lost another process of this run ({reason}). The reason is further up in "
+            "the log, or on another node. Start again with resume_from_checkpoint auto."
         ) from error
     except (OSError, MemoryError) as error:
         if "DataLoader worker" not in str(error):
@@ -162,27 +166,35 @@ def naming_lost_process() -> Iterator[None]:
         raise type(error)(line.removeprefix(f"{type(error).__name__}: ")) from None
 
 
-def leave_group() -> None:
-    """Part from the other processes while Python still runs; nothing may hold the Trainer any more.
+def _lost_worker(error: Exception) -> LostProcess:
+    name = re.search(r"killed by signal: (\w+)", f"{error} {error.__cause__}")
+    return LostProcess(
+        f"a process that loads data was lost{f' ({name[1]})' if name else ''}. If memory ran out, set a lower "
+        "dataloader_num_workers. Start again with resume_from_checkpoint auto."
+    )
 
-    A thread of gloo takes the GIL to free the tensors that it has sent or received. In a Python that is ending, that
-    crashes or hangs the process: seen twice in 180 runs of two processes.
+
+def leave_group() -> None:
+    """Leave the process group while Python still runs; nothing may refer to the Trainer any more.
+
+    A gloo thread takes the GIL to free the tensors that it has sent or received. While Python shuts down, that crashes
+    or hangs the process: seen twice in 180 runs of two processes.
     """
     if dist.is_initialized():
-        # The Trainer, which is full of cycles, holds the group by its model in DDP. It goes first: ended by that, the
-        # group would wait for its threads while this one has the GIL.
+        # The Trainer is full of cycles and holds the group through its DDP model, so it is collected first: destroyed
+        # by the collector, the group would wait for its threads while this thread holds the GIL.
         gc.collect()
         dist.destroy_process_group()
 
 
 def ignore_signals_in_worker(worker_id: int) -> None:
-    """`worker_init_fn` of a DataLoader: torchrun, Slurm and Ctrl-C signal its workers too, and they must finish."""
+    """`worker_init_fn` of a DataLoader: torchrun, Slurm and terminals signal workers too, which must finish."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _kill_workers() -> None:
-    # After an exception, Python would end them by SIGTERM and wait for them. torch would report each that is killed.
+    # After an exception, Python would send them SIGTERM, which they ignore, and wait. torch would report each death.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:

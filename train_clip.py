@@ -50,7 +50,11 @@ def train(args) -> int | None:
     from component.training.interruption import Interrupted
     from component.training.preflight import preflight
     from component.training.results import write_arguments
-    from component.training.resume import begin, checkpoint_to_resume
+    from component.training.resume import begin, checkpoint_to_resume, finished_step
+
+    if step := finished_step(args):
+        logger.info("the run in %s finished at step %d: there is nothing to train.", args.output_dir, step)
+        return None
 
     # Build
     checkpoint = checkpoint_to_resume(args)
@@ -61,7 +65,7 @@ def train(args) -> int | None:
     preflight(args, model, train_dataset, test_dataset)
 
     # Train
-    begin(args, checkpoint)
+    begin(args, checkpoint, model, processor)
     write_arguments(args)
     train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
     curves = WriteCurves(draw_training)
@@ -92,6 +96,7 @@ def train(args) -> int | None:
 
 def save_and_evaluate(trainer, train_metrics: dict[str, float]) -> None:
     from component.training.results import remove_results, write_results
+    from component.training.run_identity import mark_finished
 
     # A finished run that was resumed took no step: its results are those of the weights and stay.
     if trainer.took_steps:
@@ -105,6 +110,7 @@ def save_and_evaluate(trainer, train_metrics: dict[str, float]) -> None:
         trainer.describe_final()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
+    mark_finished(trainer.args, trainer.state.global_step)
 
 
 def log_on_first_process(process_index: int) -> None:
@@ -116,7 +122,7 @@ if __name__ == "__main__":
     # During training, SIGTERM and SIGINT save a checkpoint. Before and after it there is nothing to save, and a
     # process that waits for others in a collective would not run a Python handler: the default ends it at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    status = run_script(main, signals=(), log_format="%(asctime)s %(message)s")
+    status = run_script(main, signals=(), log_format="%(asctime)s %(message)s", needs_stdout=False)
     if status != 2:  # after an error, the other processes may not answer
         from component.training.interruption import leave_group
 

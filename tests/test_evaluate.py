@@ -550,7 +550,7 @@ def test_best_model_by_mean_recall_and_the_same_numbers_after_training(train_arg
     assert history[best_step] == state["best_metric"]
 
     final = str(output / "checkpoint-final")
-    best, _ = load_checkpoint(state["best_model_checkpoint"])
+    best, _ = load_checkpoint(str(output / state["best_model_checkpoint"]))
     for name, tensor in load_checkpoint(final)[0].state_dict().items():
         assert torch.equal(tensor, best.state_dict()[name]), name
 

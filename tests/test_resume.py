@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or damaged, and started again."""
+"""Runs that are killed, interrupted or damaged, and then resumed."""
 
 import json
 import os
@@ -26,13 +26,14 @@ from component.trainer import CLIPTrainer
 from component.training.checkpoint_files import naming_full_disk, remove_oldest
 from component.training.checkpoint_files import saved_checkpoints as checkpoints
 from component.training.resume import checkpoint_to_resume
+from component.training.run_identity import table_identity
 
 HANGING = 100  # seconds
 
 
 @pytest.fixture
 def run(train_args, monkeypatch):
-    """Run train_clip.py in this process with these keys of the JSON; what it returns: None, or why it ended."""
+    """Run train_clip.py in this process with these keys of the JSON. Returns its status, or its error message."""
 
     def run_main(**keys):
         args_file = train_args(**{"report_to": "none", **keys})
@@ -40,14 +41,14 @@ def run(train_args, monkeypatch):
         try:
             return train_clip.main()
         except ValueError as error:
-            return f"train_clip.py: {error}"  # as component.ground.command.run says it
+            return f"train_clip.py: {error}"  # as run_script prints it
 
     return run_main
 
 
 @pytest.fixture
 def start():
-    """Start train_clip.py in a process of its own."""
+    """Start train_clip.py as a process."""
     started = []
 
     def popen(args_file: str, processes: int = 1, **variables: str) -> subprocess.Popen:
@@ -58,7 +59,7 @@ def start():
             text=True,
             cwd=ROOT,
             env={**ENVIRONMENT, **variables, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # so that a signal can be sent to its DataLoader workers too
+            start_new_session=True,  # so that its DataLoader workers can be signalled too
         )
         started.append(process)
         return process
@@ -113,7 +114,7 @@ def assert_same_run(one, other) -> None:
 
 
 def table(data, count: int, missing: int = 0) -> str:
-    """So many rows; the first `missing` have no picture."""
+    """A table of `count` rows; the first `missing` of them have no image."""
     lines = [f"{CAPTIONS[n % 8] * (1 + n // 8 % 3)},{'no' if n < missing else ''}{n % 8}.png" for n in range(count)]
     (data / "t.csv").write_text("\n".join(["text,filename", *lines]) + "\n", encoding="utf-8")
     return str(data / "t.csv")
@@ -122,13 +123,13 @@ def table(data, count: int, missing: int = 0) -> str:
 @pytest.mark.parametrize(
     "keys",
     [
-        # In mid-epoch, of the only one: the bad pictures that came before the kill are not met again. Random pieces.
+        # In the middle of the only epoch, with random crops: bad images counted before the kill are not seen again.
         dict(min_crop_area=0.3, random_flip=True, num_train_epochs=1, gradient_accumulation_steps=2, save_steps=3),
-        # At the border of two epochs (of the 56 good pairs), with an evaluation there.
+        # At the border of two epochs of 56 good pairs, with an evaluation there.
         dict(num_train_epochs=4, per_device_train_batch_size=8, save_steps=7, eval_strategy="epoch"),
     ],
 )
-def test_a_killed_run_goes_on_as_if_never_killed(run, start, train_args, data, tmp_path, keys):
+def test_a_killed_run_resumes_as_if_it_had_not_been_killed(run, start, train_args, data, tmp_path, keys):
     keys = {"per_device_train_batch_size": 2, "lr_scheduler_type": "cosine", "save_total_limit": 2, **keys}
     keys["train_file"] = table(data, 64, missing=8)
     keys["test_file"] = str(data / "train.csv") if "eval_strategy" in keys else None
@@ -155,7 +156,7 @@ def test_a_signal_saves_and_stops(run, start, train_args, data, tmp_path, number
     keys.update(min_crop_area=0.3, random_flip=True)
     process = start(train_args(**keys))
     wait_for_first_loss(process)
-    os.killpg(process.pid, number)  # as Slurm, torchrun and Ctrl-C do: the DataLoader's workers get it too
+    os.killpg(process.pid, number)  # as Slurm, torchrun and a terminal do: DataLoader workers get it too
     errors = end(process)
     assert process.returncode == 128 + number
     (checkpoint,) = checkpoints(str(tmp_path / "output"))
@@ -165,6 +166,28 @@ def test_a_signal_saves_and_stops(run, start, train_args, data, tmp_path, number
     assert run(**keys, resume_from_checkpoint=True) is None
     assert run(**keys, output_dir=str(tmp_path / "whole")) is None
     assert_same_run(tmp_path / "output", tmp_path / "whole")
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_stops(start, train_args, tmp_path):
+    process = start(train_args(num_train_epochs=1000, save_strategy="no", dataloader_num_workers=1))
+    wait_for_first_loss(process)
+    process.stdout.close()
+    process.stderr.close()
+    for _ in range(2):  # one by the shell, one by the kernel
+        os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(HANGING) == 128 + signal.SIGHUP
+    assert len(checkpoints(str(tmp_path / "output"))) == 1
+    assert not (tmp_path / "output" / "_lock").exists()
+
+
+def test_a_reporter_that_fails_does_not_end_the_run(trainer, tmp_path, monkeypatch, caplog):
+    trainer = trainer(max_steps=3, save_strategy="steps", save_steps=3)
+    with open(os.devnull) as unwritable:  # opened for reading
+        monkeypatch.setattr(sys, "stdout", unwritable)
+        trainer.train()
+        monkeypatch.undo()
+    assert len(checkpoints(str(tmp_path / "output"))) == 1
+    assert caplog.text.count("PrinterCallback failed (UnsupportedOperation") == 1
 
 
 def test_two_runs_do_not_write_one_folder(run, tmp_path):
@@ -183,7 +206,7 @@ def test_a_second_signal_ends_the_run_at_once(start, train_args, tmp_path):
     assert "Traceback" not in errors and not checkpoints(str(tmp_path / "output"))
 
 
-def test_what_torchrun_passes_on_is_not_a_second_signal(start, train_args, tmp_path):
+def test_a_signal_passed_on_by_torchrun_is_not_a_second_signal(start, train_args, tmp_path):
     process = start(train_args(num_train_epochs=1000, save_strategy="no"), TORCHELASTIC_RUN_ID="1")
     wait_for_first_loss(process)
     process.send_signal(signal.SIGTERM)
@@ -191,7 +214,7 @@ def test_what_torchrun_passes_on_is_not_a_second_signal(start, train_args, tmp_p
     assert "is saved" in end(process) and len(checkpoints(str(tmp_path / "output"))) == 1
 
 
-def test_two_processes_stop_after_the_same_step_and_go_on_as_if_never_stopped(start, train_args, data, tmp_path):
+def test_two_processes_stop_after_the_same_step_and_resume_as_if_they_had_not(start, train_args, data, tmp_path):
     keys = dict(
         train_file=table(data, 20, missing=1),
         per_device_train_batch_size=1,
@@ -202,7 +225,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on_as_if_never_stopped(st
     )
     process = start(train_args(**keys), processes=2)
     wait_for_first_loss(process)
-    os.kill(workers(process)[1], signal.SIGTERM)  # one alone: the other must hear of it
+    os.kill(workers(process)[1], signal.SIGTERM)  # only one: the other must learn of it
     errors = end(process)
     (checkpoint,) = checkpoints(str(tmp_path / "output"))
     assert process.returncode != 0 and "interrupted by SIGTERM" in errors
@@ -217,7 +240,7 @@ def test_two_processes_stop_after_the_same_step_and_go_on_as_if_never_stopped(st
     assert read(tmp_path, "output", "train_results.json")["train_bad_images"] == 1
 
 
-def test_a_lost_process_ends_the_run_and_another_number_of_processes_goes_on(
+def test_a_lost_process_ends_the_run_and_another_number_of_processes_resumes_it(
     run, start, train_args, data, tmp_path, caplog
 ):
     keys = dict(train_file=table(data, 800), num_train_epochs=50, per_device_train_batch_size=2, save_steps=5)
@@ -226,7 +249,7 @@ def test_a_lost_process_ends_the_run_and_another_number_of_processes_goes_on(
     os.kill(workers(process)[1], signal.SIGKILL)
     errors = end(process)
     assert process.returncode != 0 and "has lost another process of this run" in errors
-    assert "forcefully" not in errors  # what torchrun says of a worker that it had to kill
+    assert "forcefully" not in errors  # what torchrun prints of a worker that it had to kill
 
     # The global batch was 2 × 2.
     keys.update(resume_from_checkpoint="auto", max_steps=1)
@@ -236,11 +259,11 @@ def test_a_lost_process_ends_the_run_and_another_number_of_processes_goes_on(
     last = checkpoints(str(tmp_path / "output"))[-1]
     step = int(last.rpartition("-")[2])
     assert run(**{**keys, "per_device_train_batch_size": 4, "max_steps": step + 2}) is None
-    assert "goes on with world_size 1" in caplog.text
+    assert "continues with world_size 1" in caplog.text
     assert list(losses(tmp_path / "output"))[-2:] == [step + 1, step + 2]
 
 
-def test_a_finished_run_started_again_takes_no_step_and_ends_well(run, data, tmp_path):
+def test_a_finished_run_started_again_takes_no_step_and_exits_normally(run, data, tmp_path):
     keys = dict(max_steps=3, save_steps=3, test_file=str(data / "train.csv"), resume_from_checkpoint="auto")
     assert run(**keys) is None  # 3 steps: in the middle of the second epoch
     shutil.move(tmp_path / "output" / "checkpoint-final", tmp_path / "before" / "checkpoint-final")
@@ -262,7 +285,28 @@ def test_a_finished_run_started_again_keeps_its_results(run, data, tmp_path):
     assert read(tmp_path, "output", "train_results.json") == before
     assert run(**{**keys, "max_steps": 3, "lr_scheduler_type": "linear"}) is None
     assert read(tmp_path, "output", "train_results.json")["train_loss"] != before["train_loss"]
-    assert not os.path.exists(tmp_path / "output" / "test_results.json")  # of other weights
+    assert not os.path.exists(tmp_path / "output" / "test_results.json")  # it was measured on other weights
+
+
+ENDS = [
+    {"save_strategy": "epoch", "load_best_model_at_end": True, "save_total_limit": 1},
+    {"save_strategy": "best", "metric_for_best_model": "loss"},
+    {"save_strategy": "no"},
+    {"save_only_model": True},
+]
+
+
+@pytest.mark.parametrize("keys", ENDS, ids=["limit of one", "best", "no checkpoint", "model only"])
+def test_a_finished_run_is_known_however_it_saved(run, data, tmp_path, keys):
+    # With a learning rate of 0, the first evaluation is the best.
+    keys = dict(keys, learning_rate=0, eval_strategy="epoch", test_file=str(data / "train.csv"))
+    assert run(**keys) is None
+    before = read(tmp_path, "output", "train_results.json"), read(tmp_path, "output", "trainer_state.json")
+    assert run(**keys, resume_from_checkpoint="auto") is None
+    after = read(tmp_path, "output", "train_results.json"), read(tmp_path, "output", "trainer_state.json")
+    assert before[0] == after[0]
+    for key in ("global_step", "best_global_step", "best_model_checkpoint"):
+        assert before[1][key] == after[1][key]
 
 
 OTHER_RECIPES = [
@@ -291,7 +335,7 @@ def test_another_recipe_is_refused_with_what_changed(train_args, checkpoint_1):
             assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_does_not_shape_the_training_may_change(train_args, data, checkpoint_1, monkeypatch):
+def test_keys_that_do_not_shape_the_training_may_change(train_args, data, checkpoint_1, monkeypatch):
     monkeypatch.chdir(data)
     for keys in OTHER_SURROUNDINGS:
         args = load_arguments(train_args(**keys, resume_from_checkpoint="auto"))
@@ -305,10 +349,13 @@ def test_steps_between_logs_and_checkpoints_may_change(run, tmp_path, checkpoint
     assert list(losses(tmp_path / "output")) == [1, 4, 8]
 
 
-def test_another_length_is_allowed_and_said_where_the_learning_rate_depends_on_it(train_args, checkpoint_1, caplog):
+def test_another_length_is_allowed_with_a_warning_if_the_learning_rate_depends_on_it(train_args, checkpoint_1, caplog):
     args = load_arguments(train_args(num_train_epochs=9, resume_from_checkpoint="auto"))
     assert checkpoint_to_resume(args) == checkpoint_1
-    assert "num_train_epochs was 2.0, is 9.0. The learning rate goes on as lr_scheduler_type linear" in caplog.text
+    assert (
+        "num_train_epochs was 2.0, is 9.0. The learning rate continues with the value that lr_scheduler_type linear"
+        in caplog.text
+    )
 
 
 def test_data_may_move_but_not_change(train_args, data, tmp_path, checkpoint_1):
@@ -323,17 +370,43 @@ def test_data_may_move_but_not_change(train_args, data, tmp_path, checkpoint_1):
             checkpoint_to_resume(args)
 
 
-def test_a_checkpoint_of_an_older_version_goes_on_with_a_line(train_args, tmp_path, checkpoint_1, caplog):
+def test_the_digest_of_a_table_is_kept_while_its_file_is_the_same(data):
+    state, identity = table_identity(str(data / "train.csv"))
+    assert table_identity(str(data / "train.csv"), (state, "kept")) == (state, "kept")
+    before = (data / "train.csv").stat()
+    (data / "train.csv").write_bytes((data / "train.csv").read_bytes()[::-1])
+    os.utime(data / "train.csv", ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed, other = table_identity(str(data / "train.csv"), (state, "kept"))
+    assert changed != state and other not in (identity, "kept")
+
+
+def test_a_run_started_from_another_model_is_refused_with_the_difference(run, tmp_path, clip_path, bert_path):
+    folders = {"clip_pretrain_path": clip_path, "bert_pretrain_path": bert_path}
+    keys = {key: str(shutil.copytree(path, tmp_path / key)) for key, path in folders.items()}
+    keys.update(max_steps=1, save_steps=1, resume_from_checkpoint="auto")
+    assert run(**keys) is None
+    config = read(keys["clip_pretrain_path"], "config.json")
+    config["vision_config"]["hidden_act"] = "relu"
+    write_json(os.path.join(keys["clip_pretrain_path"], "config.json"), config)
+    weights = load_file(os.path.join(keys["bert_pretrain_path"], "model.safetensors"))
+    weights["encoder.layer.0.output.dense.bias"] += 1
+    save_file(weights, os.path.join(keys["bert_pretrain_path"], "model.safetensors"), {"format": "pt"})
+    error = run(**keys, max_seq_length=16)
+    assert "was started from another model" in error and "checkpoint-1" in error
+    assert "hidden_act" in error and "the weights of the text half" in error and "image half" not in error
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed_with_a_warning(train_args, tmp_path, checkpoint_1, caplog):
     os.remove(os.path.join(checkpoint_1, "resume.json"))
     os.remove(tmp_path / "output" / "run.json")
     args = load_arguments(train_args(learning_rate=0.5, resume_from_checkpoint="auto"))
     assert checkpoint_to_resume(args) == checkpoint_1
-    assert "whether the recipe is the same cannot be told" in caplog.text
-    assert "shuffled the pairs otherwise" in caplog.text
+    assert "its recipe is unknown and cannot be compared" in caplog.text
+    assert "shuffled the pairs differently" in caplog.text
 
 
-def test_a_checkpoint_of_the_stored_order_goes_on_with_a_line(train_args, checkpoint_1, caplog):
-    """Of a version that knew recipes, and shuffled otherwise."""
+def test_a_checkpoint_with_the_older_order_is_resumed_with_a_warning(train_args, checkpoint_1, caplog):
+    """Written by a version that recorded recipes, and shuffled differently."""
     args = load_arguments(train_args(resume_from_checkpoint="auto"))
     checkpoint_to_resume(args)
     assert "shuffled" not in caplog.text
@@ -343,12 +416,12 @@ def test_a_checkpoint_of_the_stored_order_goes_on_with_a_line(train_args, checkp
     del record["run"]["recipe"]["order"]
     write_json(path, record)
     assert checkpoint_to_resume(args) == checkpoint_1
-    assert "shuffled the pairs otherwise: the epoch goes on in the new order" in caplog.text
+    assert "shuffled the pairs differently: the rest of this epoch follows the new order" in caplog.text
 
 
 @pytest.fixture
 def checkpoint_1(run, tmp_path) -> str:
-    """A run of two epochs, and so four steps, of which one is saved."""
+    """The first checkpoint of a finished run of two epochs (four steps); the others are removed."""
     assert run(save_steps=1, num_train_epochs=2, save_total_limit=4) is None
     for step in (2, 3, 4):
         shutil.rmtree(tmp_path / "output" / f"checkpoint-{step}")
@@ -357,9 +430,9 @@ def checkpoint_1(run, tmp_path) -> str:
 
 @pytest.mark.parametrize("resume", [None, False, "elsewhere"])
 def test_a_new_run_does_not_mix_with_another(run, tmp_path, checkpoint_1, caplog, resume):
-    """Whose checkpoints, of higher steps, the next start would take for its own."""
+    """The next start would take the other run's checkpoints, which have higher steps, for its own."""
     (tmp_path / "output" / "notes.txt").touch()
-    (tmp_path / "output" / "checkpoint-5").mkdir()  # by its name alone
+    (tmp_path / "output" / "checkpoint-5").mkdir()  # a checkpoint by its name only
     if resume == "elsewhere":
         resume = str(shutil.copytree(checkpoint_1, tmp_path / "elsewhere" / "checkpoint-1"))
     keys = dict(num_train_epochs=2, save_steps=4, resume_from_checkpoint=resume)
@@ -371,7 +444,7 @@ def test_a_new_run_does_not_mix_with_another(run, tmp_path, checkpoint_1, caplog
     assert (tmp_path / "output" / "notes.txt").exists() and (tmp_path / "output" / "checkpoint-5").exists()
 
 
-def test_auto_goes_on_with_the_run_of_the_folder_alone(train_args, tmp_path, checkpoint_1):
+def test_auto_resumes_only_the_run_that_the_folder_belongs_to(train_args, tmp_path, checkpoint_1):
     foreign = read(checkpoint_1, "resume.json")
     foreign["run"]["id"] = "another"
     higher = shutil.copytree(checkpoint_1, tmp_path / "output" / "checkpoint-9")
@@ -387,7 +460,7 @@ def test_auto_goes_on_with_the_run_of_the_folder_alone(train_args, tmp_path, che
         checkpoint_to_resume(args)
 
 
-def test_the_batch_that_was_found_is_recorded_and_goes_on(run, tmp_path, monkeypatch, caplog):
+def test_the_batch_size_that_was_found_is_recorded_and_used_on_resume(run, tmp_path, monkeypatch, caplog):
     compute_loss = CLIPTrainer.compute_loss
 
     def on_a_small_card(self, model, inputs, *args, **kwargs):
@@ -406,7 +479,7 @@ def test_the_batch_that_was_found_is_recorded_and_goes_on(run, tmp_path, monkeyp
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_whole(run, tmp_path, checkpoint_1):
-    """A limit on the size of files stands for it: the tables are below, the weights above."""
+    """Simulated by a limit on file sizes that tables stay below and weights exceed."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
@@ -421,7 +494,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_whole(run, tmp_path,
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: save_file(content, path)])
-def test_a_full_disk_is_known_by_what_each_library_says(tmp_path, write):
+def test_a_full_disk_is_recognised_in_the_error_of_each_library(tmp_path, write):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
@@ -457,7 +530,7 @@ def of_another_type(path):
 
 
 def blank(path):
-    """What a power failure can leave: the size, without the content."""
+    """What a power failure can leave: the right size without the content."""
     size = os.path.getsize(path)
     os.truncate(path, 0)
     os.truncate(path, size)
@@ -507,23 +580,23 @@ def test_a_damaged_checkpoint_is_skipped_or_named(run, train_args, tmp_path, cap
     assert error.startswith(f"train_clip.py: {damaged} is damaged: {name}")
 
 
-def test_an_epoch_of_no_step_is_refused_before_anything_is_written(run, tmp_path):
+def test_an_epoch_without_a_step_is_refused_before_anything_is_written(run, tmp_path):
     error = run(dataloader_drop_last=True, per_device_train_batch_size=9)
     assert "leaves no step in an epoch: there are 8 pairs, fewer than a batch of 9" in error
     assert not (tmp_path / "output" / "run.json").exists()
 
 
 @pytest.mark.parametrize("keys", [{"num_train_epochs": 1e-9}, {"num_train_epochs": 0.4}])
-def test_a_training_of_no_whole_step_is_refused(run, keys):
+def test_a_training_of_less_than_one_step_is_refused(run, keys):
     assert "which is less than one step: an epoch has 2. Raise it, or set max_steps to 1" in run(**keys)
 
 
-def test_half_an_epoch_of_two_steps_is_one(run, tmp_path):
+def test_half_an_epoch_of_two_steps_is_one_step(run, tmp_path):
     assert run(num_train_epochs=0.5) is None
     assert list(losses(tmp_path / "output")) == [1]
 
 
-def test_a_model_alone_is_nothing_to_resume_from(run, tmp_path, caplog):
+def test_a_model_without_training_state_cannot_be_resumed(run, tmp_path, caplog):
     assert run(max_steps=1, save_steps=1, save_only_model=True) is None
     assert "it has no trainer_state.json" in run(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-final"))
     assert "save_only_model was set" in run(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-1"))
@@ -536,21 +609,21 @@ EVALUATED = dict(num_train_epochs=9, eval_strategy="epoch", metric_for_best_mode
 
 
 @pytest.mark.parametrize("keys", [{"save_strategy": "no"}, {"save_strategy": "epoch", "load_best_model_at_end": True}])
-def test_a_run_that_gets_no_better_stops_with_a_line(run, data, tmp_path, caplog, keys):
+def test_a_run_that_stops_improving_stops_with_a_line(run, data, tmp_path, caplog, keys):
     # With a learning rate of 0, no later epoch of 2 steps is better than the first.
     assert run(**EVALUATED, **keys, learning_rate=0, test_file=str(data / "train.csv")) is None
     assert list(losses(tmp_path / "output"))[-1] == 6 and read(tmp_path / "output", "test_results.json")
-    assert re.search(r"stops early at step 6: eval_loss was [\d.]+ at step 2, and no better in 2 eval", caplog.text)
-    said = "checkpoint-final will have the last weights, not the best" in caplog.text
+    assert re.search(r"early at step 6: eval_loss was [\d.]+ at step 2 and did not improve in 2 eval", caplog.text)
+    said = "checkpoint-final will contain the last weights, not the best" in caplog.text
     assert said == ("load_best_model_at_end" not in keys)
 
 
-def test_a_run_that_gets_better_does_not_stop_early(run, data, tmp_path):
+def test_a_run_that_improves_does_not_stop_early(run, data, tmp_path):
     assert run(**EVALUATED, learning_rate=1e-4, test_file=str(data / "train.csv")) is None
     assert list(losses(tmp_path / "output"))[-1] == 18
 
 
-def test_a_run_that_stopped_early_takes_no_further_step_and_one_before_it_stops_there_too(run, data, tmp_path):
+def test_early_stopping_happens_at_the_same_step_in_a_resumed_run(run, data, tmp_path):
     output, keys = tmp_path / "output", dict(learning_rate=0, test_file=str(data / "train.csv"), save_steps=4)
     assert run(**EVALUATED, **keys) is None
     assert [os.path.basename(path) for path in checkpoints(str(output))] == ["checkpoint-4", "checkpoint-6"]
@@ -569,10 +642,38 @@ def test_the_best_checkpoint_is_named_and_kept(run, data, tmp_path):
     assert run(**keys, learning_rate=0, load_best_model_at_end=True, save_total_limit=2) is None
     assert [os.path.basename(path) for path in checkpoints(output)] == ["checkpoint-2", "checkpoint-6"]
     for path in (output, *checkpoints(output)):
-        assert read(path, "trainer_state.json")["best_model_checkpoint"] == os.path.join(output, "checkpoint-2")
+        assert read(path, "trainer_state.json")["best_model_checkpoint"] == "checkpoint-2"  # in output_dir
 
 
-def test_the_lowest_steps_are_removed_first_whatever_the_clock_says_and_never_the_final_model(tmp_path):
+def test_the_best_of_a_resumed_run_is_found_by_todays_metric_in_todays_folder(run, data, tmp_path):
+    keys = dict(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, learning_rate=0.01)
+    keys.update(test_file=str(data / "train.csv"), lr_scheduler_type="constant", image_feature_cache="off")
+    assert run(**keys, num_train_epochs=3) is None  # by loss
+    moved = shutil.move(tmp_path / "output", tmp_path / "moved")
+    metric = "text_to_image_median_rank"  # 4 or more here, above any of the losses
+    keys.update(metric_for_best_model=metric, output_dir=str(moved), save_total_limit=1, num_train_epochs=5)
+    assert run(**keys, resume_from_checkpoint="auto") is None
+    state = read(moved, "trainer_state.json")
+    ranks = {entry["step"]: entry[f"eval_{metric}"] for entry in state["log_history"] if f"eval_{metric}" in entry}
+    assert len(ranks) >= 5
+    assert state["best_metric"] == min(ranks.values()) == ranks[state["best_global_step"]]
+    best = moved / state["best_model_checkpoint"]
+    final = load_file(moved / "checkpoint-final" / "model.safetensors")
+    assert all(torch.equal(final[name], value) for name, value in load_file(best / "model.safetensors").items())
+    kept = {os.path.basename(path) for path in checkpoints(str(moved))}
+    assert kept == {best.name, "checkpoint-10"}
+
+
+def test_the_best_of_another_test_set_is_refused(run, data, tmp_path):
+    keys = dict(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, num_train_epochs=1)
+    assert run(**keys, test_file=table(data, 8)) is None
+    keys.update(num_train_epochs=2, test_file=table(data, 12), resume_from_checkpoint="auto")
+    error = run(**keys)
+    assert "measured loss on t.csv" in error and "but test_file is now t.csv" in error
+    assert run(**{**keys, "load_best_model_at_end": False}) is None
+
+
+def test_rotation_goes_by_step_not_by_time_and_never_removes_the_final_model(tmp_path):
     for age, name in enumerate(["checkpoint-2", "checkpoint-9", "checkpoint-7", "checkpoint-8", "checkpoint-final"]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()
@@ -587,8 +688,8 @@ def test_the_lowest_steps_are_removed_first_whatever_the_clock_says_and_never_th
     }
 
 
-def test_results_and_state_are_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
-    """What reads them while they are written again finds the old ones."""
+def test_results_and_state_are_written_atomically(run, tmp_path, monkeypatch):
+    """A reader finds the old files until the new ones are complete."""
     keys = dict(max_steps=2, save_steps=2, resume_from_checkpoint="auto")
     assert run(**keys) is None
     before = (tmp_path / "output" / "trainer_state.json").read_text()

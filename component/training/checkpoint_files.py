@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, checked before they are read, the oldest removed."""
+"""Checkpoints on disk: written atomically, checked before they are read, the oldest removed."""
 
 import json
 import logging
@@ -13,18 +13,18 @@ from typing import Any
 import safetensors
 
 from component.ground.files import full_disk, replace_folder, write_json
-from component.training.run_identity import Run
+from component.training.run_identity import Run, run_from
 
 logger = logging.getLogger(__name__)
 
-# Folder in output_dir for what is being written or removed. By its first letters, transformers takes it neither for a
-# checkpoint nor for something to upload.
+# Folder in output_dir for what is being written or removed. The underscore keeps transformers from taking it for a
+# checkpoint or uploading it.
 UNFINISHED = "_unfinished"
-# In a checkpoint: its files and their sizes and checksums, its run, and what the Trainer's own files do not tell.
+# In a checkpoint: sizes and checksums of its files, its run, and what the Trainer's own files do not hold.
 RECORD = "resume.json"
 BATCH = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 DAMAGED = "damaged"
-TORCH_ENDINGS = (".pt", ".pth", ".bin")  # of torch.save: zip files, which have checksums of their own
+TORCH_ENDINGS = (".pt", ".pth", ".bin")  # zip files of torch.save, which have checksums of their own
 
 
 def saved_checkpoints(output_dir: str) -> list[str]:
@@ -36,7 +36,7 @@ def saved_checkpoints(output_dir: str) -> list[str]:
 
 
 def is_checkpoint(path: str) -> bool:
-    """Whether a folder is a Trainer's, however damaged, and not one that a user gave such a name."""
+    """Whether a Trainer wrote the folder, however damaged it is; a user may have given another one such a name."""
     return any(os.path.exists(os.path.join(path, name)) for name in ("trainer_state.json", "config.json", RECORD))
 
 
@@ -49,20 +49,20 @@ def batch_of(args, per_device_train_batch_size: int) -> dict[str, int]:
 
 
 def run_id_of(path: str) -> str | None:
-    """The id of a checkpoint's run; None: an older version wrote it; DAMAGED: nobody knows."""
+    """The id of a checkpoint's run; None if an older version wrote it, DAMAGED if its record cannot be read."""
     try:
         return read_record(path)["run"].get("id")
     except ValueError:
         return DAMAGED
 
 
-# ---- checked ----
+# ---- checking ----
 
 
 def require_whole(path: str) -> None:
-    """Raise ValueError, with folder, file and reason, where a checkpoint is not one to go on from.
+    """Raise ValueError, with folder, file and reason, if a run cannot be resumed from a checkpoint.
 
-    Reads all of it, and compares checksums: about 0.8 s for each GB, once, when a run is resumed.
+    Reads the whole checkpoint and compares checksums: about 0.8 s per GB, once per resume.
     """
     if not os.path.isfile(os.path.join(path, "trainer_state.json")):
         raise ValueError(
@@ -86,7 +86,7 @@ def require_whole(path: str) -> None:
 
 
 def _read(path: str) -> None:
-    """Raise where the content cannot be what its name says."""
+    """Raise an error if the file does not hold what its name says."""
     if path.endswith(".json"):
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -103,13 +103,13 @@ def _read(path: str) -> None:
 def _require_state(state: Any, folder: str) -> None:
     step = state.get("global_step") if isinstance(state, dict) else None
     if not isinstance(step, int) or step < 1 or not isinstance(state.get("log_history"), list):
-        raise ValueError("it is no state of a Trainer")
+        raise ValueError("it is not the state of a Trainer")
     if folder.startswith("checkpoint-") and folder != f"checkpoint-{step}":
         raise ValueError(f"it is of step {step}")
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """What `finish` noted in a checkpoint, each entry of its type; empty for one that an older version wrote.
+    """What `complete_checkpoint` recorded, with all entries of the right type; empty entries for an older version.
 
     Raises:
         ValueError: the record is damaged.
@@ -120,14 +120,14 @@ def read_record(path: str) -> dict[str, Any]:
             found = json.load(file)
         record |= {key: value for key, value in found.items() if key in record}
         if not all(isinstance(value, dict) for value in record.values()):
-            raise ValueError("an entry of another type")
+            raise ValueError("an entry has the wrong type")
         counts = [value for key in ("files", "checksums", "batch") for value in record[key].values()]
         if not all(isinstance(count, int) for count in counts):
-            raise ValueError("a number of another type")
+            raise ValueError("a number has the wrong type")
         if record["batch"] and set(record["batch"]) != set(BATCH):
-            raise ValueError("another kind of batch")
+            raise ValueError("the batch has other keys")
         if not isinstance(record["run"].get("recipe", {}), dict):
-            raise ValueError("another kind of recipe")
+            raise ValueError("the recipe has the wrong type")
     except FileNotFoundError:
         pass
     except (AttributeError, ValueError) as error:
@@ -135,14 +135,21 @@ def read_record(path: str) -> dict[str, Any]:
     return record
 
 
-# ---- written ----
+def run_of_record(record: dict[str, Any]) -> Run | None:
+    """The run of a checkpoint; None if an older version wrote it."""
+    return run_from({"id": None, "recipe": {}, **record["run"]}) if record["run"] else None
 
 
-def finish(name: str, output_dir: str, batch: dict[str, int], run: Run | None, extra_state: dict[str, Any]) -> None:
-    """Give the checkpoint that is complete in UNFINISHED its place in output_dir.
+# ---- writing ----
+
+
+def complete_checkpoint(
+    name: str, output_dir: str, batch: dict[str, int], run: Run | None, extra_state: dict[str, Any]
+) -> None:
+    """Add the record to a checkpoint in UNFINISHED and move it to output_dir.
 
     Args:
-        batch: the numbers of BATCH that ran.
+        batch: see `batch_of`.
     """
     new = os.path.join(output_dir, UNFINISHED, name)
     files = _files(new)
@@ -173,7 +180,7 @@ def _checksum(path: str) -> int:
 
 @contextmanager
 def naming_full_disk(output_dir: str) -> Iterator[None]:
-    """Around saving: one OSError, in whatever way the disk was full, and what was begun is removed."""
+    """Around saving: if the disk is full, remove what was begun and raise one OSError, whichever library failed."""
     try:
         yield
     except Exception as error:
@@ -182,26 +189,26 @@ def naming_full_disk(output_dir: str) -> Iterator[None]:
             raise
         remove_unfinished(output_dir)
         raise OSError(
-            f"nothing more can be saved in {output_dir}: {reason}. The checkpoints that are there are whole. Make "
-            "room, and start again with resume_from_checkpoint auto."
+            f"nothing more can be saved in {output_dir}: {reason}. The checkpoints in it are whole. Make room, and "
+            "start again with resume_from_checkpoint auto."
         ) from error
 
 
-# ---- removed ----
+# ---- removing ----
 
 
 def remove_unfinished(output_dir: str) -> None:
-    """Clear away what was being written or removed, by a killed run too."""
+    """Remove what was being written or removed, also by a run that was killed."""
     shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)
 
 
 def remove_oldest(output_dir: str, limit: int | None, keep: set[str]) -> None:
-    """Move the run's checkpoints of the lowest steps to UNFINISHED, until `limit` (None, 0: no limit) are left.
+    """Move the run's checkpoints with the lowest steps to UNFINISHED until `limit` are left (None, 0: no limit).
 
-    The Trainer's own rotation counts checkpoint-final too, and removes it. Clocks go wrong: ages do not count.
+    The Trainer's own rotation also counts and removes checkpoint-final, and goes by age, which clocks get wrong.
 
     Args:
-        keep: names of checkpoints that stay; the run is theirs, and the checkpoints of another stay where they are.
+        keep: names of checkpoints that stay. The run is theirs; checkpoints of other runs are not touched.
     """
     if not limit:
         return
@@ -210,5 +217,5 @@ def remove_oldest(output_dir: str, limit: int | None, keep: set[str]) -> None:
     saved = [path for path, run_id in run_of.items() if run_id in ours]
     surplus = len(saved) - limit
     for path in [path for path in saved if os.path.basename(path) not in keep][: max(surplus, 0)]:
-        # At once: killed in the middle of removing, a run leaves no half of it.
+        # Renamed first, so that a run killed while removing does not leave half a checkpoint.
         os.renames(path, os.path.join(output_dir, UNFINISHED, os.path.basename(path)))

@@ -1,9 +1,10 @@
 """Stops a run that no longer improves."""
 
 import logging
-import math
 
 from transformers import TrainerCallback
+
+from component.training.best import best_step, figures_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +28,15 @@ class StopEarly(TrainerCallback):
         control.should_save |= control.should_training_stop and args.save_strategy != "no"
 
     def _stop_if_due(self, args, state, control) -> None:
-        name = "eval_" + args.metric_for_best_model.removeprefix("eval_")
-        value_at = {entry["step"]: entry[name] for entry in state.log_history if name in entry and entry["step"] > 0}
-        if control.should_training_stop or not value_at:
+        figures = figures_of(args, state.log_history)
+        if control.should_training_stop or not figures:
             return
-        sign = 1 if args.greater_is_better else -1
-        best = max(value_at, key=lambda step: -math.inf if math.isnan(value_at[step]) else sign * value_at[step])
-        later = sum(step > best for step in value_at)
+        best = best_step(args, figures)
+        later = sum(step > best for step in figures)
         if later >= self.patience:
             control.should_training_stop = True
+            name = "eval_" + args.metric_for_best_model.removeprefix("eval_")
             logger.info(
                 "training stops early at step %d: %s was %.4g at step %d and did not improve in %d evaluations since.",
-                *(state.global_step, name, value_at[best], best, later),
+                *(state.global_step, name, figures[best], best, later),
             )

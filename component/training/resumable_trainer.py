@@ -1,30 +1,34 @@
 """transformers' Trainer with checkpoints from which an interrupted run continues as if it had never stopped."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from component.ground.files import write_json
+from component.hub.pretrained import quiet_transformers
+from component.training.best import set_best
 from component.training.checkpoint_files import (
     UNFINISHED,
     batch_of,
-    finish,
+    complete_checkpoint,
     naming_full_disk,
     read_record,
     remove_oldest,
     remove_unfinished,
 )
 from component.training.interruption import SaveAndStop, naming_lost_process
+from component.training.reporters import let_fail
 from component.training.run_identity import Run, read_run
 
 # ResumableTrainer, SavingTrainer and CLIPTrainer rest on these private names of transformers.Trainer, which any
 # release may change. requirements.txt therefore caps transformers at the newest release that the tests pass with. To
 # lift the cap, compare these in the two releases; tests/test_train.py fails when one is missing.
-#   overridden: _get_output_dir _inner_training_loop _load_best_model _load_from_checkpoint _prepare_inputs
-#               _push_from_checkpoint _run_epoch _save _save_checkpoint
+#   overridden: _determine_best_metric _finalize_training _get_output_dir _init_training_state _inner_training_loop
+#               _load_best_model _load_from_checkpoint _prepare_inputs _push_from_checkpoint _run_epoch _save
+#               _save_checkpoint
 #   read:       _globalstep_last_logged _tr_loss _train_batch_size
 
 
@@ -49,12 +53,22 @@ class SaveAfterEvaluation(TrainerCallback):
         control.should_save |= self._is_due
 
 
+class SaveTheEnd(TrainerCallback):
+    """With save_strategy best, also save where the run ends, as the other strategies do: by a checkpoint of its last
+    step, a run is known to be finished."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= args.save_strategy == "best" and state.global_step >= state.max_steps
+
+
 class ResumableTrainer(Trainer):
     """Differences from its parent:
 
     - A checkpoint folder appears only when it is complete, with the RNG states of all processes.
     - A subclass can store more in a checkpoint; see `extra_state`.
-    - SIGTERM and SIGINT save a checkpoint and raise `Interrupted` from `train`.
+    - SIGTERM, SIGINT and SIGHUP save a checkpoint and raise `Interrupted` from `train`.
+    - A callback that only reports (wandb, TensorBoard, the terminal) may fail without ending the run.
+    - The last checkpoint is kept, and the best of a resumed run is found in its own log and output_dir.
     - Evaluation does not change the random numbers of training.
     - Resuming a finished run takes no further step.
     - `auto_find_batch_size` writes the batch size that it found into the arguments.
@@ -68,9 +82,11 @@ class ResumableTrainer(Trainer):
         self.took_steps = False
         self._is_saving = False
         self._run: Run | None = None
+        self._checkpoint: str | None = None  # that the last `train` resumed
         self._interruption = SaveAndStop()
         self.add_callback(self._interruption)
         self.add_callback(StepsFromArguments())
+        self.add_callback(SaveTheEnd())
         self.add_callback(SaveAfterEvaluation())
 
     def extra_state(self) -> dict[str, Any]:
@@ -90,15 +106,44 @@ class ResumableTrainer(Trainer):
             remove_unfinished(self.args.output_dir)
             self._run = read_run(self.args.output_dir)
         self.took_steps = False
+        for callback in self.callback_handler.callbacks:
+            let_fail(callback)
         if resume_from_checkpoint:
             self.load_extra_state(read_record(resume_from_checkpoint)["extra_state"])
+        self._checkpoint = resume_from_checkpoint
         with naming_lost_process(), self._interruption.listening():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_state(self) -> None:
         """Write trainer_state.json atomically."""
         if self.args.should_save:
-            write_json(os.path.join(self.args.output_dir, "trainer_state.json"), asdict(self.state))
+            write_json(os.path.join(self.args.output_dir, "trainer_state.json"), asdict(self._portable_state()))
+
+    def _portable_state(self) -> TrainerState:
+        """The state with its path relative to output_dir, which may move."""
+        best = self.state.best_model_checkpoint
+        return replace(self.state, best_model_checkpoint=best and os.path.basename(best))
+
+    def _init_training_state(self, *args, **kwargs):
+        # The parent warns that it does not find the best checkpoint, and that steps changed which StepsFromArguments
+        # sets.
+        with quiet_transformers():
+            found = super()._init_training_state(*args, **kwargs)
+        if self._checkpoint:
+            set_best(self.args, self.state, self._checkpoint)
+        return found
+
+    def _determine_best_metric(self, *args, **kwargs) -> bool:
+        # With save_strategy best, the result replaces should_save: a signal and the end of the run save, too.
+        return super()._determine_best_metric(*args, **kwargs) or self.control.should_save
+
+    def _finalize_training(self, *args, **kwargs):
+        # With save_total_limit 1 and a best checkpoint, the parent removes all others, of other runs too.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _inner_training_loop(self, batch_size: int | None = None, *args, **kwargs):
         if self.args.auto_find_batch_size:
@@ -136,9 +181,11 @@ class ResumableTrainer(Trainer):
         extra_state = self.extra_state()
         self.accelerator.wait_for_everyone()  # until their RNG states are written
         if self.args.should_save:
-            self.state.save_to_json(os.path.join(self.args.output_dir, UNFINISHED, name, "trainer_state.json"))
+            self._portable_state().save_to_json(
+                os.path.join(self.args.output_dir, UNFINISHED, name, "trainer_state.json")
+            )
             batch = batch_of(self.args, self._train_batch_size)
-            finish(name, self.args.output_dir, batch, self._run, extra_state)
+            complete_checkpoint(name, self.args.output_dir, batch, self._run, extra_state)
             best = os.path.basename(self.state.best_model_checkpoint or "")
             if self.may_remove_checkpoints():
                 remove_oldest(self.args.output_dir, self.args.save_total_limit, keep={name, best})

@@ -1,12 +1,16 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Which checkpoint a run continues from, and whether it may."""
 
+import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from component.hub.identity import ModelIdentity, identity_of
+from component.training.best import figures_of
 from component.training.checkpoint_files import (
     BATCH,
     DAMAGED,
@@ -15,32 +19,34 @@ from component.training.checkpoint_files import (
     read_record,
     require_whole,
     run_id_of,
+    run_of_record,
     saved_checkpoints,
 )
 from component.training.results import CURVES, RESULTS, remove_results
-from component.training.run_identity import RUN, Run, new_run, read_run, require_same_recipe, write_run
+from component.training.run_identity import RUN, Run, read_run, require_same_recipe, run_of, write_run
 
 logger = logging.getLogger(__name__)
 
-# What a run leaves in output_dir, beside its checkpoints.
+# What a run writes to output_dir in addition to its checkpoints.
 WRITTEN = (*RESULTS, *CURVES, "trainer_state.json", "train_args.json", "versions.json", RUN)
 
 UNKNOWN = {None, DAMAGED}
 
 
 def checkpoint_to_resume(args) -> str | None:
-    """The checkpoint that `resume_from_checkpoint` means, checked; None: start anew.
+    """The checkpoint that `resume_from_checkpoint` stands for, checked; None to start from the beginning.
 
-    The first process chooses for all: a network file system may show a new folder to some before others. With
-    `auto_find_batch_size`, the batch that was found is taken over into the arguments.
+    The first process chooses for all, because on a network file system some may see a new folder later than others.
+    With `auto_find_batch_size`, the batch size that was found is copied into the arguments.
 
     Args:
-        args: `CLIPTrainingArguments`. resume_from_checkpoint is a folder; or True, for the last whole checkpoint of
-            the run in output_dir; or "auto", for the same if there is one; or None or False.
+        args: `CLIPTrainingArguments`. resume_from_checkpoint is a folder; or True, the last whole checkpoint of the
+            run in output_dir; or "auto", the same if there is one; or None or False.
 
     Raises:
-        ValueError: there is none, or it is damaged, or it was trained with another recipe or global batch; or a new
-            run would mix its checkpoints with those of another, which `overwrite_output_dir` allows to remove.
+        ValueError: there is no such checkpoint; it is damaged; it was trained with another recipe or global batch, or
+            its best with another test set; or a new run would mix its checkpoints with those of another run, which
+            `overwrite_output_dir` allows to remove.
     """
     choice: list[Any] = [None, None]
     if args.process_index == 0:
@@ -48,10 +54,7 @@ def checkpoint_to_resume(args) -> str | None:
             choice[0] = _find(args.resume_from_checkpoint, args.output_dir)
             _require_own_folder(choice[0], args)
             if choice[0]:
-                record = read_record(choice[0])
-                choice[1] = record["batch"]
-                _require_same_global_batch(choice[0], record["batch"], args)
-                require_same_recipe(choice[0], record["run"].get("recipe", {}), args)
+                choice[1] = _require_continuable(choice[0], args)
                 logger.info("resuming from %s", choice[0])
         except ValueError as error:
             choice[0] = error
@@ -63,22 +66,70 @@ def checkpoint_to_resume(args) -> str | None:
     return choice[0]
 
 
-def begin(args, checkpoint: str | None) -> None:
-    """Write down which run output_dir belongs to from now on: that of the checkpoint, or a new one.
+def finished_step(args) -> int | None:
+    """The step at which the run in output_dir ended by itself, if these arguments only ask for that run again.
 
-    What `overwrite_output_dir` allows to remove for a new one is removed here, and named.
+    A finished run with a checkpoint at its end is resumed and takes no step. This is for runs that have no such
+    checkpoint (save_strategy no, save_only_model): with resume_from_checkpoint auto they would train again.
     """
-    if args.process_index != 0:
-        return
-    run = new_run(args)
-    if checkpoint and _is_inside(checkpoint, args.output_dir):
+    found = [None]
+    if args.process_index == 0 and args.resume_from_checkpoint in (True, "auto"):
         before = read_run(args.output_dir)
-        run = Run(run_id_of(checkpoint) or before and before.id, run.recipe)
+        if before and before.finished and not any(map(_is_whole, _checkpoints_of_run(args.output_dir))):
+            found[0] = before.finished if run_of(args, before).recipe == before.recipe else None
+    broadcast_object_list(found)
+    return found[0]
+
+
+def begin(args, checkpoint: str | None, model, processor) -> None:
+    """Record the run that output_dir belongs to from now on: that of the checkpoint, or a new one.
+
+    Removes, and names, what `overwrite_output_dir` allows to remove for a new run.
+
+    Args:
+        model, processor: as loaded from clip_pretrain_path and bert_pretrain_path.
+
+    Raises:
+        ValueError: the checkpoint was started from another model.
+    """
+    error = [None]
+    if args.process_index == 0:
+        start = identity_of(model, processor)
+        try:
+            if checkpoint:
+                _require_same_start(checkpoint, start)
+            _begin(args, checkpoint, start)
+        except ValueError as fault:
+            error[0] = fault
+    broadcast_object_list(error)
+    if error[0]:
+        raise error[0]
+
+
+def _begin(args, checkpoint: str | None, start: ModelIdentity) -> None:
+    before = read_run(args.output_dir)
+    run = run_of(args, before, start.to_dict())
+    if checkpoint and _is_inside(checkpoint, args.output_dir):
+        run = replace(run, id=run_id_of(checkpoint) or before and before.id)
     else:
         if args.overwrite_output_dir:
             _remove_runs(args.output_dir)
         remove_results(args, (*RESULTS, *CURVES))
     write_run(run, args.output_dir)
+
+
+def _require_same_start(checkpoint: str, start: ModelIdentity) -> None:
+    """The model folders of a resumed run must hold what the run started from: image features would be computed by a
+    tower that is not the checkpoint's."""
+    run = run_of_record(read_record(checkpoint))
+    if not (run and run.start):
+        return  # an older version wrote the checkpoint
+    if differences := ModelIdentity.from_dict(run.start).differences(start):
+        raise ValueError(
+            f"{checkpoint} was started from another model than clip_pretrain_path and bert_pretrain_path hold now: "
+            f"{'; '.join(differences)}. Put the former files back to continue, or give the new model an output_dir of "
+            "its own."
+        )
 
 
 def _find(resume: str | bool | None, output_dir: str) -> str | None:
@@ -97,35 +148,63 @@ def _find(resume: str | bool | None, output_dir: str) -> str | None:
         return None
     raise ValueError(
         f"`resume_from_checkpoint` is true, but there is no whole checkpoint in {output_dir}. "
-        'Set it to "auto" to start anew in that case.'
+        'Set it to "auto" to start from the beginning in that case.'
     )
 
 
 def _checkpoints_of_run(output_dir: str) -> list[str]:
-    """By step; also those that lost their record, whose run nobody knows; without run.json those of the only run."""
+    """The checkpoints of the run in run.json, by step, and those whose run is unknown because their record is missing
+    or damaged. Without run.json, those of the only run."""
     id_of = {path: run_id_of(path) for path in saved_checkpoints(output_dir)}
     run, ids = read_run(output_dir), set(id_of.values()) - UNKNOWN
     if run is None and len(ids) > 1:
         raise ValueError(
-            f"{output_dir} holds checkpoints of {len(ids)} runs, and no {RUN} that says which is to go on: give the "
-            "folder of one as resume_from_checkpoint."
+            f"{output_dir} holds checkpoints of {len(ids)} runs, and no {RUN} that says which one to continue: set "
+            "resume_from_checkpoint to the folder of a checkpoint."
         )
     ids = ids if run is None else {run.id}
     return [path for path, run_id in id_of.items() if run_id in ids | UNKNOWN]
 
 
 def _require_own_folder(checkpoint: str | None, args) -> None:
-    """Where a new run begins, no other may have left checkpoints that would be mixed with its own."""
+    """A new run may not begin in a folder with checkpoints of another, because the two would be mixed."""
     if args.overwrite_output_dir or (checkpoint and _is_inside(checkpoint, args.output_dir)):
         return
     others = saved_checkpoints(args.output_dir)
-    if args.resume_from_checkpoint == "auto":  # what cannot be gone on from is none that could be taken for a new one
+    if args.resume_from_checkpoint == "auto":  # a damaged checkpoint cannot be mistaken for one of the new run
         others = [path for path in others if _is_whole(path)]
     if others:
         raise ValueError(
-            f"{args.output_dir} holds checkpoints of another run ({os.path.basename(others[-1])} is the last). To go "
-            "on with that run, set resume_from_checkpoint to auto, or to the folder of one; for a new run, give "
-            "another output_dir, or set overwrite_output_dir to true, which removes that run."
+            f"{args.output_dir} holds checkpoints of another run ({os.path.basename(others[-1])} is the last). To "
+            "continue that run, set resume_from_checkpoint to auto, or to the folder of a checkpoint; for a new run, "
+            "set another output_dir, or overwrite_output_dir to true, which removes that run."
+        )
+
+
+def _require_continuable(checkpoint: str, args) -> dict[str, int]:
+    """Compare a whole checkpoint with the arguments. Returns its batch, see `batch_of`."""
+    record = read_record(checkpoint)
+    before = run_of_record(record) or Run(None, {})
+    now = run_of(args, before)
+    _require_same_global_batch(checkpoint, record["batch"], args)
+    require_same_recipe(checkpoint, before.recipe, args, now.recipe)
+    _require_same_test_set(checkpoint, before, args, now)
+    return record["batch"]
+
+
+def _require_same_test_set(path: str, before: Run, args, now: Run) -> None:
+    """Values of metric_for_best_model on different test sets cannot be compared."""
+    uses_best = args.load_best_model_at_end or args.save_strategy == "best" or args.early_stopping_patience is not None
+    tables = [run.tables.get("test_file", (None, None))[1] for run in (before, now)]
+    if not uses_best or None in tables or tables[0] == tables[1]:
+        return
+    with open(os.path.join(path, "trainer_state.json"), encoding="utf-8") as file:
+        log_history = json.load(file)["log_history"]
+    if figures_of(args, log_history):
+        raise ValueError(
+            f"{path} measured {args.metric_for_best_model} on {tables[0]}, but test_file is now {tables[1]}: the best "
+            "of both cannot be told. Set test_file back, or leave out load_best_model_at_end, "
+            "early_stopping_patience and save_strategy best, or set another output_dir."
         )
 
 
@@ -169,8 +248,8 @@ def _require_same_global_batch(path: str, before: dict[str, int], args) -> None:
 
     if product(before) == product(now):
         logger.warning(
-            "%s was trained with %s, and goes on with %s: the same pairs in each step, but other dropout draws, and "
-            "each pair has %d pairs to compare with instead of %d.",
+            "%s was trained with %s and continues with %s: the same pairs in each step, but other dropout masks, and "
+            "each pair is compared with %d pairs instead of %d.",
             path,
             describe(before),
             describe(now),
@@ -181,7 +260,7 @@ def _require_same_global_batch(path: str, before: dict[str, int], args) -> None:
     size, rest = divmod(product(before), now["world_size"] * now["gradient_accumulation_steps"])
     raise ValueError(
         f"{path} was trained with a global batch of {product(before)} ({describe(before)}), but this run has one of "
-        f"{product(now)} ({describe(now)}): it would not go on where it stopped. "
+        f"{product(now)} ({describe(now)}), and would not continue where it stopped. "
         + (
             f"No per_device_train_batch_size makes it {product(before)} here; change the number of processes."
             if rest

@@ -1,16 +1,19 @@
 """A run: one training from its start to its end, over however many interruptions, with one recipe on the same data."""
 
+import functools
 import hashlib
 import json
 import logging
 import os
 import secrets
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
 from transformers import TrainingArguments
 
+from component.ground.file_state import FileState
 from component.ground.files import write_json
 from component.pairs.sources import expand, is_shard
 from component.training.sampler import ORDER
@@ -18,7 +21,7 @@ from component.training.sampler import ORDER
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"  # in output_dir
-# What shapes the optimisation, beside the keys of our own. The batch is compared elsewhere, as it may be dealt out
+# Keys of TrainingArguments that shape the optimisation. The batch is compared elsewhere, because it may be split
 # differently.
 SHAPING = (
     "learning_rate",
@@ -40,7 +43,7 @@ SHAPING = (
     "train_sampling_strategy",
     "dataloader_drop_last",
 )
-# Of our own keys, those that may change: where things lie, how memory is saved.
+# Keys of our own that may change during a run: where files are, how memory is saved, when to stop.
 HARMLESS = {
     "test_file",
     "image_path",
@@ -54,40 +57,60 @@ HARMLESS = {
     "check_data",
     "model_license",
 }
-SAME_OPTIMIZER = ("adamw_torch", "adamw_torch_fused")  # in many kernels, and in one
+SAME_OPTIMIZER = ("adamw_torch", "adamw_torch_fused")  # many kernels, or one
 LENGTH = ("num_train_epochs", "max_steps")
 CONSTANT = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Who a checkpoint belongs to.
+    """What a checkpoint belongs to.
 
     Attributes:
         id: None for a run that an older version began.
-        recipe: key → value of all that shapes the optimisation.
+        recipe: key → value of everything that shapes the optimisation.
+        tables: "train_file" and "test_file" → (state of the files, identity of their content), see `table_identity`.
+        start: identity of the model that training started from, as JSON; None if an older version began the run.
+        finished: step at which the run ended by itself; None before that.
     """
 
     id: str | None
     recipe: dict[str, Any]
+    tables: dict[str, tuple[str, str]] = field(default_factory=dict)
+    start: dict[str, Any] | None = None
+    finished: int | None = None
 
     to_dict = asdict
 
 
-def new_run(args) -> Run:
-    return Run(secrets.token_hex(6), recipe_of(args))
+def run_of(args, before: Run | None = None, start: dict[str, Any] | None = None) -> Run:
+    """The run that these arguments describe, with a new id.
+
+    Args:
+        before: a run whose tables need not be read again if their files have not changed since.
+    """
+    known = before.tables if before else {}
+    given = {key: getattr(args, key) for key in ("train_file", "test_file") if getattr(args, key)}
+    tables = {key: table_identity(files, known.get(key)) for key, files in given.items()}
+    return Run(secrets.token_hex(6), _recipe_of(args, tables["train_file"][1]), tables, start)
 
 
 def read_run(output_dir: str) -> Run | None:
-    """The run that output_dir belongs to; None where none has begun, or its file cannot be read."""
+    """The run that output_dir belongs to; None if no run has begun there, or its file cannot be read."""
     try:
         with open(os.path.join(output_dir, RUN), encoding="utf-8") as file:
-            return Run(**json.load(file))
+            return run_from(json.load(file))
     except FileNotFoundError:
         return None
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, TypeError, ValueError) as error:
         logger.warning("%s cannot be read (%s).", os.path.join(output_dir, RUN), error)
         return None
+
+
+def run_from(content: dict[str, Any]) -> Run:
+    """A run from what `Run.to_dict` gave, in this version or another. Raises TypeError if id or recipe is missing."""
+    known = {f.name for f in fields(Run)}
+    return Run(**{key: value for key, value in content.items() if key in known})
 
 
 def write_run(run: Run, output_dir: str) -> None:
@@ -95,54 +118,75 @@ def write_run(run: Run, output_dir: str) -> None:
     write_json(os.path.join(output_dir, RUN), run.to_dict())
 
 
-def recipe_of(args) -> dict[str, Any]:
-    """Key → value, as JSON has them. Tables stand there by name and content, shards by name and size: data may
-    move."""
+def mark_finished(args, step: int) -> None:
+    """Record in output_dir that its run has ended by itself at this step."""
+    if args.should_save and (run := read_run(args.output_dir)):
+        write_run(replace(run, finished=step), args.output_dir)
+
+
+def table_identity(files: str | list[str], known: Sequence[str] | None = None) -> tuple[str, str]:
+    """The state of a table's files, and the identity of their content: names, sizes and a digest.
+
+    The folder is not part of the identity, because data may move. The content of shards, which are large, is not
+    either.
+
+    Args:
+        known: an earlier result, whose digest is used again if the files are in the same state.
+    """
+    paths = expand(files)
+    states = [FileState.of(path) for path in paths]
+    state = hashlib.blake2b(json.dumps([paths, states]).encode(), digest_size=16).hexdigest()
+    if known and known[0] == state:
+        return state, known[1]
+    names = [os.path.basename(path) for path in paths]
+    named = names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} to {names[-1]}"
+    size = sum(state.size for state in states)
+    return state, f"{named}, {size:,} bytes ({_content_digest(tuple(paths), tuple(states))})"
+
+
+@functools.cache  # a start asks more than once
+def _content_digest(paths: tuple[str, ...], states: tuple[FileState, ...]) -> str:
+    heading = [[os.path.basename(path) for path in paths], [state.size for state in states]]
+    digest = hashlib.blake2b(json.dumps(heading).encode(), digest_size=6)
+    for path in paths:
+        if not is_shard(path):  # a shuffled table has the same size
+            with open(path, "rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _recipe_of(args, train_table: str) -> dict[str, Any]:
     theirs = {f.name for f in fields(TrainingArguments)}
     ours = [f.name for f in fields(args) if f.name not in theirs | HARMLESS]
     recipe = {key: getattr(args, key) for key in (*ours, *SHAPING, *LENGTH)}
     recipe = {key: value.value if isinstance(value, Enum) else value for key, value in recipe.items()}
-    recipe["train_file"] = _identity(args.train_file)
+    recipe["train_file"] = train_table
     recipe["order"] = ORDER
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
-        if recipe[key]:  # the whole project may move
+        if recipe[key]:  # the last two folders, because the whole project may move
             recipe[key] = "/".join(recipe[key].replace(os.sep, "/").split("/")[-2:])
     return json.loads(json.dumps(recipe))
 
 
-def _identity(files: str | list[str]) -> str:
-    paths = expand(files)
-    sizes = [os.path.getsize(path) for path in paths]
-    names = [os.path.basename(path) for path in paths]
-    digest = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=6)
-    for path in paths:
-        if not is_shard(path):  # a table is read as a whole anyhow, and one that was shuffled has the same size
-            with open(path, "rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-    named = names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} to {names[-1]}"
-    return f"{named}, {sum(sizes):,} bytes ({digest.hexdigest()})"
-
-
-def require_same_recipe(path: str, before: dict[str, Any], args) -> None:
+def require_same_recipe(path: str, before: dict[str, Any], args, now: dict[str, Any]) -> None:
     """Compare the recipe of a checkpoint with that of the arguments.
 
-    Another length is what users want when a run was too short: a warning says what it means for the learning rate.
+    Users change the length of a run that was too short: a warning says what that does to the learning rate.
 
     Raises:
-        ValueError: something else changed that shapes the optimisation.
+        ValueError: something else that shapes the optimisation has changed.
     """
-    now = recipe_of(args)
     if "order" not in before and args.train_sampling_strategy == "random":
         logger.warning(
-            "%s was written by an older version, which shuffled the pairs otherwise: the epoch goes on in the new "
-            "order, in which some of its pairs come again and as many are left out. The next epochs are whole.",
+            "%s was written by an older version, which shuffled the pairs differently: the rest of this epoch follows "
+            "the new order, so some pairs are repeated and as many are skipped. The next epochs are complete.",
             path,
         )
     if not before:
-        logger.warning("%s was written by an older version: whether the recipe is the same cannot be told.", path)
+        logger.warning("%s was written by an older version: its recipe is unknown and cannot be compared.", path)
         return
-    # What an older version had no key for was as the key's default has it.
+    # A key that the older version did not have, had the effect of today's default.
     before = {f.name: f.default for f in fields(args) if f.name in now and f.name not in SHAPING} | before
     changed = {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
     if all(optimizer in SAME_OPTIMIZER for optimizer in changed.get("optim", ())):
@@ -150,14 +194,14 @@ def require_same_recipe(path: str, before: dict[str, Any], args) -> None:
     length = {key: changed.pop(key) for key in LENGTH if key in changed}
     if changed:
         raise ValueError(
-            f"{path} was trained with another recipe: {_list(changed)}. Set these back to go on, or give the "
-            "new recipe an output_dir of its own (or, to throw this run away, resume_from_checkpoint null and "
+            f"{path} was trained with another recipe: {_list(changed)}. Set these back to continue, or give the "
+            "new recipe an output_dir of its own (or, to discard this run, set resume_from_checkpoint null and "
             "overwrite_output_dir true)."
         )
     if length and args.lr_scheduler_type not in CONSTANT:
         logger.warning(
-            "the run has another length now: %s. The learning rate goes on as lr_scheduler_type %s has it at this "
-            "step of the new length, which is not where it stopped.",
+            "the run now has another length: %s. The learning rate continues with the value that lr_scheduler_type %s "
+            "gives this step of the new length, not with the value where the run stopped.",
             _list(length),
             now["lr_scheduler_type"],
         )

@@ -242,12 +242,10 @@ def test_check_data_reports_what_is_bad_and_does_not_train(run, data, tmp_path, 
     file = table(data, *some)
     run(train_file=file, test_file=str(data / "train.csv"), check_data=True, max_seq_length=12)
     line = next(record.getMessage() for record in caplog.records if "t.csv: 12 pairs" in record.getMessage())
-    assert (
-        "an empty text: 1; cut to max_seq_length 12: 1 (8.3%); repeated captions: 3, with the same picture too: 1"
-        in line
-    )
-    assert "pictures: 10, of which bad: 2 (of 3 pairs), copies of others: 1" in line
-    assert "none.png: no such file" in caplog.text and "7 of its pictures are in train_file too" in caplog.text
+    assert "empty captions (left out): 1; truncated to max_seq_length 12: 1 (8.3%); repeated captions: 3, " in line
+    assert "with the same image too: 1" in line
+    assert "images: 10, of which bad: 2 (of 3 pairs), copies of others: 1" in line
+    assert "none.png: no such file" in caplog.text and "7 of its images are in train_file too" in caplog.text
     assert set(os.listdir(tmp_path / "output")) == {"check_data.html", "check_data_bad_images.csv"}
     bad = pd.read_csv(tmp_path / "output" / "check_data_bad_images.csv")
     assert bad["filename"].tolist() == ["2.png", "none.png", "2.png"]
@@ -259,7 +257,7 @@ def test_check_data_reports_what_is_bad_and_does_not_train(run, data, tmp_path, 
 @pytest.mark.parametrize(
     ("train", "keys", "problem"),
     [
-        (rows(image=lambda n: "none.png"), {}, "none of its 1 pictures can be read"),
+        (rows(image=lambda n: "none.png"), {}, "none of its 1 images can be read"),
         (["ＸＹＺ,0.png", "ＸＹ,1.png"], {}, "100.0% of the tokens are [UNK]"),
         (rows(count=3), dict(dataloader_drop_last=True), "`dataloader_drop_last` leaves no step"),
     ],

@@ -1,4 +1,4 @@
-"""Look at all data before a training, as the training will see it, and train nothing."""
+"""Read all data as training would, and report what is found, without training."""
 
 import logging
 import time
@@ -32,7 +32,13 @@ TIMED_BATCHES = 3
 
 
 class Sample(NamedTuple):
-    """A pair as the model gets it: `image`, or `reason` where it is bad; `tokens` of the whole text."""
+    """A pair as the model gets it.
+
+    Attributes:
+        image: None if it is bad.
+        reason: why the image is bad; None if it is good.
+        tokens: of the whole text.
+    """
 
     filename: str
     image: Image.Image | None
@@ -42,13 +48,15 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class TableCheck:
-    """One table.
+    """What was found in one table.
 
     Attributes:
-        bad: (filename, reason) of the images that cannot be used, each once; bad_pairs: the pairs that have them.
-        num_images: good and bad.
-        copies: good images with the pixels of another one; copied: (filename, filename) of some.
-        in_other: images of a test table whose pixels are in the training table too.
+        num_images: good and bad images.
+        bad: (filename, reason) of each image that cannot be used.
+        bad_pairs: number of pairs with such an image.
+        copies: number of good images with the same pixels as another one.
+        copied: (filename, filename) of some of them.
+        in_other: number of images in a test table whose pixels are also in the training table.
     """
 
     file: str
@@ -67,11 +75,11 @@ class TableCheck:
 
 @dataclass
 class DataCheck:
-    """What was found.
+    """What was found in all tables.
 
     Attributes:
-        problems: sentences; training would stop for each of these.
-        cache_minutes, cache_bytes: of a feature cache for all images; None where there is to be none.
+        problems: the errors with which training would stop.
+        cache_minutes, cache_bytes: what a feature cache for all images would take; None if none is to be used.
     """
 
     max_seq_length: int
@@ -88,10 +96,10 @@ class DataCheck:
 
 
 def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLIPProcessor) -> DataCheck:
-    """Read everything that training would read. All processes call it together, and each reads a share.
+    """Read everything that training would read. All processes call this together, and each reads a share.
 
     Raises:
-        ValueError: a table cannot be read as it is written.
+        ValueError: a table cannot be read.
     """
     tokenizer = processor.tokenizer
     datasets = [dataset for dataset in load_datasets(args, processor, whole_texts=True) if dataset is not None]
@@ -144,7 +152,7 @@ def _check_table(
     digests = images.columns["digests"]
     order = np.argsort(digests, kind="stable")
     same = np.flatnonzero(digests[order][1:] == digests[order][:-1])
-    twins = [(images.rows[order[place]], images.rows[order[place + 1]]) for place in same[:NAMED]]
+    twins = [(images.rows[order[slot]], images.rows[order[slot + 1]]) for slot in same[:NAMED]]
     return TableCheck(
         file=table.file,
         num_pairs=len(table),
@@ -163,7 +171,7 @@ def _check_table(
 
 def _require_an_image(check: TableCheck) -> None:
     if len(check.bad) == check.num_images:
-        raise ValueError(f"{check.file}: none of its {check.num_images} pictures can be read.")
+        raise ValueError(f"{check.file}: none of its {check.num_images} images can be read.")
 
 
 def _note(problems: list[str], check: Callable[[], None]) -> None:
@@ -198,7 +206,7 @@ def _tokens(table, row: int, tokenizer) -> list[str]:
 
 
 def _tower_seconds(args: CLIPTrainingArguments, model: BertCLIPModel, dataset: Pairs) -> float:
-    """Seconds an image that the locked tower takes in batches of evaluation, measured behind one to warm up."""
+    """Seconds per image in the locked tower, with evaluation batches, after one to warm up."""
     encode = feature_encoder(args, model)
     size = model.config.vision_config.image_size
     batch = torch.zeros(min(args.per_device_eval_batch_size, len(dataset)), 3, size, size)
@@ -213,9 +221,9 @@ def _log(found: DataCheck) -> None:
     for table in found.tables:
         cut = found.num_cut(table)
         logger.info(
-            "%s: %d pairs; left out for an empty text: %d; cut to max_seq_length %d: %d (%.1f%%); repeated captions: "
-            "%d, with the same picture too: %d; unknown characters ([UNK]): %.1f%%; pictures: %d, of which bad: %d "
-            "(of %d pairs), copies of others: %d",
+            "%s: %d pairs; empty captions (left out): %d; truncated to max_seq_length %d: %d (%.1f%%); "
+            "repeated captions: %d, with the same image too: %d; unknown characters ([UNK]): %.1f%%; "
+            "images: %d, of which bad: %d (of %d pairs), copies of others: %d",
             *(table.file, table.num_pairs, table.num_empty_texts, found.max_seq_length),
             *(cut, 100 * cut / table.num_pairs, table.texts.repeated, table.texts.repeated_pairs),
             *(100 * table.share_of_unknown, table.num_images, len(table.bad), table.bad_pairs, table.copies),
@@ -223,9 +231,9 @@ def _log(found: DataCheck) -> None:
         for _, reason in table.bad[:NAMED]:
             logger.warning("%s: %s", table.file, reason)
         if len(table.bad) > NAMED:
-            logger.warning("%s: and %d more bad pictures", table.file, len(table.bad) - NAMED)
+            logger.warning("%s: and %d more bad images", table.file, len(table.bad) - NAMED)
         if table.in_other:
-            logger.warning("%s: %d of its pictures are in train_file too", table.file, table.in_other)
+            logger.warning("%s: %d of its images are in train_file too", table.file, table.in_other)
     for problem in found.problems:
         logger.warning("training would stop: %s", problem)
     if found.cache_minutes is not None:

@@ -1,4 +1,4 @@
-"""A table is read once for all processes of a training."""
+"""Reading a table once for all processes of a training."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,7 +12,7 @@ from component.pairs.work import Work
 
 
 class SharedWork(Work):
-    """Each process does its share of the work, and gets the results of all. All must ask for all of them."""
+    """Each process does its share of the work and receives the results of all; all must iterate to the end."""
 
     def __init__(self, num_workers: int = 0):
         super().__init__(num_workers)

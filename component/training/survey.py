@@ -1,6 +1,6 @@
-"""What the pairs of a table are like: every text and every image looked at once.
+"""Statistics of a table: every text and every image is read once.
 
-N pairs, I images (pairs with the same file name have one image).
+N pairs. Pairs with the same file name share one image.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from component.pairs.pair_table import PairTable
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a table that does not cut them.
+    """The texts of a table that was read without cutting them.
 
     Attributes:
         lengths: (N,) tokens, [CLS] and [SEP] included.
-        repeated: texts that occurred before.
-        repeated_pairs: of these, those with the same image too.
-        meetings: how many others of the same text a pair meets in a batch, in the mean.
-        most_repeated: (a row, how often its text occurs), the most frequent first.
+        repeated: number of pairs whose text occurs in an earlier pair.
+        repeated_pairs: number of pairs whose text and image both occur in an earlier pair.
+        meetings: mean number of other pairs with the same text in a pair's batch.
+        most_repeated: (a row, number of pairs with its text), the most frequent first.
     """
 
     lengths: np.ndarray
@@ -36,7 +36,12 @@ class Texts:
 
 
 def survey_texts(table: PairTable, batch: int, most: int = 10) -> Texts:
-    """Args: batch, pairs of all processes; most, repeated texts that are named."""
+    """Count lengths and repetitions.
+
+    Args:
+        batch: pairs per batch over all processes.
+        most: length of `most_repeated`.
+    """
     rows = np.arange(len(table))
     _, first, counts = np.unique(table.text_ids, return_index=True, return_counts=True)
     frequent = [index for index in np.argsort(-counts, kind="stable")[:most] if counts[index] > 1]

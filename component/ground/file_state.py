@@ -5,6 +5,8 @@ import os
 import struct
 from typing import NamedTuple
 
+from component.ground.reading import with_retries
+
 MISSING = -1  # in an array of `FileState.number`: no such file
 
 
@@ -29,8 +31,8 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, file: str | int) -> "FileState":
-        """State of a path or of an open file descriptor. Raises OSError, FileNotFoundError among them."""
-        status = os.stat(file)
+        """State of a path or of an open file descriptor. Raises OSError as `with_retries`, and FileNotFoundError."""
+        status = with_retries(lambda: os.stat(file))
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     @property

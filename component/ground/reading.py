@@ -5,14 +5,17 @@ nothing about the file, so the read is tried again. An error that the name cause
 """
 
 import errno
+import io
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 RETRY_SECONDS = (0.2, 1.0)  # pauses before the second and the third attempt
 # The name does not stand for a regular file, and will not in a second either.
 NOT_A_FILE = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+_BUFFER_BYTES = 2**17
 
 T = TypeVar("T")
 
@@ -47,3 +50,69 @@ def has_entries(folder: str) -> bool:
             return next(entries, None) is not None
     except OSError:
         return False
+
+
+def read_file(path: str) -> bytes:
+    """The content of a file. Raises as `with_retries`."""
+    with open_to_read(path) as file:
+        return file.read()
+
+
+def open_to_read(path: str) -> io.BufferedReader:
+    """Open a file whose every read is one of `with_retries`.
+
+    Raises:
+        OSError: here or from a read; it names the file.
+    """
+    return io.BufferedReader(_PatientFile(path), _BUFFER_BYTES)
+
+
+class _PatientFile(io.RawIOBase):
+    """A file that is opened again, at the same position, after a read failed: only that helps against ESTALE."""
+
+    def __init__(self, path: str):
+        self.name, self._position = path, 0
+        self._file = with_retries(self._open)
+        self._identity = self._known_by()
+
+    def _open(self) -> io.FileIO:
+        return open(self.name, "rb", buffering=0)
+
+    def _known_by(self) -> tuple[int, int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def readinto(self, buffer) -> int:
+        def read() -> int:
+            if self._file.closed:
+                self._file = self._open()
+                if self._known_by() != self._identity:
+                    raise ValueError(f"{self.name} has changed while it was read. Start again.")
+                self._file.seek(self._position)
+            try:
+                return self._file.readinto(buffer)
+            except OSError as error:
+                with suppress(OSError):
+                    self._file.close()
+                raise OSError(error.errno, error.strerror, self.name) from None  # `readinto` does not name the file
+
+        count = with_retries(read)
+        self._position += count
+        return count
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = self._file.seek(offset, whence)
+        return self._position
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from component.ground.reading import read_file, with_retries
 from component.pairs.json_text import parse_json
 
 RECORD = "arrays.json"  # in the folder: what the arrays are, and the facts
@@ -51,8 +52,7 @@ class FlatArrays:
             FileNotFoundError: there is no such folder.
             ValueError: it is damaged, or is no longer the version that is asked for.
         """
-        with open(os.path.join(path, RECORD), "rb") as file:
-            content = file.read()
+        content = read_file(os.path.join(path, RECORD))
         found = hashlib.blake2b(content, digest_size=16).hexdigest()
         if version not in (None, found):
             raise ValueError(f"{path} was written anew while it was in use. Start again.")
@@ -129,4 +129,4 @@ def _map(path: str, dtype: np.dtype, length: int) -> np.ndarray:
     size, wanted = os.path.getsize(path), length * dtype.itemsize
     if size != wanted:
         raise ValueError(f"{os.path.basename(path)} has {size} bytes instead of {wanted}")
-    return np.asarray(np.memmap(path, dtype, "r")) if length else np.empty(0, dtype)
+    return np.asarray(with_retries(lambda: np.memmap(path, dtype, "r"))) if length else np.empty(0, dtype)

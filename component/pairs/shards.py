@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch.utils.data import DataLoader
 
 from component.ground.file_state import FileState
+from component.ground.reading import with_retries
 from component.image.folder import IMAGE_ENDINGS
 from component.image.load import BadImageError
 from component.pairs.json_text import parse_json, require_unicode
@@ -60,13 +61,16 @@ class Shard:
         OSError where it cannot be read."""
         offset, size, _ = locator.split(" ", 2)
         try:
-            # Opened for each picture, as a picture file is: a thousand open shards are more than a process may have.
-            with open(self.path, "rb", buffering=0) as file:
-                if self.state != FileState.of(file.fileno()):
-                    raise BadImageError("the shard has changed since it was indexed; start again to index it anew")
-                return _read(file, int(offset), int(size))
+            return with_retries(lambda: self._read(int(offset), int(size)))
         except FileNotFoundError as error:
             raise BadImageError(f"the shard cannot be read ({error.strerror})") from None
+
+    def _read(self, offset: int, size: int) -> bytes:
+        # Opened for each image, as an image file is: a thousand open shards are more than a process may have.
+        with open(self.path, "rb", buffering=0) as file:
+            if self.state != FileState.of(file.fileno()):
+                raise BadImageError("the shard has changed since it was indexed; start again to index it anew")
+            return _read(file, offset, size)
 
 
 @dataclass
@@ -125,13 +129,7 @@ def read_shards(paths: Sequence[str], index_shards: IndexShards = index_shards) 
 def index_shard(path: str) -> ShardIndex:
     """One pass over the headers of a tar, and one over its captions."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            index = ShardIndex(Shard(path, FileState.of(file.fileno())))
-            if index.shard.state.size:
-                _fill(index, file)
-            else:
-                index.faults.append((CUT_SHORT, path))
-            return index
+        return with_retries(lambda: _index(path))
     except OSError as error:
         return ShardIndex(error=f"{path} cannot be read ({error.strerror}).")
     except TAR_FAULTS:
@@ -139,6 +137,16 @@ def index_shard(path: str) -> ShardIndex:
             error=f"{path} is no tar, or is cut off at its very start. Fetch it again; if it is compressed (.tar.gz), "
             "unpack it to a plain .tar."
         )
+
+
+def _index(path: str) -> ShardIndex:
+    with open(path, "rb", buffering=0) as file:
+        index = ShardIndex(Shard(path, FileState.of(file.fileno())))
+        if index.shard.state.size:
+            _fill(index, file)
+        else:
+            index.faults.append((CUT_SHORT, path))
+        return index
 
 
 def _fill(index: ShardIndex, file: io.FileIO) -> None:

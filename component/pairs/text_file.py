@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, TextIO
 
+from component.ground.reading import open_to_read
+
 MAX_LINE = 2**25  # characters; a picture as base64 fits
 _HEAD_BYTES = 4096
 _GZIP = b"\x1f\x8b"
@@ -77,10 +79,14 @@ def require_plain_text(path: str, file: io.BufferedReader) -> None:
         raise ValueError(f"{path} is {encoding}. Convert it: {_convert(path, encoding)}")
 
 
-def _unpacked(path: str) -> BinaryIO:
-    with open(path, "rb") as file:
-        is_packed = file.read(2) == _GZIP
-    return gzip.open(path) if is_packed else open(path, "rb")
+@contextmanager
+def _unpacked(path: str) -> Iterator[BinaryIO]:
+    with open_to_read(path) as file:
+        if file.peek(2)[:2] != _GZIP:
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield unpacked
 
 
 def _encoding(path: str, head: bytes) -> str:

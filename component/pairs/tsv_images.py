@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from component.ground.file_state import MISSING, FileState
+from component.ground.reading import open_to_read
 from component.image.load import BadImageError
 from component.pairs.shards import Shard
 from component.pairs.text_file import require_plain_text
@@ -47,7 +48,7 @@ def index_tsv(path: str) -> tuple[ImageTsv, dict[str, str]]:
     """
     locators: dict[str, str] = {}
     offset = 0
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         require_plain_text(path, file)
         tsv = ImageTsv(path, FileState.of(file.fileno()))
         for number, line in enumerate(_lines(file, path), 1):

@@ -5,6 +5,7 @@ array. A `FeatureIndex` holds the position of each image of a table in that arra
 table looks the keys up.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from component.ground.file_state import MISSING
 from component.ground.files import new_folder
+from component.ground.reading import with_retries
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.pair_table import PairTable
 
@@ -45,8 +47,21 @@ class Block(NamedTuple):
 
     @classmethod
     def open(cls, path: str) -> "Block":
-        """Map a file. Raises SafetensorError if its size does not match its header."""
-        tensors = safetensors.torch.load_file(path)  # reads the header only
+        """Map a file.
+
+        Raises:
+            SafetensorError: its size does not match its header.
+            OSError: it cannot be read, as `with_retries`.
+        """
+        return with_retries(lambda: cls._map(path))
+
+    @classmethod
+    def _map(cls, path: str) -> "Block":
+        with open(path, "rb"):  # raises the true error, which safetensors calls a missing file and torch RuntimeError
+            try:
+                tensors = safetensors.torch.load_file(path)  # reads the header only
+            except (FileNotFoundError, RuntimeError) as error:
+                raise OSError(errno.EIO, str(error), path) from None
         return cls(path, os.path.getsize(path), tensors["keys"].numpy(), tensors["features"])
 
     def require_whole(self) -> None:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from component.ground.file_state import MISSING
 from component.ground.files import new_file, sweep
+from component.ground.reading import read_file
 from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
 from component.pairs.image_source import DecodedImages, GoodRows, image_bytes
@@ -287,5 +288,4 @@ def _block_name(content: bytes) -> str:
 
 
 def _digest_of(path: str) -> str:
-    with open(path, "rb") as file:
-        return _block_name(file.read())
+    return _block_name(read_file(path))

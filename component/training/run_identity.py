@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from component.ground.file_state import FileState
 from component.ground.files import write_json
+from component.ground.reading import open_to_read
 from component.pairs.sources import expand, is_shard
 from component.training.sampler import ORDER
 
@@ -150,7 +151,7 @@ def _content_digest(paths: tuple[str, ...], states: tuple[FileState, ...]) -> st
     digest = hashlib.blake2b(json.dumps(heading).encode(), digest_size=6)
     for path in paths:
         if not is_shard(path):  # a shuffled table has the same size
-            with open(path, "rb") as file:
+            with open_to_read(path) as file:
                 while block := file.read(2**20):
                     digest.update(block)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import torch
 from transformers import CLIPProcessor
 from transformers.utils import cached_file
 
+from component.ground.cores import limit_threads
 from component.ground.files import write_json
 from component.hub.identity import ModelIdentity, half_digests, identity_of, weights_digest
 from component.hub.kept_digests import file_states, keep_digests, read_digests
@@ -24,6 +25,7 @@ def load_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor]:
     Raises:
         ValueError: the folder does not exist, lacks weights or processor, is damaged, or holds another kind of model.
     """
+    limit_threads()
     model = load_model(path)
     processor = load_processor(path, max_length=model.config.text_config.max_position_embeddings)
     require_fitting(processor, model.config, path)

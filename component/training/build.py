@@ -10,6 +10,7 @@ from component.argument import CLIPTrainingArguments
 from component.checkpoint import ancestor_digest, read_ancestors
 from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
+from component.ground.cores import limit_threads
 from component.hub.identity import image_tower
 from component.hub.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.image.transform import ImageTransform
@@ -30,6 +31,7 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     Raises:
         ValueError: a folder cannot be loaded or is another kind of model, or the arguments do not fit the model.
     """
+    limit_threads()
     set_seed(args.seed)  # before the Trainer does: a new text_projection is initialised here
     if args.load_from_bert_clip:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)

@@ -1,6 +1,6 @@
-"""Texts and pictures → points in the shared space, batch by batch.
+"""Texts and images → L2-normalised embeddings in the shared space, batch by batch.
 
-Shapes: n good items, D projection width, T tokens.
+Shapes: n good items, D projection width, B items of one batch, T tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,19 +25,19 @@ from component.model import BertCLIPModel
 from component.pairs.ragged import RaggedArray
 from component.pairs.text_groups import costs_on, group_by_cost, pad_texts
 
-_TEXTS_PER_CALL = 4096  # tokens as Python lists take ten times the memory of the flat array they go to
+_TEXTS_PER_CALL = 4096  # token lists of Python take ten times the memory of the flat array they are copied to
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Items of one kind and where they lie in the shared space.
+    """Items of one kind and their embeddings.
 
     Attributes:
         kind: "text" or "image".
-        items: as they were given, bad pictures included.
+        items: all items as they were passed, bad images included.
         embeds: (n, D) fp32 on the CPU, L2-normalised, of the good items.
-        rows: (n,) which of `items` those are.
-        bad_images: row → reason, of the pictures that were left out.
+        rows: n indices into `items`: `embeds[i]` belongs to `items[rows[i]]`.
+        bad_images: index into `items` → reason, of the images that could not be read.
     """
 
     kind: Literal["text", "image"]
@@ -50,7 +50,7 @@ class Embedded:
         return len(self.rows)
 
     def item(self, index: int) -> str | Image.Image:
-        """The item that row `index` of `embeds` stands for."""
+        """The item that `embeds[index]` belongs to."""
         return self.items[self.rows[index]]
 
 
@@ -62,25 +62,35 @@ def embed_texts(
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Embedded:
-    """Embed texts, those of like length together so that little is computed on padding.
-
-    Raises ValueError for a token that the tower has no embedding for.
+    """Embed texts; texts of similar length share a batch, so that little is computed on padding.
 
     Args:
-        texts: longer ones than the tower has positions are cut.
+        model, processor: as `load_checkpoint` returns them.
+        texts: a text longer than the text tower's positions is truncated.
         on_batch: called after each batch with the number of texts in it.
+
+    Returns:
+        One embedding per text, in the order of `texts`.
+
+    Raises:
+        ValueError: a token id has no embedding in the text tower, or the model gives NaN.
+
+    >>> texts = embed_texts(model, processor, ["一只小狗", "红色的圆"])
+    >>> texts.embeds.shape == (2, model.config.projection_dim)
+    True
     """
     embeds = torch.empty(len(texts), model.config.projection_dim)
-    embeddings = model.config.text_config.vocab_size
+    vocab_size = model.config.text_config.vocab_size
     for rows, batch in text_batches(processor, texts, batch_size, model.device.type):
         highest, row = batch["input_ids"].amax(dim=1).max(dim=0)
-        if highest >= embeddings:
+        if highest >= vocab_size:
             raise ValueError(
-                f"{texts[rows[row]]!r} has a token of id {highest}, but the text tower has {embeddings} embeddings: "
-                "it was added to the tokenizer and not to the model. Remove it from the tokenizer's files."
+                f"{texts[rows[row]]!r} contains token id {highest}, but the text tower has only {vocab_size} "
+                "embeddings: the token was added to the tokenizer but not to the model. Remove it from the "
+                "tokenizer's files."
             )
         features = model.get_text_features(**{key: tensor.to(model.device) for key, tensor in batch.items()})
-        embeds[rows] = on_unit_sphere(features, "text")
+        embeds[rows] = normalize(features, "text")
         on_batch(len(rows))
     return Embedded("text", texts, embeds, list(range(len(texts))))
 
@@ -88,10 +98,10 @@ def embed_texts(
 def text_batches(
     processor: CLIPProcessor, texts: Sequence[str], batch_size: int, device_type: str = "cpu"
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yield (rows, {input_ids (B, T), attention_mask (B, T)}) of texts of like length, B up to batch_size.
+    """Yield (rows, {input_ids (B, T), attention_mask (B, T)}) of texts of similar length, B at most `batch_size`.
 
     Args:
-        device_type: "cpu" or another: where the tower is.
+        device_type: type of the device that the text tower is on, such as "cpu" or "cuda".
     """
     tokenizer = processor.tokenizer
     options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False)
@@ -113,20 +123,32 @@ def embed_images(
     on_batch: Callable[[int], None] = lambda done: None,
     folder: str | None = None,
 ) -> Embedded:
-    """Embed pictures; worker processes decode while the tower computes. Bad pictures are left out and named.
+    """Embed images; worker processes decode the next batches while the tower computes this one.
 
     Args:
-        images: paths or PIL images. May be read lazily: an item is asked for in the worker that decodes it, and may
-            raise BadImageError.
-        num_workers: by default none for a single batch, else one per CPU core, at most 8.
-        on_batch: called after each batch with the number of pictures in it.
-        folder: of paths, as for `read_bytes`.
+        model, processor: as `load_checkpoint` returns them.
+        images: paths or PIL images. The sequence may be lazy: the worker that decodes an item asks for it, and
+            `images[row]` may raise BadImageError.
+        num_workers: number of decoding processes; None: 0 for a single batch, else one per usable core, at most 8.
+        on_batch: called after each batch with the number of images in it.
+        folder: see `read_bytes`.
+
+    Returns:
+        One embedding per image that can be read; the others are in `bad_images` with a reason.
+
+    Raises:
+        ValueError: the model gives NaN.
+        OSError, MemoryError: see `read_bytes`.
+
+    >>> images = embed_images(model, processor, ["images/test/photo_cat.jpg", "no such.jpg"])
+    >>> len(images), images.bad_images
+    (1, {1: 'no such file'})
     """
     embeds, good_rows, bad_images = [torch.empty(0, model.config.projection_dim)], [], {}
     for batch in image_batches(processor, images, batch_size, num_workers, model.device, folder):
         if len(batch.rows):
             pixel_values = batch.columns["pixel_values"].to(model.device, model.dtype, non_blocking=True)
-            embeds.append(on_unit_sphere(model.get_image_features(pixel_values), "image"))
+            embeds.append(normalize(model.get_image_features(pixel_values), "image"))
         good_rows += batch.rows.tolist()
         bad_images |= batch.bad
         on_batch(batch.total)
@@ -141,11 +163,11 @@ def image_batches(
     device: torch.device,
     folder: str | None = None,
 ) -> DataLoader:
-    """Yield an `ImageBatch` of pixel_values (B, 3, H, W), on the CPU, for every `batch_size` images.
+    """A DataLoader that yields an `ImageBatch` of pixel_values (B, 3, H, W), on the CPU, per `batch_size` images.
 
     Args:
         images, num_workers, folder: see `embed_images`.
-        device: where the pixels will go.
+        device: where the pixel_values will go.
     """
     if num_workers is None:
         num_workers = min(8, usable_cores()) if len(images) > batch_size else 0
@@ -158,13 +180,13 @@ def image_batches(
     )
 
 
-def on_unit_sphere(features: Tensor, kind: str) -> Tensor:
-    """(B, D) → (B, D) fp32 on the CPU, L2-normalised. Raises ValueError where there is nothing to compare by."""
+def normalize(features: Tensor, kind: str) -> Tensor:
+    """(B, D) on any device → (B, D) fp32 on the CPU, L2-normalised. Raises ValueError for NaN."""
     embeds = F.normalize(features.float(), dim=-1).cpu()
     if not embeds.isfinite().all():
         raise ValueError(
-            f"The model embeds {kind}s as NaN: its training went astray, or its weights are damaged or too large for "
-            "half precision. Take another checkpoint."
+            f"The model embeds {kind}s as NaN: its training diverged, its weights are damaged, or they are too large "
+            "for half precision. Use another checkpoint."
         )
     return embeds
 
@@ -180,7 +202,7 @@ def _read(
 
 
 def open_image(item: str | Image.Image, folder: str | None = None) -> Image.Image:
-    """RGB picture of a path or of a PIL image. Raises BadImageError."""
+    """The RGB image of a path or of a PIL image of any mode. Raises as `load_image`."""
     if not isinstance(item, Image.Image):
         return load_image(item, folder)
     try:
@@ -188,5 +210,5 @@ def open_image(item: str | Image.Image, folder: str | None = None) -> Image.Imag
         return to_rgb(item)
     except (BadImageError, MemoryError):
         raise
-    except Exception as error:  # opened lazily, and its file is damaged
+    except Exception as error:  # PIL decodes lazily, and the file is damaged
         raise BadImageError(f"{type(error).__name__}: {error}") from error

@@ -5,13 +5,13 @@ Shapes: B pairs of this process, N pairs of all processes, D projection width.
 Common arguments:
     image_embeds, text_embeds: (B, D), L2-normalised; row i of one belongs to row i of the other.
     logit_scale: scalar inverse temperature, already exponentiated.
-    ids: (B, 2) int64, of each pair's text and picture. Another pair with the same text or the same picture is no
-        negative: it is left out (false negative elimination, arXiv:2011.11765).
-    gather: for the negatives of other processes: (B, …) rows of this one → (N, …) of all, and where its own begin. B
-        may differ between processes, and may be 0. The loss is then this process's share of that over all N pairs:
-        the shares of all processes add up to it.
+    ids: (B, 2) int64, ids of each pair's text and image. Another pair with the same text or the same image is not a
+        negative: it is masked (false negative elimination, arXiv:2011.11765).
+    gather: collects the negatives of other processes: (B, …) rows of this process → (N, …) rows of all, and the index
+        at which its own rows begin. B may differ between processes and may be 0. The loss is then this process's share
+        of the loss over all N pairs: the shares of all processes add up to it.
 
-Memory grows with N, not with N²: logits are taken in blocks of 64 MB.
+Memory grows with N, not with N²: the logits are computed in blocks of 64 MB.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_LOGITS_PER_BLOCK = 2**24  # 64 MB of fp32: all of them for 4096 pairs
+_LOGITS_PER_BLOCK = 2**24  # 64 MB of fp32: one block up to 4096 pairs
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
@@ -34,7 +34,12 @@ def contrastive_loss(
     ids: Tensor | None = None,
     gather: Gather | None = None,
 ) -> Tensor:
-    """`siglip_loss` for a model with a logit_bias, `clip_loss` for one without."""
+    """`siglip_loss` if the model has a logit_bias, else `clip_loss`; see there for arguments, result and errors.
+
+    >>> embeds, scale = torch.eye(4), torch.tensor(100.0)
+    >>> contrastive_loss(embeds, embeds, scale) == clip_loss(embeds, embeds, scale)
+    tensor(True)
+    """
     if logit_bias is None:
         return clip_loss(image_embeds, text_embeds, logit_scale, ids, gather)
     return siglip_loss(image_embeds, text_embeds, logit_scale, logit_bias, ids, gather)
@@ -50,11 +55,15 @@ def clip_loss(
     """Symmetric InfoNCE over matched pairs (CLIP, arXiv:2103.00020, figure 3).
 
     Returns:
-        Scalar in nats: the mean of image-to-text and text-to-image cross-entropy. A model that knows nothing scores
-        ln(N).
+        Scalar in nats: the mean of image-to-text and text-to-image cross-entropy; ln(N) for a model that cannot tell
+        pairs apart.
 
     Raises:
         ValueError: the numbers of images and texts differ.
+
+    >>> same = torch.ones(4, 1)
+    >>> clip_loss(same, same, torch.tensor(100.0)), torch.tensor(4.0).log()
+    (tensor(1.3863), tensor(1.3863))
     """
     images, texts, all_images, all_texts, *rest = _gathered(image_embeds, text_embeds, ids, gather)
     scale = logit_scale.float()
@@ -75,24 +84,29 @@ def siglip_loss(
     """Pairwise sigmoid loss (SigLIP, arXiv:2303.15343, algorithm 1).
 
     Args:
-        logit_bias: scalar, added to every logit; -10 at the start, because all but one in N logits are negatives.
+        logit_bias: scalar, added to every logit; initialised to -10, because N - 1 of N logits are negatives.
 
     Returns:
-        Scalar in nats: the N² binary cross-entropies, divided by N.
+        Scalar in nats: the sum of the N² binary cross-entropies, divided by N.
 
     Raises:
         ValueError: the numbers of images and texts differ.
+
+    >>> embeds = torch.eye(2)  # logits are 10 - 5 for a matched pair and 0 - 5 for others: 2 log(1 + exp(-5)) per pair
+    >>> siglip_loss(embeds, embeds, torch.tensor(10.0), torch.tensor(-5.0))
+    tensor(0.0134)
     """
     images, _, _, all_texts, *rest = _gathered(image_embeds, text_embeds, ids, gather)
     return _InBlocks.apply(_sigmoid, images, all_texts, logit_scale.float(), logit_bias.float(), *rest)
 
 
 def _gathered(images: Tensor, texts: Tensor, ids: Tensor | None, gather: Gather | None) -> tuple:
-    """Images and texts in fp32; those of all processes; ids of this one and of all; where its rows begin in them."""
+    """(images, texts, all_images, all_texts, ids, all_ids, start): embeddings in fp32 and ids of this process and of all
+    processes; `start` is the row at which this process's begin in the latter."""
     if len(images) != len(texts):
         raise ValueError(
             f"The contrastive loss needs one text per image: got {len(texts)} texts and {len(images)} images. "
-            "Pass equal numbers, or leave out return_loss."
+            "Pass equal numbers, or do not set return_loss."
         )
     images, texts = images.float(), texts.float()
     if gather is None:
@@ -103,21 +117,21 @@ def _gathered(images: Tensor, texts: Tensor, ids: Tensor | None, gather: Gather 
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over the rows of log Σ exp(logit), and its gradient by the logits, written over them."""
+    """Sum over the rows of log Σ exp(logit), and its gradient with respect to the logits, computed in place."""
     log_sums = logits.logsumexp(dim=1, keepdim=True)
     return log_sums.sum(), logits.sub_(log_sums).exp_()
 
 
 def _sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over all logits of log(1 + exp(logit)), and its gradient by the logits, written over them."""
+    """Sum over all logits of log(1 + exp(logit)), and its gradient with respect to the logits, computed in place."""
     return F.softplus(logits).sum(), logits.sigmoid_()
 
 
 class _InBlocks(torch.autograd.Function):
-    """`normaliser` of the logits of (B, D) queries with (N, D) keys, less the logits of matched pairs; divided by N.
+    """(`normaliser` of the logits of (B, D) queries and (N, D) keys - sum of the logits of matched pairs) / N.
 
-    A block of queries sees all keys. So its gradients can be taken while its logits are there: no second pass, and no
-    logits are kept.
+    Each block of queries sees all keys, so its gradients are computed while its logits are in memory: there is no
+    second pass, and no logits are kept.
     """
 
     @staticmethod
@@ -126,7 +140,7 @@ class _InBlocks(torch.autograd.Function):
         by_queries, by_keys = torch.empty_like(queries), torch.zeros_like(keys)
         count = max(len(keys), 1)
         rows = max(1, _LOGITS_PER_BLOCK // count)
-        # Under autocast the products would be rounded to half precision, and at a scale of 100 that error is visible.
+        # Autocast would round the products to half precision, which a scale of 100 makes visible in the loss.
         with torch.autocast(queries.device.type, enabled=False):
             for first in range(0, len(queries), rows):
                 block = queries[first : first + rows]

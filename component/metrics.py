@@ -1,4 +1,4 @@
-"""Retrieval metrics: pure functions of embeddings.
+"""Retrieval and classification metrics: pure functions of embeddings and ranks.
 
 Shapes: P pairs, Q queries, G gallery items, D projection width.
 """
@@ -14,11 +14,11 @@ _SCORES_PER_CHUNK = 2**25  # 128 MB of fp32
 def retrieval_ranks(
     query_embeds: Tensor, gallery_embeds: Tensor, query_index: Tensor, gallery_index: Tensor
 ) -> Tensor:
-    """Rank of each query's best right answer in the whole gallery, 1 being the top.
+    """Rank of each query's best right answer in the whole gallery; 1 is the top.
 
-    A query may have several right answers: the best placed one counts, and the others do not push it down. Ties are
-    resolved against the model: a wrong item with the same score stands before the right one. Queries are taken in
-    chunks, so no (Q, G) matrix is held.
+    A query may have several right answers: the best one counts, and the others do not push it down. Ties are resolved
+    against the model: a wrong item with the same score ranks before the right one. Queries are processed in chunks,
+    so no (Q, G) matrix is held.
 
     Args:
         query_embeds: (Q, D), L2-normalised.
@@ -28,6 +28,10 @@ def retrieval_ranks(
 
     Returns:
         (Q,) int64.
+
+    >>> queries, gallery = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.eye(2)
+    >>> retrieval_ranks(queries, gallery, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    tensor([1, 2])
     """
     order = torch.argsort(query_index, stable=True)
     query_index, gallery_index = query_index[order].contiguous(), gallery_index[order]
@@ -40,7 +44,7 @@ def retrieval_ranks(
         right = scores[query, answer]
         best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, query, right, "amax")
         scores[query, answer] = -torch.inf
-        # Not `scores >= best`: compared with NaN that is False, and a model of NaNs would have every rank 1.
+        # Not `scores >= best`: it is False for NaN, and a model of NaNs would have rank 1 everywhere.
         ranks.append(1 + (~(scores < best[:, None])).sum(dim=1))
     return torch.cat(ranks)
 
@@ -48,21 +52,27 @@ def retrieval_ranks(
 def retrieval_metrics(
     image_embeds: Tensor, text_embeds: Tensor, image_ids: np.ndarray, text_ids: np.ndarray
 ) -> dict[str, float]:
-    """Recall@1/5/10 and median rank in both directions, and their mean recall.
+    """Recall@1/5/10 and median rank in both directions, and the mean recall.
 
-    recall@k is the share of queries with at least one right answer among the top k of the whole gallery. Captions and
-    pictures that occur in several pairs (five captions per picture, or one keyword for many pictures) are counted
-    once as query and once in the gallery, with every pair as a right answer.
+    recall@k is the share of queries with at least one right answer among the top k of the whole gallery. A caption or
+    image that occurs in several pairs (five captions per image, one keyword for many images) is one query and one
+    gallery item, and each of its pairs is a right answer.
 
     Args:
-        image_embeds: (P, D), L2-normalised, row i belongs to row i of `text_embeds`.
+        image_embeds: (P, D), L2-normalised; row i belongs to row i of `text_embeds`.
         text_embeds: (P, D), L2-normalised.
-        image_ids: (P,) the same id means the same picture.
-        text_ids: (P,) the same id means the same caption.
+        image_ids: (P,); equal ids are the same image.
+        text_ids: (P,); equal ids are the same caption.
 
     Returns:
-        Shares between 0 and 1: text_to_image_recall@1 …, image_to_text_recall@10, mean_recall; and the two
-        median ranks, from 1.
+        text_to_image_recall@1 … image_to_text_recall@10 and mean_recall, each from 0 to 1;
+        text_to_image_median_rank and image_to_text_median_rank, from 1.
+
+    >>> embeds, ids = torch.eye(2), np.arange(2)
+    >>> retrieval_metrics(embeds, embeds, ids, ids)["mean_recall"]
+    1.0
+    >>> retrieval_metrics(embeds, embeds.flip(0), ids, ids)["text_to_image_recall@1"]
+    0.0
     """
     _, first_image, image_index = np.unique(image_ids, return_index=True, return_inverse=True)
     _, first_text, text_index = np.unique(text_ids, return_index=True, return_inverse=True)
@@ -78,10 +88,14 @@ def retrieval_metrics(
 
 
 def summarise_ranks(ranks: dict[str, Tensor]) -> dict[str, float]:
-    """Recall@1/5/10 of each direction, the mean of them all, and the median ranks.
+    """Recall@1/5/10 of each direction, their mean, and the median ranks.
 
     Args:
-        ranks: direction → (Q,) ranks from 1, as `retrieval_ranks` gives them.
+        ranks: direction → (Q,) ranks from 1, see `retrieval_ranks`.
+
+    >>> metrics = summarise_ranks({"text_to_image": torch.tensor([1, 2, 6])})
+    >>> round(metrics["text_to_image_recall@5"], 3), metrics["text_to_image_median_rank"]
+    (0.667, 2.0)
     """
     recalls = {
         f"{direction}_recall@{k}": (rank <= k).double().mean().item()
@@ -93,27 +107,44 @@ def summarise_ranks(ranks: dict[str, Tensor]) -> dict[str, float]:
 
 
 def classification_metrics(ranks: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy of zero-shot classification; shares between 0 and 1.
+    """Accuracy of zero-shot classification, each from 0 to 1.
 
     Args:
-        ranks: (Q,) rank of each picture's true class among all classes, from 1.
-        labels: (Q,) the true class; classes without a picture do not count.
+        ranks: (Q,) rank of each image's true class among all classes, from 1.
+        labels: (Q,) the true class of each image; classes without an image do not count.
 
     Returns:
-        top1 and top5 over all pictures, and mean_per_class: top1 within each class, averaged over the classes.
+        top1 and top5 over all images, and mean_per_class: top1 within each class, averaged over the classes.
+
+    >>> classification_metrics(torch.tensor([1, 2, 6, 1]), torch.tensor([0, 0, 1, 1]))
+    {'top1': 0.5, 'top5': 0.75, 'mean_per_class': 0.5}
     """
-    _, label = labels.unique(return_inverse=True)
-    right = (ranks == 1).double()
-    per_class = torch.zeros(int(label.max()) + 1, dtype=torch.double, device=right.device)
-    per_class = per_class.index_add(0, label, right) / label.bincount()
     return {
-        "top1": right.mean().item(),
+        "top1": (ranks == 1).double().mean().item(),
         "top5": (ranks <= 5).double().mean().item(),
-        "mean_per_class": per_class.mean().item(),
+        "mean_per_class": class_accuracies(ranks, labels)[1].mean().item(),
     }
 
 
+def class_accuracies(ranks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes that have an image, rising, and the top-1 accuracy within each, from 0 to 1.
+
+    Args:
+        ranks, labels: as in `classification_metrics`.
+
+    >>> class_accuracies(torch.tensor([1, 2, 1]), torch.tensor([0, 0, 3]))
+    (tensor([0, 3]), tensor([0.5000, 1.0000], dtype=torch.float64))
+    """
+    classes, label = labels.unique(return_inverse=True)
+    right = torch.zeros(len(classes), dtype=torch.double, device=ranks.device)
+    return classes, right.index_add(0, label, (ranks == 1).double()) / label.bincount()
+
+
 def mean_cosine(embeds: Tensor) -> float:
-    """How alike different rows of (n, D) L2-normalised embeddings are, n n > 1: 1 where all are one point."""
+    """Mean cosine of all pairs of different rows of (n, D) L2-normalised embeddings, n ≥ 2; 1 if all rows are equal.
+
+    >>> mean_cosine(torch.eye(3))
+    0.0
+    """
     n, total = len(embeds), embeds.float().sum(dim=0)
     return (total.square().sum().item() - n) / (n * (n - 1))

@@ -1,7 +1,7 @@
 """Class names → embeddings for zero-shot classification, each the mean of its name in many Chinese sentences.
 
-The idea of the prompt ensemble is CLIP's (arXiv:2103.00020, section 3.1.4); the sentences follow the ones that
-Chinese-CLIP (arXiv:2211.01335) translated from it. Shapes: C classes, D projection width.
+The prompt ensemble is CLIP's (arXiv:2103.00020, section 3.1.4); the sentences follow those that Chinese-CLIP
+(arXiv:2211.01335) translated from it. Shapes: C classes, D projection width.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,18 @@ def embed_classes(
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
-    """(C, D), L2-normalised: the mean of each class name in all of `PROMPTS`."""
+    """Embed each class name in all of `PROMPTS` and average.
+
+    Args:
+        model, processor, batch_size: see `embed_texts`.
+        on_batch: called with the number of texts embedded, len(PROMPTS) per class in all.
+
+    Returns:
+        (C, D) fp32 on the CPU, L2-normalised.
+
+    >>> embed_classes(model, processor, ["小狗", "公交车", "花"]).shape[0]
+    3
+    """
     texts = [prompt.format(name) for name in class_names for prompt in PROMPTS]
     embeds = embed_texts(model, processor, texts, batch_size, on_batch).embeds
     return F.normalize(embeds.view(len(class_names), len(PROMPTS), -1).mean(dim=1), dim=-1)

@@ -1,4 +1,4 @@
-"""How similar are these texts and pictures: cosines, scores and the best matches.
+"""Similarity of texts and images: cosines, softmax scores, best matches.
 
 Shapes: Q queries, C candidates.
 """
@@ -18,12 +18,17 @@ from component.embedding import Embedded, embed_images, embed_texts
 from component.model import BertCLIPModel
 
 TASKS = ("image-text", "text-text", "image-image")
-SELF_LOGIT = -10000.0  # of an item with itself, as in the published recipe
-_CELLS_PER_CHUNK = 2**20  # 4 MB of fp32, and a few times that for sorting
+SELF_LOGIT = -10000.0  # logit of an item with itself, as in the published recipe
+_CELLS_PER_CHUNK = 2**20  # 4 MB of fp32, and several times that for sorting
 
 
 class Match(NamedTuple):
-    """One candidate of a query: its index, its share of the softmax over all candidates, and the raw cosine."""
+    """One candidate of a query.
+
+    candidate: its index.
+    score: its softmax score over all candidates of the query.
+    cosine: the raw cosine.
+    """
 
     candidate: int
     score: float
@@ -34,12 +39,16 @@ class Match(NamedTuple):
 class Similarity:
     """Every query compared with every candidate.
 
-    Score = softmax over all candidates of logit_scale · cosine. Where the candidates are the queries themselves, an
-    item's logit with itself is set to −10000 before the softmax, and it is no match of its own. `best` computes a few
-    queries at a time, so its memory does not grow with Q · C.
+    The score is the softmax over all candidates of logit_scale · cosine. If queries and candidates are the same
+    object, the logit of an item with itself is set to −10000 before the softmax, and no item is a match of itself.
+    `best` works on a few queries at a time, so its memory does not grow with Q · C.
 
     Attributes:
         logit_scale: inverse temperature of the model, already exponentiated.
+
+    >>> similarity = text_text_similarity(model, processor, ["一只小狗", "一只小狗在摇尾巴", "红色的圆"])
+    >>> [len(matches) for matches in similarity.best(top_k=1)]
+    [1, 1, 1]
     """
 
     queries: Embedded
@@ -48,10 +57,11 @@ class Similarity:
 
     @property
     def is_among_themselves(self) -> bool:
+        """Whether the candidates are the queries."""
         return self.queries is self.candidates
 
     def cosines(self) -> Tensor:
-        """(Q, C) raw cosines, those of an item with itself included."""
+        """(Q, C) raw cosines, including those of an item with itself."""
         return self.queries.embeds @ self.candidates.embeds.T
 
     def scores(self) -> Tensor:
@@ -59,26 +69,26 @@ class Similarity:
         return torch.cat([scores for scores, _ in self._chunks()])
 
     def best(self, top_k: int | None = None) -> Iterator[list[Match]]:
-        """For each query in turn its best matches, falling; equal ones in the order they were given.
+        """Yield the best matches of each query, best first; equal candidates keep their order.
 
         Args:
-            top_k: matches per query; None: all of them.
+            top_k: matches per query; None: all.
         """
         others = len(self.candidates) - self.is_among_themselves
         top_k = others if top_k is None else min(top_k, others)
         for scores, cosines in self._chunks():
-            # Sorted by cosine: far behind the first, softmax scores underflow to ties.
+            # Sort by cosine: the softmax scores of distant candidates underflow to ties.
             order = cosines.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
             columns = order.tolist(), scores.gather(1, order).tolist(), cosines.gather(1, order).tolist()
             for row in zip(*columns, strict=True):
                 yield [Match(*match) for match in zip(*row, strict=True)]
 
     def transposed(self) -> "Similarity":
-        """The candidates as queries and the other way round."""
+        """The same comparison with queries and candidates swapped."""
         return Similarity(self.candidates, self.queries, self.logit_scale)
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(scores, cosines) of some queries at a time; among themselves, the cosine of an item with itself is -inf."""
+        """Yield (scores, cosines) of a few queries; if queries are candidates, an item's own cosine is -inf."""
         rows = max(1, _CELLS_PER_CHUNK // max(1, len(self.candidates)))
         for start in range(0, len(self.queries), rows):
             cosines = self.queries.embeds[start : start + rows] @ self.candidates.embeds.T
@@ -91,30 +101,34 @@ class Similarity:
 
 
 def compare(model: BertCLIPModel, queries: Embedded, candidates: Embedded) -> Similarity:
-    """Compare what `embed_texts` and `embed_images` gave; pass the same object twice to compare it with itself.
+    """Compare what `embed_texts` and `embed_images` returned.
+
+    Args:
+        queries, candidates: pass the same object twice to compare items with each other.
 
     Raises:
-        ValueError: a side is empty, or there is only one item to compare with itself.
+        ValueError: a side is empty; there is only one item to compare with itself; or logit_scale is not finite.
     """
     for side in (queries, candidates):
         if not len(side):
-            reason = f": the {len(side.items)} given cannot be read" if side.bad_images else ""
+            reason = f": none of the {len(side.items)} given can be read" if side.bad_images else ""
             raise ValueError(f"There is no {side.kind} to compare{reason}.")
     if queries is candidates and len(queries) < 2:
-        raise ValueError(
-            f"One {queries.kind} has nothing to be compared with: {queries.kind}-{queries.kind} needs two."
-        )
+        raise ValueError(f"There is only one {queries.kind}; {queries.kind}-{queries.kind} needs at least two.")
     logit_scale = model.logit_scale.exp().item()
     if not math.isfinite(logit_scale):
-        raise ValueError(f"The model's logit_scale is {model.logit_scale.item()}: take another checkpoint.")
+        raise ValueError(f"The model's logit_scale is {model.logit_scale.item()}. Use another checkpoint.")
     return Similarity(queries, candidates, logit_scale)
 
 
 def choose_tasks(task: str | None, has_images: bool, has_texts: bool) -> list[str]:
-    """Which of `TASKS` to do: `task`, or "all" of them, or, for None, the one that the given items allow.
+    """The tasks of `TASKS` to run: all of them for "all"; for None, the one that the given items allow.
 
     Raises:
-        ValueError: items of a kind are missing.
+        ValueError: the task needs items of a kind that is not given.
+
+    >>> choose_tasks(None, has_images=True, has_texts=False)
+    ['image-image']
     """
     if task is None:
         task = "image-text" if has_images and has_texts else "text-text" if has_texts else "image-image"
@@ -132,11 +146,18 @@ def image_text_similarity(
     texts: Sequence[str],
     **options,
 ) -> Similarity:
-    """Images as queries, texts as candidates; `.transposed()` asks the other way round.
+    """Compare images (queries) with texts (candidates); `.transposed()` asks the other way round.
 
     Args:
         images: paths or PIL images; bad ones are left out and named in `.queries.bad_images`.
-        options: batch_size and on_batch, as in `embed_texts`.
+        options: `batch_size` and `on_batch` of `embed_texts`.
+
+    Raises:
+        ValueError: see `compare`.
+
+    >>> similarity = image_text_similarity(model, processor, ["images/test/photo_cat.jpg"], ["一只小狗", "红色的圆"])
+    >>> similarity.scores().shape
+    torch.Size([1, 2])
     """
     embedded = embed_images(model, processor, images, folder=os.sep, **options)
     return compare(model, embedded, embed_texts(model, processor, texts, **options))
@@ -145,7 +166,7 @@ def image_text_similarity(
 def text_text_similarity(
     model: BertCLIPModel, processor: CLIPProcessor, texts: Sequence[str], **options
 ) -> Similarity:
-    """Each text with all the others."""
+    """Compare each text with all others. Arguments and errors as in `image_text_similarity`."""
     embedded = embed_texts(model, processor, texts, **options)
     return compare(model, embedded, embedded)
 
@@ -153,6 +174,6 @@ def text_text_similarity(
 def image_image_similarity(
     model: BertCLIPModel, processor: CLIPProcessor, images: Sequence[str | Image.Image], **options
 ) -> Similarity:
-    """Each image with all the others."""
+    """Compare each image with all others. Arguments and errors as in `image_text_similarity`."""
     embedded = embed_images(model, processor, images, folder=os.sep, **options)
     return compare(model, embedded, embedded)

@@ -7,7 +7,7 @@ from statistics import mean
 import torch
 
 from component.blend import Ends
-from component.embedding import Embedded, embed_images, embed_texts, image_batches, on_unit_sphere
+from component.embedding import Embedded, embed_images, embed_texts, image_batches, normalize
 from component.evaluation.retrieval import rank_pairs
 from component.evaluation.retrieval_data import RetrievalData
 from component.model import BertCLIPModel
@@ -102,7 +102,7 @@ def _once(
     @torch.inference_mode()
     def embed(model: BertCLIPModel) -> Embedded:
         embeds = [torch.empty(0, model.config.projection_dim)]
-        embeds += [on_unit_sphere(model.visual_projection(output.to(model.device)), "image") for output in outputs]
+        embeds += [normalize(model.visual_projection(output.to(model.device)), "image") for output in outputs]
         return Embedded("image", data.images, torch.cat(embeds), good_rows, bad_images)
 
     return embed

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from component.checkpoint import load_checkpoint
-from component.embedding import embed_texts, on_unit_sphere
+from component.embedding import embed_texts, normalize
 from component.image.transform import ImageTransform
 
 
@@ -43,5 +43,5 @@ class ClipScorer:
         for start in range(0, len(images), self._batch_size):
             pixel_values = self.transform.pixel_values(images[start : start + self._batch_size])
             features = self._model.get_image_features(pixel_values.to(self._model.device, self._model.dtype))
-            embeds.append(on_unit_sphere(features, "image"))
+            embeds.append(normalize(features, "image"))
         return torch.cat(embeds)

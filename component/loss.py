@@ -101,8 +101,10 @@ def siglip_loss(
 
 
 def _gathered(images: Tensor, texts: Tensor, ids: Tensor | None, gather: Gather | None) -> tuple:
-    """(images, texts, all_images, all_texts, ids, all_ids, start): embeddings in fp32 and ids of this process and of all
-    processes; `start` is the row at which this process's begin in the latter."""
+    """Embeddings in fp32 and ids: (images, texts, all_images, all_texts, ids, all_ids, start).
+
+    `start` is the row of all processes at which the rows of this process begin.
+    """
     if len(images) != len(texts):
         raise ValueError(
             f"The contrastive loss needs one text per image: got {len(texts)} texts and {len(images)} images. "

@@ -1,4 +1,4 @@
-"""evaluate_clip.py and what it stands on: readers, metrics of both kinds, reports."""
+"""evaluate_clip.py and what it builds on: readers, metrics, reports."""
 
 import base64
 import json
@@ -54,7 +54,7 @@ def write_tsv(data, ids) -> str:
 
 
 def recalls_by_hand(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """Recall the slow and plain way. scores, right (bool): (texts, images)."""
+    """Recall computed in plain Python. scores, right (bool): (texts, images)."""
     result = {}
     for name, score, answer in (("text_to_image", scores, right), ("image_to_text", scores.T, right.T)):
         hits = {k: [] for k in (1, 5, 10)}
@@ -70,8 +70,8 @@ def recalls_by_hand(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
 # ---- retrieval ----
 
 
-def test_chinese_clip_files_give_the_recalls_worked_out_by_hand(checkpoint, data, tmp_path):
-    """Several pictures per text, several texts per picture, a repeated text, and pictures without a text."""
+def test_chinese_clip_files_give_the_recalls_computed_by_hand(checkpoint, data, tmp_path):
+    """Several images per text, several texts per image, a repeated text, and images without a text."""
     ids = [100 + number for number in range(8)]
     wanted = {"红色的圆": [102, 103], "蓝色的方块": [103], "红色的圆 ": [100], "一只小狗": [101, 106], "狗": [101]}
     rows = [{"text_id": i, "text": text, "image_ids": wanted[text]} for i, text in enumerate(wanted)]
@@ -86,11 +86,11 @@ def test_chinese_clip_files_give_the_recalls_worked_out_by_hand(checkpoint, data
     for key, value in recalls_by_hand(scores, right).items():
         assert result.metrics[key] == pytest.approx(value), key
     assert len(result.ranks["text_to_image"]) == 5
-    assert len(result.ranks["image_to_text"]) == 5  # pictures 104, 105 and 107 have no text: gallery, not query
+    assert len(result.ranks["image_to_text"]) == 5  # images 104, 105 and 107 have no text: gallery, not query
     assert (result.metrics["texts"], result.metrics["images"], result.metrics["pairs"]) == (5, 8, 7)
 
 
-def test_coco_captions_are_queries_of_their_own(checkpoint, data, tmp_path):
+def test_each_coco_caption_is_a_query(checkpoint, data, tmp_path):
     content = {
         "images": [{"id": n, "file_name": f"{n}.png"} for n in range(8)],
         "annotations": [{"id": i, "image_id": i % 6, "caption": CAPTIONS[i % 8] + "的" * (i // 8)} for i in range(12)],
@@ -107,7 +107,7 @@ def test_coco_captions_are_queries_of_their_own(checkpoint, data, tmp_path):
         assert result.metrics[key] == pytest.approx(value), key
 
 
-def test_equal_texts_of_a_csv_are_one_query_with_several_right_pictures(data):
+def test_equal_texts_of_a_csv_are_one_query_with_several_right_images(data):
     (data / "t.csv").write_text("text,filename\n红,0.png\n蓝,1.png\n红,2.png\n红,0.png\n ,3.png\n", encoding="utf-8")
     found = read_retrieval_data(str(data / "t.csv"), str(data / "images"))
     assert found.texts == ["红", "蓝"]
@@ -115,7 +115,7 @@ def test_equal_texts_of_a_csv_are_one_query_with_several_right_pictures(data):
     assert found.pairs == [(0, 0), (1, 1), (0, 2)]
 
 
-def test_bad_pictures_are_left_out_with_the_texts_that_are_left_without(checkpoint, data):
+def test_bad_images_and_texts_without_an_image_are_left_out(checkpoint, data):
     (data / "t.csv").write_text("text,filename\n红,0.png\n红,gone.png\n蓝,../1.png\n绿,2.png\n", encoding="utf-8")
     result = evaluate_retrieval(*checkpoint, read_retrieval_data(str(data / "t.csv"), str(data / "images")))
     assert result.bad_images == {1: "no such file", 2: "filename climbs out of image_path with '..'"}
@@ -126,13 +126,13 @@ def test_bad_pictures_are_left_out_with_the_texts_that_are_left_without(checkpoi
     assert any(result.mistakes.values())
 
 
-def test_nothing_readable_is_an_error(checkpoint, data):
+def test_data_without_a_readable_image_is_refused(checkpoint, data):
     (data / "t.csv").write_text("text,filename\n红,gone.png\n", encoding="utf-8")
     with pytest.raises(ValueError, match="gone.png: no such file"):
         evaluate_retrieval(*checkpoint, read_retrieval_data(str(data / "t.csv"), str(data / "images")))
 
 
-def test_damaged_pictures_of_a_tsv_are_bad_pictures(data, tmp_path):
+def test_damaged_images_of_a_tsv_are_bad_images(data, tmp_path):
     good = base64.b64encode((data / "images" / "0.png").read_bytes()).decode()
     (data / "imgs.tsv").write_text(f"1\t{good}\n2\t{good[:101]}\n3\t{good[:100]}\n\n4\t\n5\t{good}", encoding="utf-8")
     text = {"text_id": 1, "text": "红", "image_ids": [5, 6]}
@@ -156,7 +156,7 @@ def test_damaged_pictures_of_a_tsv_are_bad_pictures(data, tmp_path):
         ("t.jsonl", '{"text": NaN, "image_ids": [1]}', "line 1: `text` is nan; expected str"),
         ("t.jsonl", '{"text": "红", "image_ids": [[1]]}', "line 1: `image_ids` has .1.; expected int or str"),
         ("t.jsonl", '{"text": "红", "image_ids": ["\\ud800"]}', "line 1: `image_ids` holds half a character"),
-        ("t.jsonl", '{"text": "\\ud800", "image_ids": [1]}', "no text with a right picture"),
+        ("t.jsonl", '{"text": "\\ud800", "image_ids": [1]}', "has no text with an image"),
         ("t.jsonl", '{"text": 1' + "0" * 5000 + "}", "line 1 is not JSON: Exceeds the limit"),
         ("t.jsonl", "<html>", "is a web page"),
         ("t.json", '{"images": [{"id": 1, "file_name": "\\ud800"}], "annotations": []}', "`file_name` holds half"),
@@ -164,15 +164,15 @@ def test_damaged_pictures_of_a_tsv_are_bad_pictures(data, tmp_path):
         ("t.jsonl", "{", "t.jsonl, line 1 is not JSON"),
         ("t.jsonl", '{"text": "红"}\n', "t.jsonl, line 1: `image_ids` is missing .found: text"),
         ("t.jsonl", '{"text": "红", "image_ids": 7}\n', "`image_ids` is 7; expected list"),
-        ("t.jsonl", '{"text": "红", "image_ids": []}\n', "no text with a right picture"),
+        ("t.jsonl", '{"text": "红", "image_ids": []}\n', "has no text with an image"),
         ("t.json", "[", "t.json is not JSON"),
         ("t.json", "[]", "t.json: `images` is missing .found: list"),
         ("t.json", '{"images": [], "annotations": [{"image_id": 3, "caption": "红"}]}', "no image with the id 3"),
         ("t.csv", "text,url\n", "has no column `filename`"),
-        ("t.csv", "text,filename\n", "no text with a right picture"),
+        ("t.csv", "text,filename\n", "has no text with an image"),
     ],
 )
-def test_a_malformed_file_is_named_with_the_place(data, name, content, message):
+def test_a_malformed_file_is_named_with_the_line(data, name, content, message):
     (data / name).write_text(content, encoding="utf-8")
     image_path = write_tsv(data, range(8)) if name.endswith("jsonl") else str(data / "images")
     with pytest.raises(ValueError, match=message):
@@ -195,7 +195,7 @@ def test_a_malformed_tsv_is_named_with_the_line(data, tmp_path, content, message
         read_retrieval_data(texts, str(data / "imgs.tsv"))
 
 
-def test_a_folder_in_place_of_the_tsv_is_said(data, tmp_path):
+def test_a_folder_instead_of_the_tsv_is_refused(data, tmp_path):
     texts = write_jsonl(tmp_path / "t.jsonl", [{"text": "红", "image_ids": [1]}])
     with pytest.raises(ValueError, match="is no file; a .jsonl needs the tsv"):
         read_retrieval_data(texts, str(data / "images"))
@@ -250,7 +250,7 @@ def test_evaluation_and_training_read_the_same_pairs_in_every_format(data, bert_
         assert torch.equal(evaluated, wanted), name
 
 
-def test_a_recipe_may_name_every_format_and_is_refused_without_the_pictures(data, train_args):
+def test_a_recipe_takes_every_format_and_is_refused_without_the_images(data, train_args):
     for files in same_pairs_in_every_format(data).values():
         keys = {"train_file": files["test_file"], **files}
         assert load_arguments(train_args(**keys)).image_path == files["image_path"]
@@ -262,7 +262,7 @@ def test_a_recipe_may_name_every_format_and_is_refused_without_the_pictures(data
         load_arguments(train_args(test_file=str(data / "t.tar.gz")))
 
 
-def test_one_picture_under_several_spellings_of_its_name_is_one(data, bert_clip_path):
+def test_several_spellings_of_a_file_name_are_one_image(data, bert_clip_path):
     names = ["d/0.png", "./d/0.png", "d//0.png", "d\\0.png", "d/./0.png", "1.png"]
     (data / "images" / "d").mkdir()
     os.rename(data / "images" / "0.png", data / "images" / "d" / "0.png")
@@ -284,7 +284,7 @@ def test_one_picture_under_several_spellings_of_its_name_is_one(data, bert_clip_
 # ---- mistakes ----
 
 
-def test_hardest_mistakes_worked_out_by_hand():
+def test_hardest_mistakes_equal_a_hand_calculation():
     queries = torch.tensor([[1.0, 0.5, 0.2, 0.1], [0.2, 0.3, 0.1, 0.9], [0.4, 0.4, 0.3, 0.1], [0.1, 0.9, 0.9, 0.1]])
     query_index, gallery_index = torch.tensor([0, 1, 1, 2, 3]), torch.tensor([0, 0, 2, 2, 2])
     ranks = retrieval_ranks(queries, torch.eye(4), query_index, gallery_index)
@@ -326,8 +326,8 @@ def test_zero_shot_accuracy_agrees_with_scikit_learn(checkpoint, data, tmp_path)
     assert (metrics["images"], metrics["classes"], metrics["bad_images"]) == (8, 7, 0)
 
 
-def test_classification_metrics_worked_out_by_hand():
-    # class 0: 1 of 3 right, class 2: 1 of 1 right; class 1 has no picture
+def test_classification_metrics_equal_a_hand_calculation():
+    # class 0: 1 of 3 right, class 2: 1 of 1 right; class 1 has no image
     metrics = classification_metrics(torch.tensor([1, 2, 6, 1]), torch.tensor([0, 0, 0, 2]))
     assert metrics == {"top1": 0.5, "top5": 0.75, "mean_per_class": pytest.approx((1 / 3 + 1) / 2)}
 
@@ -358,7 +358,7 @@ def test_class_names_by_folder_and_by_order(data, tmp_path, names):
     assert found.labels == [0] * 4 + [1] * 4
 
 
-def test_folders_that_are_named_like_their_classes_may_be_listed_in_any_order(data, tmp_path):
+def test_names_that_begin_with_the_folder_may_be_in_any_order(data, tmp_path):
     folder = make_image_folder(data, tmp_path, ["狗", "黑 猫"])
     (tmp_path / "names.txt").write_text("黑 猫\n狗\n", encoding="utf-8")
     assert read_image_folder(folder, str(tmp_path / "names.txt")).class_names == ["狗", "黑 猫"]
@@ -366,15 +366,23 @@ def test_folders_that_are_named_like_their_classes_may_be_listed_in_any_order(da
     assert read_image_folder(folder, str(tmp_path / "names.txt")).class_names == ["dog", "black cat"]
 
 
-@pytest.mark.parametrize("names", ["鹤\n鹤\n", "a\t鹤\nb\t鹤\n"])
-def test_classes_of_one_name_are_said(data, tmp_path, names, caplog):
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("鹤\n鹤\n", "names.txt: the folders a and b are both named 鹤"),
+        ("a\t鹤\nb\t鹤\u200b\n", "names.txt: the folders a and b are both named 鹤"),
+        ("a\tDog\nb\tdog\n", "names.txt: the folders a and b are both named dog"),
+        ("a\t鹤\nb\t\u200b\u2060\n", "names.txt: the name of the folder b has no visible character"),
+    ],
+)
+def test_classes_that_cannot_be_told_apart_or_show_nothing_are_refused(data, tmp_path, names, message):
     (tmp_path / "names.txt").write_text(names, encoding="utf-8")
-    found = read_image_folder(make_image_folder(data, tmp_path, ["a", "b"]), str(tmp_path / "names.txt"))
-    assert found.class_names == ["鹤", "鹤"] and "names.txt: the folders a, b are all 鹤" in caplog.text
+    with pytest.raises(ValueError, match=message):
+        read_image_folder(make_image_folder(data, tmp_path, ["a", "b"]), str(tmp_path / "names.txt"))
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX"])
-def test_hidden_folders_and_files_are_no_classes_and_pictures(data, tmp_path, hidden):
+def test_hidden_folders_and_files_are_ignored(data, tmp_path, hidden):
     folder = make_image_folder(data, tmp_path, [hidden, "a", "b"])
     (tmp_path / "classes" / "a" / "._1.png").touch()
     (tmp_path / "names.txt").write_text("甲\n乙\n", encoding="utf-8")
@@ -385,25 +393,25 @@ def test_hidden_folders_and_files_are_no_classes_and_pictures(data, tmp_path, hi
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("九\n", "names 1 classes, but there are 2 folders"),
+        ("九\n", "has 1 class names, but there are 2 folders"),
         ("9\t九\n", "no line .* for 10"),
-        ("九,9\n十,10\n", "line 1: '九,9' holds the folder 9. Write each line as folder<TAB>name"),
-        ('"9","九"\n"10","十"\n', "line 1: .* holds the folder 9"),
-        ("9 九\n十\n", "line 1: '9 九' holds the folder 9"),
-        ("9\t九\n10 十\n", "line 2: '10 十' names a folder or a class, not both"),
+        ("九,9\n十,10\n", "line 1: '九,9' contains the folder 9. Write each line as folder<TAB>name"),
+        ('"9","九"\n"10","十"\n', "line 1: .* contains the folder 9"),
+        ("9 九\n十\n", "line 1: '9 九' contains the folder 9"),
+        ("9\t九\n10 十\n", "line 2: '10 十' has a folder or a name, not both"),
         ("9\t九\n10\t\n", "line 2: .* not both"),
-        ("9\t九\n9\t玖\n10\t十\n", "line 2: the folder 9 is 九 and 玖"),
+        ("9\t九\n9\t玖\n10\t十\n", "line 2: the folder 9 has two names, 九 and 玖"),
     ],
 )
-def test_class_names_that_do_not_match_are_said(data, tmp_path, names, message):
+def test_class_names_that_do_not_match_are_refused(data, tmp_path, names, message):
     (tmp_path / "names.txt").write_text(names, encoding="utf-8")
     with pytest.raises(ValueError, match=f"names.txt.*{message}"):
         read_image_folder(make_image_folder(data, tmp_path, ["10", "9"]), str(tmp_path / "names.txt"))
-    with pytest.raises(ValueError, match="holds no folders"):
+    with pytest.raises(ValueError, match="contains no folders"):
         read_image_folder(str(data / "images"), str(tmp_path / "names.txt"))
 
 
-def test_class_names_in_another_encoding_name_the_file_and_the_mend(data, tmp_path):
+def test_class_names_in_another_encoding_are_refused_with_a_remedy(data, tmp_path):
     (tmp_path / "names.txt").write_text("第九类\n第十类\n", encoding="gbk")
     with pytest.raises(ValueError, match="names.txt is not UTF-8 .*in line 1.* GBK. Convert it: iconv"):
         read_image_folder(make_image_folder(data, tmp_path, ["10", "9"]), str(tmp_path / "names.txt"))
@@ -420,7 +428,7 @@ def test_class_names_as_windows_saves_them_are_read(data, tmp_path):
 
 
 def errors(done: subprocess.CompletedProcess) -> list[str]:
-    """The lines of stderr, but for what is said on a machine without a Chinese font, which has a test of its own."""
+    """The lines of stderr, except the warning on machines without a Chinese font, which has a test of its own."""
     return [line for line in done.stderr.splitlines() if not line.startswith("no Chinese font is installed")]
 
 
@@ -436,14 +444,14 @@ def test_retrieval_through_the_command_line(bert_clip_path, data, tmp_path):
     assert metrics["text_to_image_recall@10"] == 1
     names = {"metrics.json", "metrics.md", "recall.png", "mistakes_text_to_image.png", "mistakes_image_to_text.png"}
     assert set(os.listdir(output)) == names
-    with Image.open(output / "mistakes_text_to_image.png") as picture:
-        red, green, blue = np.asarray(picture.convert("RGB")).reshape(-1, 3).T
-    assert ((red.astype(int) - green > 60) | (blue.astype(int) - red > 60)).mean() > 0.01  # the coloured pictures
+    with Image.open(output / "mistakes_text_to_image.png") as image:
+        red, green, blue = np.asarray(image.convert("RGB")).reshape(-1, 3).T
+    assert ((red.astype(int) - green > 60) | (blue.astype(int) - red > 60)).mean() > 0.01  # the coloured images
 
 
-def test_zero_shot_through_the_command_line_with_a_bad_picture(bert_clip_path, data, tmp_path):
+def test_zero_shot_through_the_command_line_with_a_bad_image(bert_clip_path, data, tmp_path):
     folder = make_image_folder(data, tmp_path, "ab")
-    (tmp_path / "classes" / "a" / "bad.png").write_text("no picture")
+    (tmp_path / "classes" / "a" / "bad.png").write_text("no image")
     (tmp_path / "names.txt").write_text("红色\n蓝色\n", encoding="utf-8")
     options = ["--class_names", tmp_path / "names.txt", "--image_path", folder, "--output", tmp_path / "out"]
     done = run_python("evaluate_clip.py", "--model", bert_clip_path, *options)
@@ -455,7 +463,7 @@ def test_zero_shot_through_the_command_line_with_a_bad_picture(bert_clip_path, d
 
 
 def run_here(monkeypatch, options: dict) -> int:
-    """The script without a new process, which takes seconds to import torch."""
+    """Run the script in this process: a new one takes seconds to import torch."""
     words = [str(word) for option in options.items() for word in option]
     monkeypatch.setattr(sys, "argv", ["evaluate_clip.py", *words])
     try:
@@ -474,9 +482,7 @@ def options(bert_clip_path, data, tmp_path) -> dict:
     }
 
 
-def test_without_matplotlib_the_numbers_are_there_without_the_figures_of_others(
-    options, tmp_path, monkeypatch, capsys
-):
+def test_without_matplotlib_numbers_are_written_and_old_figures_removed(options, tmp_path, monkeypatch, capsys):
     (tmp_path / "out").mkdir()
     for name in ("mine.txt", "recall.png", "mistakes.png", "metrics.json"):
         (tmp_path / "out" / name).write_text("old")
@@ -489,14 +495,14 @@ def test_without_matplotlib_the_numbers_are_there_without_the_figures_of_others(
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["images"] == 8
 
 
-def test_two_evaluations_do_not_mix_their_results(options, tmp_path, monkeypatch, capsys):
+def test_a_second_evaluation_into_the_same_folder_is_refused(options, tmp_path, monkeypatch, capsys):
     with sole_writer(str(tmp_path / "out"), inside=True):
         assert run_here(monkeypatch, options) == 2
     assert "out is being written by another run (process" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_chinese_font_the_pictures_are_drawn_and_it_is_said(tmp_path, monkeypatch, caplog, recwarn):
+def test_without_a_chinese_font_figures_are_drawn_with_a_warning(tmp_path, monkeypatch, caplog, recwarn):
     monkeypatch.setattr(figures, "CHINESE_FONTS", ("no such font",))
     path = tmp_path / "mistakes.png"
     figures.draw_mistakes(str(path), [(Image.new("RGB", (8, 8)), "红色$的", "一只很长很长很长很长很长的狗", 2)])
@@ -505,7 +511,7 @@ def test_without_a_chinese_font_the_pictures_are_drawn_and_it_is_said(tmp_path, 
     assert Image.open(path).format == "PNG" and os.listdir(tmp_path) == ["mistakes.png"]
 
 
-def test_a_model_without_mistakes_is_drawn_too(tmp_path):
+def test_figures_of_a_model_without_mistakes(tmp_path):
     figures.draw_mistakes(str(tmp_path / "mistakes.png"), [])
     figures.draw_recall(str(tmp_path / "recall.png"), {"text → image": torch.ones(3, dtype=torch.long)})
     assert len(os.listdir(tmp_path)) == 2
@@ -520,7 +526,7 @@ def test_a_model_without_mistakes_is_drawn_too(tmp_path):
         ({"--batch_size": "0"}, "--batch_size 0: expected a number of items from 1"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(options, tmp_path, change, message, monkeypatch, capsys):
+def test_a_bad_argument_gives_one_clear_line(options, tmp_path, change, message, monkeypatch, capsys):
     assert run_here(monkeypatch, {**options, **change}) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error and not (tmp_path / "out").exists()
@@ -529,7 +535,7 @@ def test_bad_arguments_are_one_clear_line(options, tmp_path, change, message, mo
 # ---- the trainer ----
 
 
-def test_best_model_by_mean_recall_and_the_same_numbers_after_training(train_args, data, tmp_path):
+def test_the_best_model_is_kept_and_evaluates_to_the_numbers_of_training(train_args, data, tmp_path):
     keys = dict(
         test_file=str(data / "train.csv"),
         num_train_epochs=3,

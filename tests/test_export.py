@@ -1,4 +1,4 @@
-"""export_model.py: a checkpoint in the formats of others, loaded by their own classes."""
+"""export_model.py: each export is loaded by the library that it is for."""
 
 import argparse
 import importlib.util
@@ -126,7 +126,7 @@ def test_a_native_folder_is_loaded_whole_by_transformers_and_embeds_the_same(
     torch.testing.assert_close(outputs.image_embeds, image_embeds, atol=1e-6, rtol=0)
 
 
-def test_a_dual_encoder_has_the_names_of_transformers_4_too(bert_clip_path, exported):
+def test_a_dual_encoder_has_the_weight_names_of_transformers_4(bert_clip_path, exported):
     weights = load_file(os.path.join(exported(bert_clip_path, "vision-text-dual-encoder"), "model.safetensors"))
     model = BertCLIPModel.from_pretrained(bert_clip_path).state_dict()
     assert {
@@ -136,7 +136,7 @@ def test_a_dual_encoder_has_the_names_of_transformers_4_too(bert_clip_path, expo
 
 
 @pytest.mark.parametrize("environment", EVERY_TRANSFORMERS)
-def test_a_dual_encoder_is_loaded_whole_elsewhere(environment, bert_clip_path, exported, images):
+def test_a_dual_encoder_is_loaded_whole_without_this_repository(environment, bert_clip_path, exported, images):
     code = (
         "import json, sys\nfrom transformers import AutoModel, AutoTokenizer\n"
         "model, info = AutoModel.from_pretrained(sys.argv[1], output_loading_info=True)\n"
@@ -153,7 +153,7 @@ def test_a_dual_encoder_is_loaded_whole_elsewhere(environment, bert_clip_path, e
 
 
 @pytest.mark.parametrize("start, name", [case[:2] for case in NATIVE])
-def test_what_sentence_transformers_is_told_to_call_gives_the_embeddings(start, name, request, exported, images):
+def test_the_methods_named_for_sentence_transformers_give_the_embeddings(start, name, request, exported, images):
     path = request.getfixturevalue(start)
     folder = exported(path, name)
     with open(os.path.join(folder, "sentence_bert_config.json")) as file:
@@ -175,13 +175,13 @@ def test_sentence_transformers_encodes_texts_and_images_as_we_do(start, name, re
     assert model.encode(images) == pytest.approx(image_embeds.numpy(), abs=1e-6)
 
 
-def test_chinese_clips_own_weights_come_back_bit_for_bit(chinese_clip_path, exported):
+def test_the_weights_of_a_chinese_clip_are_exported_bit_for_bit(chinese_clip_path, exported):
     again = ChineseCLIPModel.from_pretrained(exported(chinese_clip_path, "chinese-clip")).state_dict()
     weights = ChineseCLIPModel.from_pretrained(chinese_clip_path).state_dict()
     assert weights.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
-def test_a_pipeline_elsewhere_classifies_with_the_folder_alone(cls_path, exported, images, tmp_path):
+def test_a_pipeline_without_this_repository_classifies_with_the_folder_alone(cls_path, exported, images, tmp_path):
     images[0].save(tmp_path / "a.png")
     code = (
         "import json, sys\nfrom PIL import Image\nfrom transformers import pipeline\n"
@@ -196,7 +196,7 @@ def test_a_pipeline_elsewhere_classifies_with_the_folder_alone(cls_path, exporte
     assert json.loads(printed) == pytest.approx(dict(zip(CAPTIONS, expected, strict=True)), abs=1e-5)
 
 
-def test_half_precision_and_a_learned_bias_are_kept_or_named(cls_path, tmp_path, caplog):
+def test_half_precision_is_kept_and_a_learned_bias_is_named(cls_path, tmp_path, caplog):
     half, output = str(tmp_path / "half"), str(tmp_path / "out")
     model = BertCLIPModel.from_pretrained(cls_path).half()
     model.set_loss("siglip")
@@ -212,7 +212,7 @@ def test_half_precision_and_a_learned_bias_are_kept_or_named(cls_path, tmp_path,
 
 
 @pytest.mark.parametrize("start", ["bert_clip_path", "chinese_clip_path"])
-def test_the_bert_is_that_of_save_bert_checkpoint(start, request, exported):
+def test_the_exported_bert_has_the_weights_of_the_text_tower(start, request, exported):
     path = request.getfixturevalue(start)
     bert, info = BertModel.from_pretrained(exported(path, "bert"), output_loading_info=True)
     weights = BertCLIPModel.from_pretrained(path).text_model.state_dict()
@@ -244,7 +244,7 @@ def inputs_of(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 
 @needs_onnx
-def test_onnx_graphs_compute_as_the_model_for_any_batch_and_length(bert_clip_path, onnx_path):
+def test_onnx_graphs_equal_the_model_for_any_batch_and_length(bert_clip_path, onnx_path):
     model = BertCLIPModel.from_pretrained(bert_clip_path).eval()
     graphs = [open_graph(onnx_path, f"onnx/{name}.onnx") for name in ("model", "text_model", "vision_model")]
     shapes = [(batch, length) for batch in (1, 33) for length in (2, 24)]
@@ -258,7 +258,7 @@ def test_onnx_graphs_compute_as_the_model_for_any_batch_and_length(bert_clip_pat
 
 
 @needs_onnx
-def test_onnx_graphs_have_the_names_that_transformers_js_asks_for(onnx_path):
+def test_onnx_graphs_have_the_names_that_transformers_js_expects(onnx_path):
     import onnxruntime
 
     def names(name: str) -> tuple[set, set]:
@@ -274,7 +274,9 @@ def test_onnx_graphs_have_the_names_that_transformers_js_asks_for(onnx_path):
 
 
 @needs_onnx
-def test_int8_graphs_stay_near_the_model_and_what_they_lose_is_said(bert_clip_path, onnx_path, images, data):
+def test_int8_graphs_are_close_to_the_model_and_their_loss_of_recall_is_printed(
+    bert_clip_path, onnx_path, images, data
+):
     _, processor = load_checkpoint(bert_clip_path)
     graphs = load_graphs(onnx_path, "_quantized")
     found = embed_texts(graphs, processor, CAPTIONS).embeds, embed_images(graphs, processor, images).embeds
@@ -344,7 +346,7 @@ def refused(command, capsys, output, *options) -> str:
         ("chinese_clip_path", "vision-text-dual-encoder", "has no pooler, through which", "--format chinese-clip"),
     ],
 )
-def test_pooling_that_a_format_cannot_express_is_refused_with_the_reason_and_the_other_format(
+def test_a_pooling_that_a_format_cannot_express_is_refused_with_an_alternative(
     start, name, reason, instead, request, tmp_path, command, capsys
 ):
     options = ("--model", request.getfixturevalue(start), "--format", name)
@@ -354,7 +356,7 @@ def test_pooling_that_a_format_cannot_express_is_refused_with_the_reason_and_the
 
 @pytest.mark.parametrize("name", EVERY_FORMAT)
 @pytest.mark.parametrize("bad", ["clip_path", "half_written", "no_config", "nowhere/at/all"])
-def test_what_is_no_whole_bertclip_is_one_line(name, bad, clip_path, cls_path, tmp_path, command, capsys):
+def test_what_is_not_a_complete_bertclip_gives_one_line(name, bad, clip_path, cls_path, tmp_path, command, capsys):
     paths = {"clip_path": clip_path, "half_written": tmp_path / "cut", "no_config": tmp_path / "empty"}
     (tmp_path / "cut").mkdir()
     (tmp_path / "empty").mkdir()
@@ -367,7 +369,7 @@ def test_what_is_no_whole_bertclip_is_one_line(name, bad, clip_path, cls_path, t
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_output_that_is_not_empty_is_refused_and_left_alone(name, cls_path, tmp_path, command, capsys):
+def test_an_output_that_is_not_empty_is_refused_and_stays_as_it_is(name, cls_path, tmp_path, command, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     error = refused(command, capsys, tmp_path, "--model", cls_path, "--format", name)
     assert f"{tmp_path} is not empty. Choose another folder.\n" in error
@@ -376,7 +378,7 @@ def test_an_output_that_is_not_empty_is_refused_and_left_alone(name, cls_path, t
 
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("error", [2e-5, torch.nan])
-def test_embeddings_that_are_not_those_of_the_model_are_refused(kind, error, cls_path):
+def test_an_export_with_other_embeddings_is_refused(kind, error, cls_path):
     samples = embed_samples(*load_checkpoint(cls_path))
     embeds = [samples.text_embeds.clone(), samples.image_embeds.clone()]
     samples.require_same(*embeds)
@@ -385,7 +387,7 @@ def test_embeddings_that_are_not_those_of_the_model_are_refused(kind, error, cls
         samples.require_same(*embeds)
 
 
-def test_an_export_of_what_embeds_nothing_leaves_nothing(cls_path, tmp_path, command, capsys):
+def test_an_export_of_a_model_of_nans_leaves_no_folder(cls_path, tmp_path, command, capsys):
     model = BertCLIPModel.from_pretrained(cls_path)
     model.text_projection.weight.data[0, 0] = torch.nan
     model.save_pretrained(tmp_path / "nan")
@@ -413,7 +415,7 @@ def test_a_missing_package_is_named_before_any_work(package, cls_path, tmp_path,
         (("--format", "gguf"), "invalid choice: 'gguf'"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(options, reason, tmp_path, command, capsys):
+def test_options_without_effect_are_refused(options, reason, tmp_path, command, capsys):
     with pytest.raises(SystemExit):
         command("--model", "nowhere/at/all", "--output", tmp_path, *options)
     assert reason in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The losses against their textbook forms, which hold all logits and leave the gradients to autograd."""
+"""The losses compared with their textbook forms, which hold all logits and use autograd."""
 
 import math
 import subprocess
@@ -21,13 +21,13 @@ def embeds(seed: int, count: int = 6) -> torch.Tensor:
 
 
 def ids(count: int) -> torch.Tensor:
-    """Some texts twice, some pictures twice: 0 and 2 share a text, 1 and 5 a picture …"""
+    """Ids with repetitions: pairs 0 and 2 share a text, pairs 0 and 1 an image, and so on."""
     rows = torch.arange(count)
     return torch.stack([torch.where(rows % 4 == 2, rows - 2, rows), torch.where(rows % 5 == 0, rows + 1, rows)], dim=1)
 
 
 def repeats(ids: torch.Tensor) -> torch.Tensor:
-    """(n, n) bool: another pair with the same text or the same picture."""
+    """(n, n) bool: another pair with the same text or the same image."""
     same = torch.tensor([[one[0] == other[0] or one[1] == other[1] for other in ids] for one in ids])
     return same & ~torch.eye(len(ids), dtype=torch.bool)
 
@@ -60,7 +60,7 @@ def test_clip_equals_the_loss_of_transformers():
     torch.testing.assert_close(clip_loss(image, text, scale), theirs)
 
 
-def test_a_model_that_knows_nothing_scores_ln_n():
+def test_equal_embeddings_give_a_loss_of_ln_n():
     same = embeds(0)[:1].expand(6, -1)
     assert clip_loss(same, same, torch.tensor(20.0)).item() == pytest.approx(math.log(6))
 
@@ -71,9 +71,7 @@ def test_a_model_that_knows_nothing_scores_ln_n():
 @pytest.mark.parametrize(
     ("ours", "textbook", "bias"), [(clip_loss, textbook_clip, []), (siglip_loss, textbook_siglip, [BIAS])]
 )
-def test_loss_and_gradients_are_those_of_the_textbook(
-    monkeypatch, ours, textbook, bias, with_ids, dtype, scale, block
-):
+def test_loss_and_gradients_equal_the_textbook(monkeypatch, ours, textbook, bias, with_ids, dtype, scale, block):
     monkeypatch.setattr(loss, "_LOGITS_PER_BLOCK", block)
     image = embeds(0, 37)
     text = F.normalize(image + embeds(1, 37), dim=-1)
@@ -87,7 +85,7 @@ def test_loss_and_gradients_are_those_of_the_textbook(
 
 @pytest.mark.parametrize(("function", "bias"), [(clip_loss, []), (siglip_loss, [BIAS])])
 def test_repeated_pairs_do_not_push_each_other_apart(function, bias):
-    """Of three pairs two have one text: the gradient by these texts does not depend on the other's picture."""
+    """Two of three pairs share a text: its gradient does not depend on the image of the other pair."""
     image, text, scale = embeds(0, 3), embeds(1, 3), torch.tensor(14.3)
     text[1] = text[0]
     twice = torch.tensor([[7, 0], [7, 1], [8, 2]])
@@ -100,7 +98,7 @@ def test_repeated_pairs_do_not_push_each_other_apart(function, bias):
     torch.testing.assert_close(by_first_text(image, twice), by_first_text(moved, twice))
 
 
-def test_autocast_does_not_reach_the_losses():
+def test_autocast_does_not_change_the_losses():
     inputs = embeds(0, 64), embeds(1, 64), torch.tensor(100.0)
     for function, bias in ((clip_loss, []), (siglip_loss, [BIAS])):
         with torch.autocast("cpu", torch.bfloat16):
@@ -109,13 +107,13 @@ def test_autocast_does_not_reach_the_losses():
         assert all(torch.equal(one, other) for one, other in zip(inside, outside, strict=True))
 
 
-def test_unequal_numbers_are_named():
+def test_unequal_numbers_of_texts_and_images_are_refused():
     with pytest.raises(ValueError, match="5 texts and 6 images"):
         clip_loss(embeds(0), embeds(1)[:5], torch.tensor(1.0))
 
 
 def test_memory_does_not_grow_with_the_square_of_the_pairs():
-    """5000 × 5000 logits are 100 MB, and the textbook's losses hold several such."""
+    """5000 × 5000 logits take 100 MB, and the textbook losses hold several such matrices."""
     script = """
 import resource, torch
 from component import loss

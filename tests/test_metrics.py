@@ -8,22 +8,22 @@ from component.metrics import retrieval_metrics, retrieval_ranks
 
 
 def ranks(scores, pairs):
-    """Ranks for a hand-written score matrix (queries, gallery): the gallery is the unit vectors."""
+    """Ranks for a hand-written score matrix (queries, gallery); the gallery items are unit vectors."""
     scores = torch.tensor(scores, dtype=torch.float32)
     query, answer = torch.tensor(pairs).T
     return retrieval_ranks(scores, torch.eye(scores.shape[1]), query, answer).tolist()
 
 
-def test_rank_counts_what_stands_before_the_right_answer():
+def test_the_rank_counts_the_items_before_the_right_answer():
     assert ranks([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.9, 0.5, 0.1]], [(0, 0), (1, 1), (2, 2)]) == [1, 2, 3]
 
 
-def test_a_tie_is_decided_against_the_model():
+def test_a_tie_counts_against_the_model():
     assert ranks([[0.5, 0.5, 0.1]], [(0, 0)]) == [2]
     assert ranks([[0.0, 0.0, 0.0]], [(0, 1)]) == [3]
 
 
-def test_the_best_of_several_right_answers_counts_and_the_others_do_not_push_it_down():
+def test_the_best_right_answer_counts_and_the_others_do_not_lower_its_rank():
     assert ranks([[0.9, 0.8, 0.7, 0.6]], [(0, 2), (0, 1)]) == [2]
     assert ranks([[0.9, 0.9, 0.1, 0.1]], [(0, 0), (0, 1)]) == [1]
 
@@ -38,8 +38,8 @@ def test_chunks_do_not_change_the_ranks(monkeypatch):
     assert torch.equal(retrieval_ranks(scores, torch.eye(17), query, answer), whole)
 
 
-def test_recalls_of_two_captions_per_picture_and_one_caption_for_two_pictures():
-    # pictures A=(1,0,0), B=(0,1,0), C=(0,0,1); "a1" and "a2" describe A, "bc" describes both B and C
+def test_recalls_of_two_captions_per_image_and_one_caption_for_two_images():
+    # images A=(1,0,0), B=(0,1,0), C=(0,0,1); "a1" and "a2" describe A, "bc" describes both B and C
     image = torch.eye(3)[[0, 0, 1, 2]]
     text = torch.tensor([[1.0, 0, 0], [0.4, 0.9, 0], [0, 0.1, 0.9], [0, 0.1, 0.9]])
     result = retrieval_metrics(image, text, np.array([10, 10, 11, 12]), np.array([1, 2, 3, 3]))

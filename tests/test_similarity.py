@@ -1,4 +1,4 @@
-"""component/similarity.py and what it stands on: embeddings, scores, tables."""
+"""component/similarity.py and what it builds on: embeddings, scores, tables."""
 
 import os
 import resource
@@ -45,8 +45,8 @@ def side(vectors, kind="text", items=None) -> Embedded:
 
 def test_image_text_scores_are_the_models_own_softmax(checkpoint, data):
     model, processor = checkpoint
-    pictures = [Image.open(path) for path in images_of(data)]
-    inputs = processor(text=CAPTIONS, images=pictures, return_tensors="pt", padding=True)
+    images = [Image.open(path) for path in images_of(data)]
+    inputs = processor(text=CAPTIONS, images=images, return_tensors="pt", padding=True)
     with torch.no_grad():
         outputs = model(**inputs)
     found = image_text_similarity(model, processor, images_of(data), CAPTIONS, batch_size=3)
@@ -56,7 +56,7 @@ def test_image_text_scores_are_the_models_own_softmax(checkpoint, data):
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
-def test_an_item_is_no_candidate_of_its_own(checkpoint, data, kind):
+def test_an_item_is_not_a_candidate_of_itself(checkpoint, data, kind):
     model, processor = checkpoint
     if kind == "text":
         found = text_text_similarity(model, processor, CAPTIONS)
@@ -70,7 +70,7 @@ def test_an_item_is_no_candidate_of_its_own(checkpoint, data, kind):
         assert sorted(match.candidate for match in matches) == [i for i in range(8) if i != query]
 
 
-def test_scores_and_order_worked_out_by_hand():
+def test_scores_and_order_equal_a_hand_calculation():
     texts = side([[1, 0], [0, 1], [0.6, 0.8]])
     found = Similarity(texts, texts, logit_scale=float(np.log(10)))
     # Text 0: cosines 0 and 0.6 with the others, so 10^0 against 10^0.6.
@@ -81,13 +81,13 @@ def test_scores_and_order_worked_out_by_hand():
     assert first.score + second.score == pytest.approx(1)
 
 
-def test_equal_candidates_come_in_the_order_given():
+def test_equal_candidates_keep_their_order():
     found = Similarity(side([[1.0, 0.0]]), side([[0, 1], [1, 0], [1, 0], [1, 0]]), logit_scale=100.0)
     assert [match.candidate for match in next(found.best())] == [1, 2, 3, 0]
 
 
-def test_candidates_far_behind_are_still_in_order():
-    """At scale 100 their softmax scores are all 0."""
+def test_distant_candidates_are_still_in_order():
+    """At a scale of 100 their softmax scores all underflow to 0."""
     angles = np.array([0.1, 3.0, 1.5, 2.5, 2.0])
     candidates = side(np.stack([np.cos(angles), np.sin(angles)], axis=1).tolist())
     found = Similarity(side([[1.0, 0.0]]), candidates, logit_scale=100.0)
@@ -106,7 +106,7 @@ def test_chunked_equals_unchunked(monkeypatch):
         np.testing.assert_allclose([m.score for m in found], [m.score for m in expected], rtol=1e-5)
 
 
-def test_a_large_comparison_needs_no_matrix():
+def test_a_large_comparison_does_not_hold_the_matrix():
     queries, candidates = (side(torch.randn(count, 4).tolist()) for count in (20_000, 50_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     matches = list(islice(Similarity(queries, candidates, logit_scale=10.0).best(5), 100))
@@ -114,7 +114,7 @@ def test_a_large_comparison_needs_no_matrix():
     assert len(matches) == 100 and grown < 200_000  # kB; the whole matrix would be 4 GB
 
 
-def test_nothing_to_compare_with_is_said(checkpoint):
+def test_a_comparison_without_items_is_refused(checkpoint):
     model, processor = checkpoint
     with pytest.raises(ValueError, match="text-text needs at least two"):
         text_text_similarity(model, processor, ["一只小狗"])
@@ -128,7 +128,7 @@ def test_nothing_to_compare_with_is_said(checkpoint):
 # ---- embeddings ----
 
 
-def test_sorting_by_length_leaves_texts_in_their_place(checkpoint):
+def test_sorting_by_length_does_not_change_the_order_of_the_results(checkpoint):
     model, processor = checkpoint
     texts = ["红", "一只小狗在摇尾巴", "", "蓝色的方块", "云" * 50, "黄色的花"]
     found = embed_texts(model, processor, texts, batch_size=2)
@@ -140,7 +140,7 @@ def test_sorting_by_length_leaves_texts_in_their_place(checkpoint):
 
 
 @pytest.mark.parametrize("count, batch_size, device_type", [(1, 8, "cpu"), (40, 64, "cpu"), (500, 32, "cuda")])
-def test_text_batches_are_the_groups_that_cost_least(checkpoint, count, batch_size, device_type):
+def test_text_batches_are_the_cheapest_groups(checkpoint, count, batch_size, device_type):
     lengths = np.random.default_rng(0).integers(1, 20, count)
     texts, seen = ["云" * length for length in lengths], []
     groups = group_by_cost(lengths + 2, costs_on(device_type), batch_size)
@@ -153,7 +153,7 @@ def test_text_batches_are_the_groups_that_cost_least(checkpoint, count, batch_si
     assert sorted(seen) == list(range(count))
 
 
-def test_a_processor_loaded_without_our_defaults_does_too(checkpoint, bert_clip_path):
+def test_a_processor_loaded_without_our_defaults_works_too(checkpoint, bert_clip_path):
     model, processor = checkpoint
     theirs = CLIPProcessor.from_pretrained(bert_clip_path)
     expected = embed_texts(model, processor, CAPTIONS).embeds
@@ -161,7 +161,7 @@ def test_a_processor_loaded_without_our_defaults_does_too(checkpoint, bert_clip_
 
 
 @pytest.mark.parametrize("num_workers", [0, 2, None])
-def test_bad_pictures_are_left_out_and_named(checkpoint, data, num_workers):
+def test_bad_images_are_left_out_and_named(checkpoint, data, num_workers):
     model, processor = checkpoint
     images = images_of(data)
     whole = embed_images(model, processor, images, batch_size=8)
@@ -177,7 +177,7 @@ def test_bad_pictures_are_left_out_and_named(checkpoint, data, num_workers):
     assert sum(done) == 8
 
 
-def test_pil_images_of_any_mode_are_taken(checkpoint):
+def test_pil_images_of_any_mode_are_accepted(checkpoint):
     model, processor = checkpoint
     red = Image.new("RGB", (40, 40), "red")
     found = image_image_similarity(model, processor, [red, red.convert("RGBA"), red.convert("P")])
@@ -187,13 +187,13 @@ def test_pil_images_of_any_mode_are_taken(checkpoint):
 # ---- what people read ----
 
 
-def test_chinese_takes_two_columns():
+def test_a_chinese_character_takes_two_columns():
     assert display_width("一只cat") == 7
     assert display_width("e\u0301") == 1
     assert display_width("，。") == 4
 
 
-def test_columns_of_a_table_stand_under_each_other():
+def test_the_columns_of_a_table_are_aligned():
     table = text_table(
         ["text", "score"], [("一只小狗", "9.0%"), ("cat", "100.0%"), ("很" * 50, "1%")], right=(1,), widest=20
     )
@@ -203,14 +203,14 @@ def test_columns_of_a_table_stand_under_each_other():
 
 
 def test_a_long_path_keeps_its_end():
-    assert text_table(["image"], [("pictures/很长的名字/cat.png",)], paths=[0], widest=12).endswith("\n…字/cat.png")
+    assert text_table(["image"], [("images/很长的名字/cat.png",)], paths=[0], widest=12).endswith("\n…字/cat.png")
 
 
 def test_a_line_break_in_a_text_does_not_break_the_table():
     assert "一 二" in text_table(["text"], [("一\n二",)])
 
 
-def test_terminal_table_is_cut_and_says_so():
+def test_a_terminal_table_says_how_many_queries_it_leaves_out():
     texts = side(np.eye(30).tolist())
     found = Similarity(texts, texts, logit_scale=1.0)
     table = terminal_table(found, top_k=2, num_queries=20)

@@ -26,7 +26,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 
 def run_here(monkeypatch, *arguments: str) -> int:
-    """The same without a new process, which takes seconds to import torch."""
+    """Run it in this process: a new one takes seconds to import torch."""
     monkeypatch.setattr(sys, "argv", ["predict_similarity.py", *map(str, arguments)])
     try:
         return command.run_script(predict_similarity.main)
@@ -44,7 +44,7 @@ def images(data) -> list[str]:
     return [str(data / "images" / f"{number}.png") for number in range(4)]
 
 
-def test_images_and_texts_are_compared_both_ways(bert_clip_path, images, tmp_path):
+def test_images_and_texts_are_compared_in_both_directions(bert_clip_path, images, tmp_path):
     files = ["--csv", tmp_path / "out.csv", "--json", tmp_path / "out.json"]
     done = run("--model", bert_clip_path, "--images", *images, "--texts", *CAPTIONS, "--top_k", "3", *files)
     assert (done.returncode, done.stderr) == (0, "")
@@ -60,14 +60,14 @@ def test_images_and_texts_are_compared_both_ways(bert_clip_path, images, tmp_pat
 
 
 @pytest.mark.parametrize("given, title", [("--texts", "text → text"), ("--images", "image → image")])
-def test_one_kind_alone_is_compared_with_itself(bert_clip_path, images, given, title, monkeypatch, capsys):
+def test_items_of_one_kind_are_compared_with_each_other(bert_clip_path, images, given, title, monkeypatch, capsys):
     items = CAPTIONS if given == "--texts" else images
     assert run_here(monkeypatch, "--model", bert_clip_path, given, *items) == 0
     assert re.findall(r".* → .*", capsys.readouterr().out) == [title]
 
 
-def test_nothing_but_the_model_compares_the_test_pictures(bert_clip_path, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)  # wherever the user stands
+def test_without_texts_and_images_the_test_images_are_compared(bert_clip_path, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # works from any folder
     assert run_here(monkeypatch, "--model", bert_clip_path, "--task", "all") == 0
     out = capsys.readouterr().out
     assert re.findall(r".* → .*", out) == ["image → text", "text → image", "text → text", "image → image"]
@@ -84,7 +84,7 @@ def test_a_folder_and_a_text_file_are_read(bert_clip_path, data, tmp_path, monke
 
 
 @pytest.mark.parametrize("gone", ["gone.png", "gone/gone.png", "/gone/gone.png"])
-def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp_path, monkeypatch, capsys, gone):
+def test_a_bad_image_is_named_and_the_others_are_compared(bert_clip_path, images, tmp_path, monkeypatch, capsys, gone):
     with open(images[1], "r+b") as file:
         file.truncate(200)
     options = ["--images", *images, gone, "--texts", "红", "--csv", tmp_path / "o.csv"]
@@ -98,13 +98,13 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--task", "image-picture"], "invalid choice: 'image-picture'"),
+        (["--task", "image-audio"], "invalid choice: 'image-audio'"),
         (["--task", "image-text", "--texts", "红"], "--task image-text needs images: add --images."),
         (["--task", "all", "--images", "a.png"], "--task all needs texts: add --texts."),
         (["--texts", "红"], "text-text needs at least two"),
         (["--texts", "红", " "], "--texts: one of the texts is empty"),
         (["--images", "gone.png"], "no image to compare: none of the 1 given can be read"),
-        (["--images", "empty"], "the folder empty holds no picture"),
+        (["--images", "empty"], "the folder empty "),
         (["--text_file", "gbk.txt"], "gbk.txt is not UTF-8"),
         (["--text_file", "blank.txt"], "blank.txt holds no text"),
         (["--text_file", "gone.txt"], "--text_file gone.txt: expected a file, but it does not exist"),
@@ -113,7 +113,7 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(bert_clip_path, images, tmp
         (["--texts", "红", "蓝", "--html", "empty"], "empty is a folder"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(bert_clip_path, tmp_path, monkeypatch, capsys, options, message):
+def test_a_bad_argument_gives_one_clear_line(bert_clip_path, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "gbk.txt").write_bytes("红色".encode("gbk"))
@@ -124,8 +124,8 @@ def test_bad_arguments_are_one_clear_line(bert_clip_path, tmp_path, monkeypatch,
     assert all(line.startswith(("usage", "left out: gone.png")) for line in lines[:-1])
 
 
-def test_names_that_are_no_text_are_escaped_where_they_leave(bert_clip_path, data, tmp_path, monkeypatch, capsys):
-    """Names in GBK, as an old Windows writes them; for the results, too."""
+def test_file_names_that_are_not_utf8_are_escaped_in_every_output(bert_clip_path, data, tmp_path, monkeypatch, capsys):
+    """File names in GBK, as an old Windows writes them, for an image and for the results."""
     gbk = os.fsdecode("狗\x1b[31m.png".encode("gbk"))
     shutil.copy(data / "images" / "0.png", tmp_path / gbk)
     monkeypatch.chdir(tmp_path)
@@ -143,7 +143,7 @@ def test_names_that_are_no_text_are_escaped_where_they_leave(bert_clip_path, dat
 
 
 @pytest.mark.parametrize("weight", ["text_projection.weight", "visual_projection.weight", "logit_scale"])
-def test_a_model_of_nans_says_so_and_leaves_no_file(bert_clip_path, images, tmp_path, monkeypatch, capsys, weight):
+def test_a_model_of_nans_is_refused_and_leaves_no_file(bert_clip_path, images, tmp_path, monkeypatch, capsys, weight):
     folder = copy_without(bert_clip_path, tmp_path)
     weights = load_file(os.path.join(folder, "model.safetensors"))
     weights[weight] = weights[weight] * float("nan")
@@ -155,14 +155,14 @@ def test_a_model_of_nans_says_so_and_leaves_no_file(bert_clip_path, images, tmp_
 
 
 @pytest.mark.parametrize("first, second", [("--json", "--csv"), ("--csv", "--html"), ("--images", "--html")])
-def test_a_result_is_not_written_over_another_file(bert_clip_path, tmp_path, monkeypatch, capsys, first, second):
+def test_two_options_for_the_same_file_are_refused(bert_clip_path, tmp_path, monkeypatch, capsys, first, second):
     monkeypatch.chdir(tmp_path)
     assert run_here(monkeypatch, "--model", bert_clip_path, first, "out", second, "./out") == 2
     assert f"{second} is {first}" in capsys.readouterr().err and not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("option", ["--json", "--csv", "--html"])
-def test_a_result_that_another_run_writes_is_left_to_it(bert_clip_path, tmp_path, monkeypatch, capsys, option):
+def test_a_result_that_another_process_writes_is_refused(bert_clip_path, tmp_path, monkeypatch, capsys, option):
     with sole_writer(str(tmp_path / "out")):
         options = ["--texts", "红", "蓝", option, tmp_path / "out"]
         assert run_here(monkeypatch, "--model", bert_clip_path, *options) == 2
@@ -186,21 +186,23 @@ def copy_without(folder, tmp_path, *names) -> str:
         (["config.json"], "is not a model folder: it has no config.json"),
     ],
 )
-def test_an_incomplete_model_folder_is_said(bert_clip_path, tmp_path, monkeypatch, capsys, missing, message):
+def test_an_incomplete_model_folder_gives_one_clear_line(
+    bert_clip_path, tmp_path, monkeypatch, capsys, missing, message
+):
     folder = copy_without(bert_clip_path, tmp_path, *missing)
     assert run_here(monkeypatch, "--model", folder, "--texts", "红", "蓝") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and f"{folder} {message}" in lines[0]
 
 
-def test_the_folder_above_the_checkpoints_is_answered_with_a_checkpoint(tmp_path, monkeypatch, capsys):
+def test_for_the_folder_above_the_checkpoints_a_checkpoint_is_suggested(tmp_path, monkeypatch, capsys):
     for name in ("checkpoint-5", "checkpoint-final"):
         (tmp_path / name).mkdir()
     assert run_here(monkeypatch, "--model", tmp_path, "--texts", "红", "蓝") == 2
     assert f"Did you mean {tmp_path / 'checkpoint-final'}?" in capsys.readouterr().err
 
 
-def test_a_damaged_tokenizer_is_one_clear_line(bert_clip_path, tmp_path, monkeypatch, capsys):
+def test_a_damaged_tokenizer_gives_one_clear_line(bert_clip_path, tmp_path, monkeypatch, capsys):
     folder = copy_without(bert_clip_path, tmp_path)
     with open(os.path.join(folder, "tokenizer.json"), "r+b") as file:
         file.truncate(100)
@@ -209,7 +211,7 @@ def test_a_damaged_tokenizer_is_one_clear_line(bert_clip_path, tmp_path, monkeyp
     assert len(lines) == 1 and f"{folder} cannot be loaded" in lines[0]
 
 
-def test_damaged_and_foreign_weights_are_one_clear_line(bert_clip_path, bert_path, tmp_path):
+def test_damaged_and_foreign_weights_give_one_clear_line(bert_clip_path, bert_path, tmp_path):
     folder = copy_without(bert_clip_path, tmp_path)
     weights = os.path.join(folder, "model.safetensors")
     with open(weights, "r+b") as file:
@@ -227,7 +229,7 @@ def test_damaged_and_foreign_weights_are_one_clear_line(bert_clip_path, bert_pat
 
 @pytest.fixture
 def page(bert_clip_path, tmp_path, monkeypatch):
-    """A page of two plain pictures and three texts."""
+    """A page of two plain images and three texts."""
     for colour in ("red", "lime"):
         Image.new("RGB", (300, 200), colour).save(tmp_path / f"{colour}.png")
     monkeypatch.chdir(tmp_path)
@@ -237,7 +239,7 @@ def page(bert_clip_path, tmp_path, monkeypatch):
     return tmp_path / "page.html"
 
 
-def test_page_is_self_contained_and_holds_each_picture_once(page):
+def test_the_page_is_self_contained_and_holds_each_image_once(page):
     html = page.read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)\s*=|url\((?!data:image/jpeg;base64,)|@import", html)
     assert html.count("data:image/jpeg") == 2

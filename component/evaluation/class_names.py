@@ -1,43 +1,39 @@
-"""The names of classes, from a text file: one class a line."""
+"""Reads class names from a text file: one class per line."""
 
-import logging
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 
+from component.pairs.caption import is_caption, visible
 from component.pairs.text_file import read_lines
 
-logger = logging.getLogger(__name__)
-
-# What stands between a folder and its name where people do not write a tab.
-SEPARATORS = r"[\s,，;；:：|=]+"
-MEND = "Write each line as folder<TAB>name, or as the name alone, in the order of the folders."
+SEPARATORS = r"[\s,，;；:：|=]+"  # what people write between a folder and its name instead of a tab
+REMEDY = "Write each line as folder<TAB>name, or write only the names, in the order of the folders."
 
 
 def read_class_names(path: str, folders: Sequence[str]) -> list[str]:
-    """The name of each folder. A warning says which of them have the same.
+    """Read the class name of each folder.
 
     Args:
-        path: text file; each line is either `folder<TAB>name`, where `folder name`, `folder,name` and the like will
-            do, or the name alone. Lines with a tab may speak of further folders.
-        folders: in the order that names without a folder have.
+        path: text file; each line is either `folder<TAB>name` (`folder name`, `folder,name` and similar work too) or
+            the name alone. Lines with a tab may name further folders.
+        folders: in the order of the names, for lines without a folder.
 
     Raises:
-        ValueError: lines and folders do not match, or a line can be read in two ways.
-        OSError: there is no such file.
+        ValueError: lines and folders do not match, a line can be read in two ways, a name shows nothing, or two
+            folders have the same name.
+        OSError: the file does not exist.
     """
     names = _read_names(path, folders)
-    folders_of = defaultdict(list)
+    folder_of: dict[str, str] = {}
     for folder, name in zip(folders, names, strict=True):
-        folders_of[name].append(folder)
-    for name, several in folders_of.items():
-        if len(several) > 1:
-            logger.warning(
-                "%s: the folders %s are all %s, so that a picture of one counts as wrong wherever another is told. "
-                "Give each a name of its own.",
-                path,
-                ", ".join(several[:5]),
-                name,
+        if not is_caption(name):
+            raise ValueError(f"{path}: the name of the folder {folder} has no visible character ({name!a}).")
+        # What shows nothing is dropped by the tokenizer as well.
+        first = folder_of.setdefault(visible(name).casefold(), folder)
+        if first != folder:
+            raise ValueError(
+                f"{path}: the folders {first} and {folder} are both named {visible(name)}, so their images cannot be "
+                "told apart. Give each class a name of its own, or put the images into one folder."
             )
     return names
 
@@ -52,11 +48,13 @@ def _read_names(path: str, folders: Sequence[str]) -> list[str]:
             return _names_in_order(path, lines, folders)
     name_of: dict[str, str] = {}
     for number, pair in pairs.items():
-        folder, name = (part.strip() for part in (*pair, "")[:2])
+        folder, name = (text.strip() for text in (*pair, "")[:2])
         if not (folder and name):
-            raise ValueError(f"{path}, line {number}: {lines[number]!r} names a folder or a class, not both. {MEND}")
+            raise ValueError(f"{path}, line {number}: {lines[number]!r} has a folder or a name, not both. {REMEDY}")
         if name_of.setdefault(folder, name) != name:
-            raise ValueError(f"{path}, line {number}: the folder {folder} is {name_of[folder]} and {name}.")
+            raise ValueError(
+                f"{path}, line {number}: the folder {folder} has two names, {name_of[folder]} and {name}."
+            )
     unnamed = [folder for folder in folders if folder not in name_of]
     if unnamed:
         raise ValueError(f"{path} has no line folder<TAB>name for {', '.join(unnamed[:5])}.")
@@ -64,7 +62,7 @@ def _read_names(path: str, folders: Sequence[str]) -> list[str]:
 
 
 def _split_after_folder(line: str, folders: set[str]) -> list[str] | None:
-    """[folder, name], or None for a line that does not begin with a folder; a folder alone is named like itself."""
+    """[folder, name], or None if the line does not begin with a folder. A folder alone is its own name."""
     if line in folders:
         return [line, line]
     gaps = [gap for gap in re.finditer(SEPARATORS, line) if line[: gap.start()] in folders]
@@ -73,10 +71,10 @@ def _split_after_folder(line: str, folders: set[str]) -> list[str] | None:
 
 def _names_in_order(path: str, lines: dict[int, str], folders: Sequence[str]) -> list[str]:
     if len(lines) != len(folders):
-        raise ValueError(f"{path} names {len(lines)} classes, but there are {len(folders)} folders. {MEND}")
+        raise ValueError(f"{path} has {len(lines)} class names, but there are {len(folders)} folders. {REMEDY}")
     for number, line in lines.items():
-        # Taken as a name it would be a wrong one, and the order of the names another than that of the folders.
-        inside = next((part for part in re.split(rf"[\"'“”]|{SEPARATORS}", line) if part in folders), None)
+        # As a name, the line would be wrong, and the names are probably not in the order of the folders.
+        inside = next((word for word in re.split(rf"[\"'“”]|{SEPARATORS}", line) if word in folders), None)
         if inside:
-            raise ValueError(f"{path}, line {number}: {line!r} holds the folder {inside}. {MEND}")
+            raise ValueError(f"{path}, line {number}: {line!r} contains the folder {inside}. {REMEDY}")
     return list(lines.values())

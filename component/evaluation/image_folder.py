@@ -1,4 +1,4 @@
-"""Classified pictures: one folder per class, and a list of Chinese class names."""
+"""Classified images: one folder per class, and a list of Chinese class names."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,12 @@ from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, list_im
 
 @dataclass(frozen=True)
 class ClassifiedImages:
-    """Paths of pictures, the class of each as an index, and the names of the classes."""
+    """Images and their classes.
+
+    Attributes:
+        images: paths.
+        labels: the class of each image, as an index into `class_names`.
+    """
 
     images: list[str]
     labels: list[int]
@@ -17,21 +22,23 @@ class ClassifiedImages:
 
 
 def read_image_folder(image_path: str, class_names: str) -> ClassifiedImages:
-    """Read an ImageFolder (`image_path/class/picture`) and the names of its classes.
+    """Read an ImageFolder (`image_path/class/image`) and the names of its classes.
+
+    Hidden folders are ignored. The order of the folders: numeric if all names are numbers, as in Chinese-CLIP, else
+    alphabetic, as in torchvision.
 
     Args:
-        class_names: file for `read_class_names`. The order of the folders: sorted as numbers where all are numbers, as
-            Chinese-CLIP has them, else as torchvision does. Hidden folders are no classes.
+        class_names: a file for `read_class_names`.
 
     Raises:
-        ValueError: names and folders do not match, or there is no picture.
-        OSError: a folder or file is missing.
+        ValueError: names and folders do not match, or there is no image.
+        OSError: a folder or file does not exist.
     """
     if not os.path.isdir(image_path):
-        raise ValueError(f"{image_path} is no folder; one with a folder per class is needed.")
+        raise ValueError(f"{image_path} is not a folder. Give one that contains a folder of images per class.")
     folders = sorted(entry.name for entry in os.scandir(image_path) if entry.is_dir() and not is_hidden(entry.name))
     if not folders:
-        raise ValueError(f"{image_path} holds no folders; one per class is needed.")
+        raise ValueError(f"{image_path} contains no folders. Give one that contains a folder of images per class.")
     if all(folder.isdecimal() for folder in folders):
         folders.sort(key=int)
     names = read_class_names(class_names, folders)
@@ -41,6 +48,6 @@ def read_image_folder(image_path: str, class_names: str) -> ClassifiedImages:
         images += found
         labels += [label] * len(found)
     if not images:
-        raise ValueError(f"{image_path} holds no pictures ({', '.join(IMAGE_ENDINGS)}) in its folders.")
+        raise ValueError(f"{image_path} has no images ({', '.join(IMAGE_ENDINGS)}) in its folders.")
     passed_over.warn()
     return ClassifiedImages(images, labels, names)

@@ -1,4 +1,4 @@
-"""How well a model finds pictures by text and texts by picture.
+"""How well a model finds images by text and texts by image.
 
 Shapes: T texts, I images, P right pairs, D projection width.
 """
@@ -19,13 +19,13 @@ from component.model import BertCLIPModel
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What an evaluation found.
+    """Result of `evaluate_retrieval`.
 
     Attributes:
-        metrics: those of `summarise_ranks`, and how many texts, images, pairs and bad images there were.
+        metrics: those of `summarise_ranks`, and the numbers of texts, images, pairs and bad_images.
         ranks: direction → rank of each query's best right answer, from 1.
-        mistakes: direction → the queries whose right answer stands furthest down, the worst first.
-        bad_images: image → reason. Texts that are left without a picture are left out too.
+        mistakes: direction → the queries with the worst ranks, worst first.
+        bad_images: index of an image → reason. Texts of which no image is left are left out too.
     """
 
     metrics: dict[str, float]
@@ -42,13 +42,15 @@ def evaluate_retrieval(
     num_mistakes: int = 8,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> RetrievalResult:
-    """Embed every text and picture once, and rank them against each other in both directions.
+    """Embed every text and image once, and rank them against each other in both directions.
 
     Args:
-        on_batch: called with the number of items that were embedded.
+        model, processor, batch_size: see `embed_images`.
+        num_mistakes: mistakes to report per direction.
+        on_batch: called with the number of items embedded.
 
     Raises:
-        ValueError: no picture with a text can be read.
+        ValueError: no image with a text can be read.
     """
     images = embed_images(model, processor, data.images, batch_size, on_batch=on_batch)
     texts = embed_texts(model, processor, data.texts, batch_size, on_batch=on_batch)
@@ -56,13 +58,13 @@ def evaluate_retrieval(
 
 
 def rank_pairs(data: RetrievalData, images: Embedded, texts: Embedded, num_mistakes: int = 8) -> RetrievalResult:
-    """Rank the texts and pictures of `data`, embedded, against each other. Raises as `evaluate_retrieval`."""
+    """Rank the embedded texts and images of `data` against each other. Raises as `evaluate_retrieval`."""
     pairs = torch.tensor(data.pairs)
     good = ~torch.isin(pairs[:, 1], torch.tensor(list(images.bad_images), dtype=torch.long))
     if not good.any():
         row, reason = next(iter(images.bad_images.items()))
-        raise ValueError(f"No picture with a text can be read (the first: {data.image_names[row]}: {reason}).")
-    # From here on texts and images are numbered among those that are left.
+        raise ValueError(f"No image with a text can be read (the first: {data.image_names[row]}: {reason}).")
+    # From here on, texts and images are numbered among those that are left.
     text_rows, text_index = pairs[good, 0].unique(return_inverse=True)
     image_rows = torch.tensor(images.rows)
     image_index = torch.searchsorted(image_rows, pairs[good, 1])
@@ -75,7 +77,7 @@ def rank_pairs(data: RetrievalData, images: Embedded, texts: Embedded, num_mista
     for query, gallery in (("text", "image"), ("image", "text")):
         query_rows, query_embeds, query_index = sides[query]
         gallery_rows, gallery_embeds, gallery_index = sides[gallery]
-        asked, query_index = query_index.unique(return_inverse=True)  # pictures without a text are no queries
+        asked, query_index = query_index.unique(return_inverse=True)  # images without a text are not queries
         query_embeds = query_embeds[asked]
         direction = f"{query}_to_{gallery}"
         ranks[direction] = retrieval_ranks(query_embeds, gallery_embeds, query_index, gallery_index)

@@ -1,4 +1,4 @@
-"""Labelled texts and pictures for retrieval. Shapes: T texts, I images, P right pairs."""
+"""Labelled texts and images for retrieval. Shapes: T texts, I images, P right pairs."""
 
 import itertools
 import logging
@@ -17,13 +17,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """Texts, pictures, and which belong together; each text and each picture stands once.
+    """Texts, images, and which belong together. No text and no image occurs twice.
 
     Attributes:
         texts: T queries.
-        images: I pictures, decoded when asked for; may raise BadImageError. Those without a text are in the gallery.
+        images: I images, decoded on access, which may raise BadImageError. Images without a text are part of the
+            gallery.
         image_names: I file names, for messages.
-        pairs: P right (text, image) indices.
+        pairs: P right answers, as (text, image) indices.
     """
 
     texts: list[str]
@@ -33,7 +34,7 @@ class RetrievalData:
 
 
 class StoredImages(Sequence):
-    """Pictures by where they lie, decoded when asked for."""
+    """Images of several sources, decoded on access."""
 
     def __init__(self, found: Sequence[tuple[Place, str]]):
         self.found = found
@@ -49,13 +50,13 @@ class StoredImages(Sequence):
 def read_retrieval_data(test_file: str | Sequence[str], image_path: str | None) -> RetrievalData:
     """Read labelled pairs in any of the formats of `read_pair_files`.
 
-    In tables and shards, equal texts are one query, with all their pictures as right ones. Each line of a .jsonl and
-    each annotation of a COCO .json is a query of its own, also where another has the same text, and pictures that none
-    of them names are in the gallery. Texts in which nothing is to be seen are left out and counted.
+    In tables and shards, equal texts are one query, and all their images are right answers. Each line of a .jsonl and
+    each annotation of a COCO .json is a query of its own, even if another has the same text, and images without a
+    text are part of the gallery. Texts without a visible character are left out; a warning counts them.
 
     Raises:
-        ValueError: a malformed file (the message names the line), or nothing in it.
-        OSError: a file is missing.
+        ValueError: a file is malformed (the message names the line) or has no pairs.
+        OSError: a file does not exist.
     """
     check_pair_files(test_file, image_path)
     texts: dict[tuple[str, str | None], int] = {}
@@ -75,7 +76,7 @@ def read_retrieval_data(test_file: str | Sequence[str], image_path: str | None) 
             if query != GALLERY:
                 pairs[texts.setdefault((text, query), len(texts)), image] = None
     if not pairs:
-        raise ValueError(f"{test_file} holds no text with a right picture.")
+        raise ValueError(f"{test_file} has no text with an image.")
     if num_empty:
-        logger.warning("%s: %d pairs have an empty text and are left out.", test_file, num_empty)
+        logger.warning("%s: left out %d pairs with an empty text", test_file, num_empty)
     return RetrievalData([text for text, _ in texts], StoredImages(found), list(images), list(pairs))

@@ -1,4 +1,4 @@
-"""Zero-shot classification: each class is the mean of its name in many Chinese sentences (component.prompts).
+"""Zero-shot classification; a class is the mean embedding of its name in many Chinese sentences, see `prompts`.
 
 Shapes: C classes, I images, D projection width.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import CLIPProcessor
 
 from component.embedding import embed_images
@@ -19,9 +20,18 @@ from component.prompts import embed_classes
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """What a classification found; `mistakes` has images as queries and classes as gallery."""
+    """Result of `evaluate_zero_shot`.
+
+    Attributes:
+        metrics: those of `classification_metrics`, and the numbers of images, classes and bad_images.
+        ranks, labels: (I,) rank of each image's true class, from 1, and that class.
+        mistakes: the images with the worst ranks, worst first; the gallery is the classes.
+        bad_images: index of an image → reason.
+    """
 
     metrics: dict[str, float]
+    ranks: Tensor
+    labels: Tensor
     mistakes: list[Mistake]
     bad_images: dict[int, str]
 
@@ -34,17 +44,19 @@ def evaluate_zero_shot(
     num_mistakes: int = 8,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> ZeroShotResult:
-    """Give each picture the class whose embedding is nearest.
+    """Rank the classes for each image by the cosine of their embeddings.
 
     Args:
-        on_batch: called with the number of items that were embedded: pictures, and len(PROMPTS) texts per class.
+        model, processor, batch_size: see `embed_images`.
+        num_mistakes: mistakes to report.
+        on_batch: called with the number of items embedded: images, and len(PROMPTS) texts per class.
 
     Raises:
-        ValueError: not one picture can be read.
+        ValueError: none of the images can be read.
     """
     images = embed_images(model, processor, data.images, batch_size, on_batch=on_batch)
     if not len(images):
-        raise ValueError(f"No picture can be read (the first: {data.images[0]}: {images.bad_images[0]}).")
+        raise ValueError(f"None of the images can be read (the first: {data.images[0]}: {images.bad_images[0]}).")
     class_embeds = embed_classes(model, processor, data.class_names, batch_size, on_batch)
     labels, query_index = torch.tensor(data.labels)[images.rows], torch.arange(len(images))
     ranks = retrieval_ranks(images.embeds, class_embeds, query_index, labels)
@@ -53,6 +65,8 @@ def evaluate_zero_shot(
     image_rows, classes = torch.tensor(images.rows), torch.arange(len(data.class_names))
     return ZeroShotResult(
         {**classification_metrics(ranks, labels), **counts},
+        ranks,
+        labels,
         [mistake.renumbered(image_rows, classes) for mistake in mistakes],
         images.bad_images,
     )

@@ -14,3 +14,12 @@ _SOMETHING = re.compile(f"[^{_NOTHING}]")
 def is_caption(text: str) -> bool:
     """Whether a text says anything: training, filter and evaluation leave out those that do not."""
     return _SOMETHING.search(text) is not None
+
+
+def visible(text: str) -> str:
+    """The text without the characters that show nothing.
+
+    >>> visible("小\\u200b 狗")
+    '小狗'
+    """
+    return "".join(_SOMETHING.findall(text))

@@ -9,7 +9,7 @@ from component.checkpoint import save_checkpoint
 from component.evaluation.blend import Sweep
 from component.ground.files import write_json
 from component.hub.model_card import Card, card_table, last_part, license_of, recalls_of, short_name, write_card
-from component.report.figures import load_pyplot, save_figure
+from component.report.figures import new_figure
 from component.report.text_table import markdown_table
 
 SHOWN = {"MR": "mean_recall", "R@1": "text_to_image_recall@1"}
@@ -35,18 +35,16 @@ def draw_blend(path: str, sweep: Sweep) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is missing.
     """
-    pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    alphas = [blend.alpha for blend in sweep.blends]
-    for name in ("own", "kept"):
-        if getattr(sweep.best, name):
-            recalls = [100 * getattr(blend, name)["mean_recall"] for blend in sweep.blends]
-            axes.plot(alphas, recalls, marker="o", label=f"{name} data")
-    axes.axvline(sweep.best.alpha, color="gray", linestyle=":", label=f"best: {sweep.best.alpha:g}")
-    axes.set(xlabel="alpha (0: before tuning, 1: after)", ylabel="mean recall (%)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
+    with new_figure(path, figsize=(6, 4), layout="constrained") as (_, axes):
+        alphas = [blend.alpha for blend in sweep.blends]
+        for name in ("own", "kept"):
+            if getattr(sweep.best, name):
+                recalls = [100 * getattr(blend, name)["mean_recall"] for blend in sweep.blends]
+                axes.plot(alphas, recalls, marker="o", label=f"{name} data")
+        axes.axvline(sweep.best.alpha, color="gray", linestyle=":", label=f"best: {sweep.best.alpha:g}")
+        axes.set(xlabel="alpha (0: before tuning, 1: after)", ylabel="mean recall (%)")
+        axes.grid(alpha=0.3)
+        axes.legend()
 
 
 def write_blend(folder: str, ends: Ends, sweep: Sweep, about: dict[str, Any], with_curves: bool = True) -> None:

@@ -1,59 +1,88 @@
-"""A picture of a training: each of its curves over the steps."""
+"""The curves of a training as a figure."""
 
 from collections.abc import Sequence
 from itertools import product
 
 from component.metrics import RECALL_AT
-from component.report.figures import load_pyplot, save_figure
+from component.report.figures import new_figure
+from component.report.labels import label
 
 DIRECTIONS = {"text_to_image": ("text → image", "-"), "image_to_text": ("image → text", "--")}
 
+Row = dict[str, float]
 
-def draw_training(path: str, rows: Sequence[dict[str, float]]) -> None:
-    """Draw loss beside ln(batch), recall, logit_scale, learning rate, pairs per second and waiting for data, as PNG.
+
+def draw_training(path: str, rows: Sequence[Row]) -> None:
+    """Draw loss, recall, logit_scale, learning rate, pairs per second and waiting for data over the steps, as PNG.
+
+    The loss of training is drawn with that of test_file and with ln(batch), the loss of a model that cannot tell pairs
+    apart. The recalls of a single evaluation are bars.
 
     Args:
         rows: what was logged at each step, under the Trainer's names.
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing.
+        ModuleNotFoundError: matplotlib is not installed.
     """
-    figure, grid = load_pyplot().subplots(2, 3, figsize=(13, 7), sharex=True)
-    # Room for the labels. It is drawn in the middle of a training, and to have it measured costs half as much again.
-    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.08, top=0.94, wspace=0.16, hspace=0.16)
-    loss, recall, scale, rate, speed, wait = grid.flat
-    _plot(loss, rows, "ln_batch", label="ln(batch): knows nothing", color="gray", linestyle="--")
-    _plot(loss, rows, "loss", label="loss")
-    loss.set(title="loss")
-    for (number, k), (direction, (name, style)) in product(enumerate(RECALL_AT), DIRECTIONS.items()):
-        key, options = f"eval_{direction}_recall@{k}", dict(linestyle=style, color=f"C{number}", marker=".")
-        _plot(recall, rows, key, 100, label=f"{name}, R@{k}", **options)
-    recall.set(title="recall on test_file (%)", ylim=(0, 101))
-    scale.axhline(100, color="gray", linestyle="--", label="bound")
-    _plot(scale, rows, "logit_scale", label="logit_scale")
-    scale.set(title="logit_scale (1 / temperature)")
-    _plot(rate, rows, "learning_rate")
-    rate.set(title="learning rate")
-    rate.ticklabel_format(axis="y", style="scientific", scilimits=(0, 0))
-    _plot(speed, rows, "pairs_per_second")
-    speed.set(title="pairs per second")
-    _plot(wait, rows, "data_wait", 100)
-    wait.set(title="waiting for data (% of the time)", ylim=(0, 101))
-    for axes in (loss, scale, rate, speed):
-        axes.set_ylim(bottom=0)
-    for axes in grid.flat:
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=8)
-        if not axes.lines:
-            axes.text(0.5, 0.5, "not measured", ha="center", color="dimgray", transform=axes.transAxes)
-    for axes in grid[1]:
-        axes.set_xlabel("step")
-    save_figure(figure, path)
+    with new_figure(path, 2, 3, figsize=(13, 7)) as (figure, grid):
+        # Fixed room for the labels: to have it measured takes half as long again, and training waits for the figure.
+        figure.subplots_adjust(left=0.05, right=0.98, bottom=0.08, top=0.94, wspace=0.16, hspace=0.18)
+        loss, recall, scale, rate, speed, wait = grid.flat
+        _plot(loss, rows, "ln_batch", label=label("ln(batch): cannot tell pairs apart"), color="gray", linestyle="--")
+        _plot(loss, rows, "loss", label=label("training"))
+        _plot(loss, rows, "eval_loss", label=label("test_file"), marker=".")
+        loss.set(title=label("loss"))
+        _draw_recall(recall, [row for row in rows if f"eval_text_to_image_recall@{RECALL_AT[0]}" in row])
+        scale.axhline(100, color="gray", linestyle="--", label=label("upper bound"))
+        _plot(scale, rows, "logit_scale", label="logit_scale")
+        scale.set(title=label("logit_scale (1 / temperature)"))
+        _plot(rate, rows, "learning_rate")
+        rate.set(title=label("learning rate"))
+        rate.ticklabel_format(axis="y", style="scientific", scilimits=(0, 0))
+        _plot(speed, rows, "pairs_per_second")
+        speed.set(title=label("pairs per second"))
+        _plot(wait, rows, "data_wait", 100)
+        wait.set(title=label("waiting for data (% of the time)"), ylim=(0, 101))
+        for axes in (loss, scale, rate, speed):
+            axes.set_ylim(bottom=0)
+        for axes in grid.flat:
+            axes.grid(alpha=0.3)
+            if axes.get_legend_handles_labels()[1]:
+                axes.legend(fontsize=8)
+            if not axes.lines and not axes.patches:
+                axes.text(0.5, 0.5, label("not measured"), ha="center", color="dimgray", transform=axes.transAxes)
+            if axes.lines:
+                axes.set_xlim(0, 1.02 * max((row["step"] for row in rows), default=1))
+        for axes in grid[1]:
+            axes.set_xlabel(label("step"))
 
 
-def _plot(axes, rows: Sequence[dict[str, float]], key: str, factor: float = 1, **options) -> None:
-    """A line through the rows that have the key, or a point where there is one alone."""
+def _draw_recall(axes, evaluations: Sequence[Row]) -> None:
+    """Curves over the steps from their own minimum; bars with their values if there is one evaluation."""
+    title = label("recall on test_file (%)")
+    values = []
+    for (number, k), (place, (direction, (name, style))) in product(
+        enumerate(RECALL_AT), enumerate(DIRECTIONS.items())
+    ):
+        key = f"eval_{direction}_recall@{k}"
+        values += [100 * row[key] for row in evaluations]
+        if len(evaluations) > 1:
+            _plot(axes, evaluations, key, 100, label=f"{label(name)}, R@{k}", linestyle=style, color=f"C{number}")
+        elif evaluations:
+            legend = label(name) if number == 0 else None
+            bars = axes.bar(number + 0.4 * place - 0.2, values[-1], 0.38, color=f"C{place}", label=legend)
+            axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    if len(evaluations) > 1:
+        axes.set_ylim(max(0, min(values) - 2), min(101, max(values) + 2))
+    elif evaluations:
+        axes.set_ylim(0, 112)
+        title += f", {label('step')} {evaluations[0]['step']:g}"
+        axes.set_xticks(range(len(RECALL_AT)), [f"R@{k}" for k in RECALL_AT])
+    axes.set_title(title)
+
+
+def _plot(axes, rows: Sequence[Row], key: str, factor: float = 1, **options) -> None:
+    """A line through the rows that have the key; a marker if there is only one."""
     points = [(row["step"], factor * row[key]) for row in rows if row.get(key) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **{"marker": "." if len(points) == 1 else None, **options})

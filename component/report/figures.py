@@ -1,22 +1,25 @@
-"""Pictures of an evaluation: recall curves, and a gallery of the hardest mistakes."""
+"""Figures as PNG files: how they are made, recall curves, and the hardest mistakes."""
 
 import logging
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from component.ground.files import new_file
 from component.ground.optional import import_optional
 from component.ground.plain_text import one_line
+from component.metrics import RECALL_AT
+from component.report.labels import is_chinese, label
 
 logger = logging.getLogger(__name__)
 
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
-    "Noto Sans CJK JP",  # what matplotlib calls the collection that holds all of Noto Sans CJK
+    "Noto Sans CJK JP",  # matplotlib's name for the collection of all Noto Sans CJK fonts
     "Noto Sans SC",
     "Source Han Sans SC",
     "Source Han Sans CN",
@@ -30,86 +33,146 @@ CHINESE_FONTS = (
     "Arial Unicode MS",
     "Droid Sans Fallback",
 )
+CELL = (320, 240)  # pixels of an image of `draw_mistakes`
+_CELL_COLOUR = "#f3f5f7"
+
+
+def load_pyplot():
+    """matplotlib.pyplot, set up to draw into files.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    import_optional("matplotlib", "a figure").use("agg")
+    return import_optional("matplotlib.pyplot", "a figure")
+
+
+@contextmanager
+def new_figure(path: str, rows: int = 1, columns: int = 1, has_texts: bool = False, **options) -> Iterator[tuple]:
+    """Yield (figure, axes) to draw on; write them to `path` as PNG, whole or not at all, when the block ends.
+
+    Args:
+        has_texts: texts from data will be drawn, which may be Chinese. Without a Chinese font a warning is logged.
+        options: of `pyplot.subplots`.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    pyplot, font = load_pyplot(), None
+    if has_texts or is_chinese():
+        font = chinese_font()
+        if font is None:
+            logger.warning("%s: no Chinese font is installed, characters are boxes: apt install fonts-noto-cjk", path)
+    fonts = [*([font] if font else []), "DejaVu Sans"]
+    with pyplot.rc_context({"font.sans-serif": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure, axes = pyplot.subplots(rows, columns, **options)
+        try:
+            yield figure, axes
+            with new_file(path, "wb") as file:
+                figure.savefig(file, format="png", dpi=120)
+        finally:
+            pyplot.close(figure)
 
 
 def chinese_font() -> str | None:
-    """Name of an installed font that has Chinese characters, or None."""
+    """Name of an installed font with Chinese characters: one of `CHINESE_FONTS` if possible. None if there is none."""
     load_pyplot()
     from matplotlib import font_manager
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in CHINESE_FONTS if name in installed), None)
+    manager = font_manager.fontManager
+    found = _first_known(manager)
+    if found:
+        return found
+    # The list is read from a cache, which can be older than the font.
+    listed = {font.fname for font in manager.ttflist}
+    for path in set(font_manager.findSystemFonts()) - listed:
+        with suppress(Exception):  # a file that FreeType cannot read
+            manager.addfont(path)
+    return _first_known(manager) or next((font.name for font in manager.ttflist if _has_chinese(font.fname)), None)
+
+
+def _first_known(manager) -> str | None:
+    names = {font.name for font in manager.ttflist}
+    return next((name for name in CHINESE_FONTS if name in names), None)
+
+
+def _has_chinese(path: str) -> bool:
+    from matplotlib.ft2font import FT2Font
+
+    with suppress(Exception):
+        return all(FT2Font(path).get_char_index(ord(character)) for character in "中图")
+    return False
+
+
+def recall_curve(rank: Tensor) -> list[tuple[int, float]]:
+    """(k, recall@k in percent) for k from 1 to the worst rank, at most 1000.
+
+    Args:
+        rank: (Q,) ranks from 1.
+
+    >>> import torch
+    >>> recall_curve(torch.tensor([1, 3]))
+    [(1, 50.0), (2, 50.0), (3, 100.0)]
+    """
+    ks = range(1, max(2, min(1000, int(rank.max()))) + 1)
+    return [(k, 100 * (rank <= k).double().mean().item()) for k in ks]
 
 
 def draw_recall(path: str, ranks: dict[str, Tensor]) -> None:
-    """Recall@k against k, one curve for each direction.
+    """Draw recall@k over k, one curve per direction, with k = 1, 5 and 10 marked.
 
     Args:
         ranks: name of the curve → (Q,) ranks from 1.
     """
-    pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name, rank in ranks.items():
-        ks = range(1, max(2, min(1000, int(rank.max())) + 1))
-        axes.plot(ks, [100 * (rank <= k).double().mean().item() for k in ks], label=name)
-    axes.set(xscale="log", xlabel="k", ylabel="recall@k (%)", ylim=(0, 101))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
+    with new_figure(path, figsize=(6, 4), layout="constrained") as (_, axes):
+        curves = {name: dict(recall_curve(rank)) for name, rank in ranks.items()}
+        for name, curve in curves.items():
+            marked = {k: curve[k] for k in RECALL_AT if k in curve}
+            values = "  ".join(f"R@{k} {value:.1f}" for k, value in marked.items())
+            (line,) = axes.plot(curve.keys(), curve.values(), label=f"{name}   {values}")
+            axes.plot(marked.keys(), marked.values(), "o", color=line.get_color())
+        lowest = min(value for curve in curves.values() for value in curve.values())
+        axes.set(xscale="log", xlabel="k", ylabel=label("recall@k (%)"), ylim=(max(0, lowest - 8), 103))
+        axes.set_xticks([k for k in (1, 5, 10, 100, 1000) if k <= max(map(len, curves.values())) or k <= 10])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
 
 
 def draw_mistakes(
     path: str, mistakes: Sequence[tuple[str | Image.Image, str | Image.Image, str | Image.Image, int]]
 ) -> None:
-    """One row per mistake: query, what was ranked first, what was right; texts and pictures as they are.
+    """Draw one row per mistake: the query, what was ranked first, and the right answer, in cells of one size.
 
     Args:
-        mistakes: (query, ranked first, right answer, its rank).
-
-    Raises:
-        ModuleNotFoundError: matplotlib is missing.
+        mistakes: (query, ranked first, right answer, rank of the right answer).
     """
-    pyplot = load_pyplot()
-    font = chinese_font()
-    if font is None:
-        logger.warning("no Chinese font is installed: %s has boxes for characters (apt install fonts-noto-cjk)", path)
-    fonts = [font, "DejaVu Sans"] if font else ["DejaVu Sans"]
-    with pyplot.rc_context({"font.sans-serif": fonts}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure, grid = pyplot.subplots(
-            max(1, len(mistakes)),
-            3,
-            figsize=(6.6, 2 * max(1, len(mistakes)) + 0.3),
-            squeeze=False,
-            layout="constrained",
+    count = max(1, len(mistakes))
+    height = 1.7 * count + 0.4
+    with new_figure(path, count, 3, has_texts=True, figsize=(6.6, height), squeeze=False) as (figure, grid):
+        figure.subplots_adjust(
+            left=0.01, right=0.99, bottom=0.1 / height, top=1 - 0.35 / height, wspace=0.03, hspace=0.06
         )
+        for axes, title in zip(grid[0], ("query", "ranked first", "right answer"), strict=True):
+            axes.set_title(label(title), fontsize=10, color="#444")
         for axes in grid.flat:
-            axes.axis("off")
+            axes.set(xticks=[], yticks=[], facecolor=_CELL_COLOUR, xlim=(0, CELL[0]), ylim=(CELL[1], 0))
+            for spine in axes.spines.values():
+                spine.set_visible(False)
         if not mistakes:
-            grid[0, 1].text(0.5, 0.5, "no mistakes", ha="center", va="center")
+            _write(grid[0, 1], label("no mistakes"))
         for row, (*cells, rank) in zip(grid, mistakes, strict=False):
-            for axes, cell, title in zip(row, cells, ("query", "ranked first", f"right, rank {rank:,}"), strict=True):
-                axes.set_title(title, fontsize=9, color="dimgray")
+            for axes, cell in zip(row, cells, strict=True):
                 if isinstance(cell, str):
-                    text = textwrap.fill(one_line(cell), 11, max_lines=5, placeholder="…")
-                    axes.text(0.5, 0.5, text.replace("$", r"\$"), ha="center", va="center", fontsize=12)
+                    _write(axes, textwrap.fill(one_line(cell), 11, max_lines=5, placeholder="…"))
                 else:
-                    axes.imshow(cell)
-        save_figure(figure, path)
+                    axes.imshow(ImageOps.pad(cell, CELL, color=_CELL_COLOUR), aspect="auto")
+            row[2].text(
+                8, CELL[1] - 8, f"{label('rank')} {rank:,}", fontsize=9, bbox=dict(facecolor="white", lw=0, pad=2)
+            )
 
 
-def save_figure(figure, path: str) -> None:
-    """Write it as PNG, whole or not at all, and free its memory."""
-    with new_file(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)
-    load_pyplot().close(figure)
-
-
-def load_pyplot():
-    """matplotlib.pyplot, set to draw into files.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is missing.
-    """
-    import_optional("matplotlib", "a figure").use("agg")
-    return import_optional("matplotlib.pyplot", "a figure")
+def _write(axes, text: str) -> None:
+    axes.text(CELL[0] / 2, CELL[1] / 2, text.replace("$", r"\$"), ha="center", va="center", fontsize=12)

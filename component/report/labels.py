@@ -1,0 +1,39 @@
+"""The labels of figures in English and Chinese. One switch for all: FIGURE_LANGUAGE=zh in the environment."""
+
+import os
+
+CHINESE = {
+    "loss": "损失",
+    "training": "训练",
+    "test_file": "测试集",
+    "ln(batch): cannot tell pairs apart": "ln(batch)：分不清图文对",
+    "text → image": "文本 → 图片",
+    "image → text": "图片 → 文本",
+    "recall on test_file (%)": "测试集召回率（%）",
+    "upper bound": "上限",
+    "logit_scale (1 / temperature)": "logit_scale（1 / 温度）",
+    "learning rate": "学习率",
+    "pairs per second": "每秒图文对数",
+    "waiting for data (% of the time)": "等数据的时间占比（%）",
+    "step": "步",
+    "not measured": "未测",
+    "recall@k (%)": "召回率 @k（%）",
+    "query": "查询",
+    "ranked first": "排在第一",
+    "right answer": "正确答案",
+    "rank": "名次",
+    "no mistakes": "没有错误",
+    "cosine of image and text": "图文余弦相似度",
+    "pairs": "图文对数",
+    "share kept at this threshold": "以此为阈值保留的比例",
+}
+
+
+def is_chinese() -> bool:
+    """Whether figures have Chinese labels."""
+    return os.environ.get("FIGURE_LANGUAGE", "").lower().startswith("zh")
+
+
+def label(english: str) -> str:
+    """The label in the language of the figures."""
+    return CHINESE[english] if is_chinese() else english

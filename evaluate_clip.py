@@ -1,16 +1,16 @@
-"""How good is a checkpoint, in the numbers that others publish: retrieval recall, or zero-shot accuracy."""
+"""Evaluate a checkpoint by the numbers that others publish: retrieval recall, or zero-shot accuracy."""
 
 import argparse
 import sys
 
-from component.ground.command import Parser, input_file, output_folder, run_script, whole_number
+from component.ground.command import Parser, input_file, output_file, output_folder, run_script, whole_number
 from component.ground.plain_text import one_line
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
         description=__doc__,
-        epilog="The exit status is 1 when a picture could not be read.",
+        epilog="The exit status is 1 if an image could not be read.",
         usage="%(prog)s --model FOLDER (--test_file FILE... | --class_names FILE) [--image_path PATH] [options]",
     )
     parser.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
@@ -24,19 +24,21 @@ def parse_args() -> argparse.Namespace:
     data.add_argument(
         "--class_names",
         type=input_file,
-        help="zero-shot: text file, one class a line: folder<TAB>name, or names in folder order",
+        help="zero-shot: text file, one class per line: folder<TAB>name, or names in folder order",
     )
     parser.add_argument(
         "--image_path",
-        help="folder of the pictures (zero-shot: a folder per class), or the .tsv; shards need none",
+        help="folder of the images (zero-shot: of one folder per class), or the .tsv; not needed for shards",
     )
     parser.add_argument(
         "--output", type=output_folder, default="output/evaluation", help="folder for the results (%(default)s)"
     )
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="also write a page with curves and mistakes")
     parser.add_argument("--batch_size", type=whole_number("items"), default=64, help="per forward pass (%(default)s)")
     args = parser.parse_args()
     if args.class_names and not args.image_path:
-        parser.error("--class_names needs --image_path, the folder with a folder per class")
+        parser.error("--class_names needs --image_path, a folder with one folder of images per class")
+    parser.require_distinct(args, "test_file", "class_names", "html")
     return args
 
 
@@ -45,7 +47,7 @@ def main() -> int:
 
     from component.ground.lock import sole_writer
 
-    with sole_writer(args.output, inside=True):
+    with sole_writer(args.output, inside=True), sole_writer(args.html):
         return evaluate(args)
 
 
@@ -57,24 +59,28 @@ def evaluate(args: argparse.Namespace) -> int:
     from component.evaluation.retrieval import evaluate_retrieval
     from component.evaluation.retrieval_data import read_retrieval_data
     from component.evaluation.zero_shot import evaluate_zero_shot
+    from component.ground.files import write_text
     from component.prompts import PROMPTS
     from component.report import evaluation as report
+    from component.report.evaluation_page import retrieval_page, zero_shot_page
 
     if args.test_file:
         data = read_retrieval_data(args.test_file, args.image_path)
-        names, num_texts = data.image_names, len(data.texts)
-        run, table, write = evaluate_retrieval, report.retrieval_table, report.write_retrieval_report
+        names, num_texts, measure = data.image_names, len(data.texts), evaluate_retrieval
+        table, write, page = report.retrieval_table, report.write_retrieval_report, retrieval_page
     else:
         data = read_image_folder(args.image_path, args.class_names)
-        names, num_texts = data.images, len(data.class_names) * len(PROMPTS)
-        run, table, write = evaluate_zero_shot, report.classification_table, report.write_zero_shot_report
+        names, num_texts, measure = data.images, len(data.class_names) * len(PROMPTS), evaluate_zero_shot
+        table, write, page = report.classification_table, report.write_zero_shot_report, zero_shot_page
 
     model, processor = load_checkpoint(args.model)
     with tqdm(total=num_texts + len(data.images), unit="item", leave=False, delay=1) as bar:
-        result = run(model, processor, data, args.batch_size, on_batch=bar.update)
+        result = measure(model, processor, data, args.batch_size, on_batch=bar.update)
     print(table(result.metrics))
     test_data = " ".join(args.test_file or [args.class_names])
     about = {"model": args.model, "test_data": test_data, "image_path": args.image_path}
+    if args.html:
+        write_text(args.html, page(data, result, about))
     try:
         write(args.output, data, result, about)
     except ModuleNotFoundError as error:

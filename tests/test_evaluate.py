@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CAPTIONS, run_python
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
@@ -449,19 +452,6 @@ def test_retrieval_through_the_command_line(bert_clip_path, data, tmp_path):
     assert ((red.astype(int) - green > 60) | (blue.astype(int) - red > 60)).mean() > 0.01  # the coloured images
 
 
-def test_zero_shot_through_the_command_line_with_a_bad_image(bert_clip_path, data, tmp_path):
-    folder = make_image_folder(data, tmp_path, "ab")
-    (tmp_path / "classes" / "a" / "bad.png").write_text("no image")
-    (tmp_path / "names.txt").write_text("红色\n蓝色\n", encoding="utf-8")
-    options = ["--class_names", tmp_path / "names.txt", "--image_path", folder, "--output", tmp_path / "out"]
-    done = run_python("evaluate_clip.py", "--model", bert_clip_path, *options)
-    assert done.returncode == 1
-    (error,) = errors(done)
-    assert "bad.png: text" in error
-    assert set(os.listdir(tmp_path / "out")) == {"metrics.json", "metrics.md", "mistakes.png"}
-    assert "| top-1 | top-5 | mean per class |" in done.stdout
-
-
 def run_here(monkeypatch, options: dict) -> int:
     """Run the script in this process: a new one takes seconds to import torch."""
     words = [str(word) for option in options.items() for word in option]
@@ -482,9 +472,40 @@ def options(bert_clip_path, data, tmp_path) -> dict:
     }
 
 
+def zero_shot_options(options, data, tmp_path) -> dict:
+    folder = make_image_folder(data, tmp_path, "ab")
+    (tmp_path / "classes" / "a" / "bad.png").write_text("no image")
+    (tmp_path / "names.txt").write_text("红色\n<b>蓝色\n", encoding="utf-8")
+    options = {key: options[key] for key in ("--model", "--output")}
+    return {**options, "--class_names": tmp_path / "names.txt", "--image_path": folder, "--html": tmp_path / "z.html"}
+
+
+def test_retrieval_and_zero_shot_share_a_folder_and_each_writes_a_page(options, data, tmp_path, monkeypatch, capsys):
+    assert run_here(monkeypatch, {**options, "--html": tmp_path / "r.html"}) == 0
+    retrieval = {name: (tmp_path / "out" / name).read_bytes() for name in os.listdir(tmp_path / "out")}
+    capsys.readouterr()
+    assert run_here(monkeypatch, zero_shot_options(options, data, tmp_path)) == 1
+    out, err = capsys.readouterr()
+    assert "| top-1 | top-5 | mean per class |" in out and "bad.png: text" in err
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in retrieval} == retrieval
+    assert set(os.listdir(tmp_path / "out")) - retrieval.keys() == {
+        "zero_shot.json",
+        "zero_shot.md",
+        "zero_shot_mistakes.png",
+    }
+    page, zero_shot = ((tmp_path / name).read_text(encoding="utf-8") for name in ("r.html", "z.html"))
+    recall = json.loads(retrieval["metrics.json"])["text_to_image_recall@1"]
+    assert f"<td>{100 * recall:.1f}</td>" in page and page.count("<polyline") == 2
+    assert page.count("<figure>") == 3 * page.count('class="mistake"') > 0
+    assert "<polyline" not in zero_shot and "&lt;b&gt;蓝色" in zero_shot and "<b>" not in zero_shot
+    assert zero_shot.count("--share:") == 2
+    for html in (page, zero_shot):
+        assert not re.findall(r"(?:src|href)\s*=\s*\"(?!data:image/jpeg;base64,)|@import|<script", html)
+
+
 def test_without_matplotlib_numbers_are_written_and_old_figures_removed(options, tmp_path, monkeypatch, capsys):
     (tmp_path / "out").mkdir()
-    for name in ("mine.txt", "recall.png", "mistakes.png", "metrics.json"):
+    for name in ("mine.txt", "recall.png", "mistakes_text_to_image.png", "metrics.json"):
         (tmp_path / "out" / name).write_text("old")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
     assert run_here(monkeypatch, options) == 0
@@ -502,8 +523,29 @@ def test_a_second_evaluation_into_the_same_folder_is_refused(options, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_chinese_font_figures_are_drawn_with_a_warning(tmp_path, monkeypatch, caplog, recwarn):
-    monkeypatch.setattr(figures, "CHINESE_FONTS", ("no such font",))
+@pytest.fixture
+def only_dejavu(monkeypatch):
+    """matplotlib's list of fonts as on a machine without a Chinese one."""
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    fonts = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    return fonts[0].fname
+
+
+def test_a_chinese_font_that_matplotlib_has_not_listed_yet_is_found(only_dejavu, tmp_path, monkeypatch):
+    """matplotlib's list is a cache, and a name that we do not know is no reason to draw boxes."""
+    font = TTFont(only_dejavu)
+    for table in font["cmap"].tables:
+        table.cmap |= {ord(character): "A" for character in "中图"}
+    for record in font["name"].names:
+        record.string = "Newly Installed"
+    font.save(tmp_path / "new.ttf")
+    assert figures.chinese_font() is None
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [only_dejavu, str(tmp_path / "new.ttf")])
+    assert figures.chinese_font() == "Newly Installed"
+
+
+def test_without_a_chinese_font_figures_are_drawn_with_a_warning(only_dejavu, tmp_path, caplog, recwarn):
     path = tmp_path / "mistakes.png"
     figures.draw_mistakes(str(path), [(Image.new("RGB", (8, 8)), "红色$的", "一只很长很长很长很长很长的狗", 2)])
     assert "no Chinese font is installed" in caplog.text

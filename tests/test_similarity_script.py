@@ -10,13 +10,17 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import CAPTIONS, run_python
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import predict_similarity
+from component.embedding import Embedded
 from component.ground import command
 from component.ground.lock import sole_writer
+from component.report.page import similarity_page
+from component.similarity import Similarity
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -109,7 +113,7 @@ def test_a_bad_image_is_named_and_the_others_are_compared(bert_clip_path, images
         (["--text_file", "blank.txt"], "blank.txt holds no text"),
         (["--text_file", "gone.txt"], "--text_file gone.txt: expected a file, but it does not exist"),
         (["--texts", "红", "蓝", "--top_k", "0"], "--top_k 0: expected a number of matches from 1"),
-        (["--texts", "红", "蓝", "--json", "gone/out.json"], "there is no folder gone"),
+        (["--texts", "红", "蓝", "--json", "gone/out.json"], "the folder gone does not exist"),
         (["--texts", "红", "蓝", "--html", "empty"], "empty is a folder"),
     ],
 )
@@ -246,6 +250,26 @@ def test_the_page_is_self_contained_and_holds_each_image_once(page):
     assert html.count("<table>") == 4 and html.count('class="card"') == 2 + 3 + 3 + 2
     assert "<script" not in html and "&lt;script&gt;" in html
     assert '<meta name="viewport" content="width=device-width' in html
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2.1 defines it, of #rgb or #rrggbb."""
+    digits = colour.lstrip("#")
+    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    linear = np.array(list(bytes.fromhex(digits))) / 255
+    linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_every_cell_of_the_heat_map_can_be_read():
+    angles = torch.linspace(0, torch.pi, 40)
+    texts = Embedded("text", [str(i) for i in range(40)], torch.stack([angles.cos(), angles.sin()], 1), range(40))
+    html = similarity_page([Similarity(texts, texts, 10.0)], top_k=1)
+    cells = re.findall(r'background:(#\w+);color:(#\w+)">', html)
+    assert len(cells) == 40 * 39 and "max-height: 85vh" not in html
+    for pair in set(cells):
+        dark, light = sorted(map(luminance, pair))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

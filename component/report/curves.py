@@ -32,7 +32,7 @@ def draw_training(path: str, rows: Sequence[Row]) -> None:
         _plot(loss, rows, "loss", label=label("training"))
         _plot(loss, rows, "eval_loss", label=label("test_file"), marker=".")
         loss.set(title=label("loss"))
-        _draw_recall(recall, [row for row in rows if f"eval_text_to_image_recall@{RECALL_AT[0]}" in row])
+        _draw_recall(recall, [row for row in rows if any("_recall@" in key for key in row)])
         scale.axhline(100, color="gray", linestyle="--", label=label("upper bound"))
         _plot(scale, rows, "logit_scale", label="logit_scale")
         scale.set(title=label("logit_scale (1 / temperature)"))
@@ -65,12 +65,13 @@ def _draw_recall(axes, evaluations: Sequence[Row]) -> None:
         enumerate(RECALL_AT), enumerate(DIRECTIONS.items())
     ):
         key = f"eval_{direction}_recall@{k}"
-        values += [100 * row[key] for row in evaluations]
+        found = [100 * row[key] for row in evaluations if key in row]
+        values += found
         if len(evaluations) > 1:
             _plot(axes, evaluations, key, 100, label=f"{label(name)}, R@{k}", linestyle=style, color=f"C{number}")
-        elif evaluations:
+        elif found:
             legend = label(name) if number == 0 else None
-            bars = axes.bar(number + 0.4 * place - 0.2, values[-1], 0.38, color=f"C{place}", label=legend)
+            bars = axes.bar(number + 0.4 * place - 0.2, found[0], 0.38, color=f"C{place}", label=legend)
             axes.bar_label(bars, fmt="%.1f", fontsize=8)
     if len(evaluations) > 1:
         axes.set_ylim(max(0, min(values) - 2), min(101, max(values) + 2))

@@ -1,8 +1,10 @@
-"""What an evaluation found → metrics.json, a Markdown table, and pictures in a folder."""
+"""Results of an evaluation → a JSON file, a Markdown table and figures in a folder."""
 
 import os
 from contextlib import suppress
 from typing import Any
+
+from PIL import Image
 
 from component.embedding import open_image
 from component.evaluation.image_folder import ClassifiedImages
@@ -12,51 +14,75 @@ from component.evaluation.zero_shot import ZeroShotResult
 from component.ground.files import write_json, write_text
 from component.metrics import RECALL_AT
 from component.report.figures import draw_mistakes, draw_recall
+from component.report.labels import label
 from component.report.text_table import markdown_table
 
 DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
-FIGURES = ("recall.png", "mistakes.png", *(f"mistakes_{direction}.png" for direction in DIRECTIONS))
+
+Item = str | Image.Image
+MistakeRow = tuple[Item, Item, Item, int]  # query, ranked first, right answer, rank of the right answer
 
 
 def write_retrieval_report(folder: str, data: RetrievalData, result: RetrievalResult, about: dict[str, Any]) -> None:
     """Write metrics.json, metrics.md, recall.png, mistakes_text_to_image.png and mistakes_image_to_text.png.
 
-    The numbers are written before the figures; those of an earlier evaluation go.
+    The figures of an earlier evaluation are removed, and the numbers are written before the figures are drawn.
 
     Args:
         about: what was evaluated (model, files), for metrics.json.
 
     Raises:
-        ModuleNotFoundError: matplotlib, which draws the pictures, is not installed.
+        ModuleNotFoundError: matplotlib, which draws the figures, is not installed.
     """
-    _write_metrics(folder, result.metrics, retrieval_table(result.metrics), about)
-    draw_recall(os.path.join(folder, "recall.png"), {name: result.ranks[key] for key, name in DIRECTIONS.items()})
-    sides = {"text": data.texts, "image": data.images}
-    for direction, mistakes in result.mistakes.items():
-        query, gallery = (sides[kind] for kind in direction.split("_to_"))
-        rows = [(query[m.query], gallery[m.first], gallery[m.right], m.rank) for m in mistakes]
-        draw_mistakes(os.path.join(folder, f"mistakes_{direction}.png"), rows)
+    mistakes = {direction: f"mistakes_{direction}.png" for direction in DIRECTIONS}
+    _remove(folder, "recall.png", *mistakes.values())
+    _write_metrics(folder, "metrics", result.metrics, retrieval_table(result.metrics), about)
+    ranks = {label(name): result.ranks[direction] for direction, name in DIRECTIONS.items()}
+    draw_recall(os.path.join(folder, "recall.png"), ranks)
+    for direction, rows in retrieval_mistakes(data, result).items():
+        draw_mistakes(os.path.join(folder, mistakes[direction]), rows)
 
 
 def write_zero_shot_report(folder: str, data: ClassifiedImages, result: ZeroShotResult, about: dict[str, Any]) -> None:
-    """Write metrics.json, metrics.md and mistakes.png; arguments and errors as in `write_retrieval_report`."""
-    _write_metrics(folder, result.metrics, classification_table(result.metrics), about)
+    """Write zero_shot.json, zero_shot.md and zero_shot_mistakes.png; else as `write_retrieval_report`.
+
+    The names differ from those of a retrieval evaluation, so that both fit into one folder.
+    """
+    _remove(folder, "zero_shot_mistakes.png")
+    _write_metrics(folder, "zero_shot", result.metrics, classification_table(result.metrics), about)
+    draw_mistakes(os.path.join(folder, "zero_shot_mistakes.png"), zero_shot_mistakes(data, result))
+
+
+def retrieval_mistakes(data: RetrievalData, result: RetrievalResult) -> dict[str, list[MistakeRow]]:
+    """Direction → its mistakes, as texts and images."""
+    sides = {"text": data.texts, "image": data.images}
+    rows = {}
+    for direction, mistakes in result.mistakes.items():
+        query, gallery = (sides[kind] for kind in direction.split("_to_"))
+        rows[direction] = [(query[m.query], gallery[m.first], gallery[m.right], m.rank) for m in mistakes]
+    return rows
+
+
+def zero_shot_mistakes(data: ClassifiedImages, result: ZeroShotResult) -> list[MistakeRow]:
+    """The mistakes, as images and class names."""
     names = data.class_names
-    rows = [(open_image(data.images[m.query]), names[m.first], names[m.right], m.rank) for m in result.mistakes]
-    draw_mistakes(os.path.join(folder, "mistakes.png"), rows)
+    return [(open_image(data.images[m.query]), names[m.first], names[m.right], m.rank) for m in result.mistakes]
 
 
-def _write_metrics(folder: str, metrics: dict[str, float], table: str, about: dict[str, Any]) -> None:
-    os.makedirs(folder, exist_ok=True)
-    for name in FIGURES:  # of an earlier evaluation: without figures is better than with those of other numbers
+def _remove(folder: str, *names: str) -> None:
+    for name in names:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))
-    write_json(os.path.join(folder, "metrics.json"), {**about, **metrics})
-    write_text(os.path.join(folder, "metrics.md"), table)
+
+
+def _write_metrics(folder: str, name: str, metrics: dict[str, float], table: str, about: dict[str, Any]) -> None:
+    os.makedirs(folder, exist_ok=True)
+    write_json(os.path.join(folder, f"{name}.json"), {**about, **metrics})
+    write_text(os.path.join(folder, f"{name}.md"), table)
 
 
 def retrieval_table(metrics: dict[str, float]) -> str:
-    """Recall in percent and median rank of both directions; below them the mean recall and what was compared."""
+    """Markdown: recall in percent and median rank of both directions, then the mean recall and the counts."""
     rows = [
         [name, *(f"{100 * metrics[f'{direction}_recall@{k}']:.1f}" for k in RECALL_AT)]
         + [f"{metrics[f'{direction}_median_rank']:g}"]
@@ -67,7 +93,7 @@ def retrieval_table(metrics: dict[str, float]) -> str:
 
 
 def classification_table(metrics: dict[str, float]) -> str:
-    """Top-1, top-5 and mean per class in percent; below them what was classified."""
+    """Markdown: top-1, top-5 and mean per class in percent, then the counts."""
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
     table = markdown_table(list(names.values()), [[f"{100 * metrics[key]:.1f}" for key in names]])
     return f"{table}\n\n{_counts(metrics)}\n"

@@ -1,4 +1,4 @@
-"""Pages that are one file: templates, and images inside of them."""
+"""HTML pages that are one file: templates, and images embedded in them."""
 
 import base64
 import io
@@ -22,12 +22,12 @@ def _templates() -> Environment:
 
 
 def render(template: str, **values) -> str:
-    """A page from `templates/`; what is put in is escaped."""
+    """Render a page of `templates/`; values are escaped."""
     return _templates().get_template(template).render(values)
 
 
 def data_uri(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
-    """A JPEG of an RGB image, made small, for `src` or `url()`."""
+    """A data URI, for `src` or `url()`, of an RGB image as JPEG of at most `side` pixels per side."""
     image = image.copy()
     image.thumbnail((side, side))
     file = io.BytesIO()

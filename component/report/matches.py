@@ -1,4 +1,4 @@
-"""Similarity → what people and programs read: rows, a terminal table, JSON, CSV."""
+"""Similarity → rows, a terminal table, JSON, CSV."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,12 @@ from component.similarity import Similarity
 
 
 def title(similarity: Similarity) -> str:
+    """Such as "image → text"."""
     return f"{similarity.queries.kind} → {similarity.candidates.kind}"
 
 
 def match_rows(similarity: Similarity, top_k: int) -> Iterator[dict[str, Any]]:
-    """One dict per match: task, query, rank (from 1), candidate, score, cosine."""
+    """Yield a dict per match: task, query, rank (from 1), candidate, score, cosine."""
     for index, matches in enumerate(similarity.best(top_k)):
         for rank, match in enumerate(matches, 1):
             yield {
@@ -30,7 +31,7 @@ def match_rows(similarity: Similarity, top_k: int) -> Iterator[dict[str, Any]]:
 
 
 def terminal_table(similarity: Similarity, top_k: int, num_queries: int) -> str:
-    """An aligned table of the first `num_queries` queries; a last line says how many more there are."""
+    """An aligned table of the first `num_queries` queries; the last line says how many are left out."""
     top_k = min(top_k, len(similarity.candidates) - similarity.is_among_themselves)
     rows = [
         (
@@ -50,11 +51,12 @@ def terminal_table(similarity: Similarity, top_k: int, num_queries: int) -> str:
 
 
 def write_matches_json(path: str, similarities: Sequence[Similarity], top_k: int) -> None:
+    """Write the rows of all similarities as one list."""
     write_json(path, [row for similarity in similarities for row in match_rows(similarity, top_k)])
 
 
 def write_matches_csv(path: str, similarities: Sequence[Similarity], top_k: int) -> None:
-    """UTF-8 with BOM, which spreadsheets need to read Chinese; no cell is a formula."""
+    """Write the rows in UTF-8 with BOM, which spreadsheets need to read Chinese; no cell is a formula."""
     with new_file(path, encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, ["task", "query", "rank", "candidate", "score", "cosine"])
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Tables: aligned for a terminal, where a Chinese character takes two columns, and as Markdown."""
+"""Tables for a terminal, where a Chinese character takes two columns, and in Markdown."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -7,7 +7,11 @@ from component.ground.plain_text import one_line, shown_path
 
 
 def display_width(text: str) -> int:
-    """Terminal columns that a text takes: 2 for wide characters (Chinese, emoji), 0 for combining marks, else 1."""
+    """Terminal columns that a text takes: 2 for wide characters (Chinese, emoji), 0 for combining marks, else 1.
+
+    >>> display_width("一只cat")
+    7
+    """
     return sum(_width(character) for character in text)
 
 
@@ -18,7 +22,7 @@ def _width(character: str) -> int:
 
 
 def fit(text: str, columns: int, align_right: bool = False, keep_end: bool = False) -> str:
-    """The text in exactly `columns` columns: filled with spaces, or cut with an ellipsis at its end or start."""
+    """The text in exactly `columns` columns: padded with spaces, or cut at its end or start with an ellipsis."""
     if display_width(text) > columns:
         while display_width(text) > columns - 1:
             text = text[1:] if keep_end else text[:-1]
@@ -37,9 +41,9 @@ def text_table(
     """Lay out rows under a header.
 
     Args:
-        right: columns that are aligned to the right (numbers).
-        paths: columns whose cells are cut at their start, where others are cut at their end.
-        widest: terminal columns that one cell may take; longer ones are cut.
+        right: columns aligned to the right, for numbers.
+        paths: columns whose long cells are cut at their start; others are cut at their end.
+        widest: terminal columns of a cell; longer ones are cut.
     """
     rows = [[(shown_path if i in paths else one_line)(cell) for i, cell in enumerate(row)] for row in rows]
     widths = [min(widest, max(map(display_width, column))) for column in zip(header, *rows, strict=True)]
@@ -51,6 +55,6 @@ def text_table(
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as Markdown, aligned to the right but for a column without a name."""
+    """A Markdown table; columns are aligned to the right, those without a name to the left."""
     rule = ["---:" if name else ":---" for name in header]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -16,6 +16,7 @@ import torch
 from conftest import CAPTIONS, ENVIRONMENT, ROOT, python
 from hub_server import HubServer
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -33,6 +34,7 @@ from component.embedding import embed_texts
 from component.export.bert import save_bert
 from component.filter.clip_score import ClipScorer
 from component.hub import pretrained
+from component.hub.tokenizer import load_tokenizer, save_tokenizer
 from component.training.build import load_datasets, load_model
 from component.training.preflight import preflight
 
@@ -84,6 +86,40 @@ def test_a_text_tower_of_another_kind_is_refused_with_folder_and_kind(towers, co
         towers(bert_pretrain_path=path)
 
 
+SETTINGS = [
+    ("position_embedding_type", "relative_key", "transformers 5 no longer computes"),
+    ("pruned_heads", {"0": [1]}, "transformers 5 no longer computes"),
+    ("is_decoder", True, "makes it a decoder"),
+    ("add_cross_attention", True, "makes it a decoder"),
+    ("hidden_act", "gleu", "transformers does not have"),
+    ("pad_token_id", 10**6, "but vocab_size"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "fault"), SETTINGS)
+def test_a_setting_that_transformers_does_not_compute_is_refused(
+    towers, copy, bert_path, bert_clip_path, key, value, fault
+):
+    """Nothing else shows it: names and shapes of the weights are the same."""
+    path = copy(bert_path, **{key: value})
+    with pytest.raises(ValueError, match=f"`bert_pretrain_path`: {path} .*config.json has {key} .*{fault}") as error:
+        towers(bert_pretrain_path=path)
+    one_line(error)
+    shutil.rmtree(path)
+    with open(f"{bert_clip_path}/config.json", encoding="utf-8") as file:
+        text_config = json.load(file)["text_config"]
+    with pytest.raises(ValueError, match=f"config.json has {key} .*{fault}"):
+        load_checkpoint(copy(bert_clip_path, text_config={**text_config, key: value}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_channels", 1), ("hidden_act", "gleu")])
+def test_a_setting_of_the_image_tower_is_refused_too(towers, copy, clip_path, key, value):
+    with open(f"{clip_path}/config.json", encoding="utf-8") as file:
+        vision_config = json.load(file)["vision_config"]
+    with pytest.raises(ValueError, match=f"`clip_pretrain_path`: .*config.json has {key}"):
+        towers(clip_pretrain_path=copy(clip_path, vision_config={**vision_config, key: value}))
+
+
 def test_a_class_that_contradicts_its_kind_is_refused(towers, bert_path, tmp_path, copy):
     """RoBERTa has BERT's names and shapes, and other positions: nothing else gives it away."""
     RobertaModel(RobertaConfig(**SMALL, max_position_embeddings=24)).save_pretrained(tmp_path / "roberta")
@@ -122,7 +158,7 @@ def test_a_bert_of_other_shapes_than_its_config_is_refused(towers, copy, bert_pa
 def test_layers_that_the_config_leaves_out_are_counted(towers, copy, bert_path, caplog):
     model = towers(bert_pretrain_path=copy(bert_path, num_hidden_layers=1))
     assert len(model.text_model.encoder.layer) == 1
-    assert "has 16 weights that the model has no place for (the first: encoder.layer.1" in caplog.text
+    assert "has 16 weights that the model does not use (the first: encoder.layer.1" in caplog.text
 
 
 def test_a_bert_without_a_pooler_gets_a_new_one_and_a_line_says_so(towers, copy, bert_path, caplog):
@@ -130,7 +166,9 @@ def test_a_bert_without_a_pooler_gets_a_new_one_and_a_line_says_so(towers, copy,
     weights = load_file(f"{path}/model.safetensors")
     save_file({k: v for k, v in weights.items() if "pooler" not in k}, f"{path}/model.safetensors", {"format": "pt"})
     model = towers(bert_pretrain_path=path)
-    assert said(caplog) == [f"{path} has no pooler.dense.bias and pooler.dense.weight: new, and not trained yet."]
+    assert said(caplog) == [
+        f"{path} has no pooler.dense.bias and pooler.dense.weight: initialised at random, to be trained."
+    ]
     assert 0 < model.text_model.pooler.dense.weight.std() < 0.3
     assert torch.equal(
         model.text_model.embeddings.word_embeddings.weight, weights["embeddings.word_embeddings.weight"]
@@ -178,7 +216,7 @@ def test_a_lone_image_tower_is_taken_and_what_is_new_is_said(towers, clip_path, 
     assert model.visual_projection.weight.shape == (16, 48) and model.visual_projection.weight.requires_grad
     assert model.logit_scale.item() == pytest.approx(2.6592)
     new = [name for name in ("logit_scale", "visual_projection.weight") if name not in tower.state_dict()]
-    assert said(caplog) == [f"{path} has no {' and '.join(new)}: new, and not trained yet."]
+    assert said(caplog) == [f"{path} has no {' and '.join(new)}: initialised at random, to be trained."]
 
 
 def test_a_clip_without_its_image_tower_is_refused(towers, clip_path, copy, tmp_path):
@@ -199,7 +237,7 @@ def test_an_image_processor_for_another_size_is_refused(towers, copy, clip_path)
     path = copy(clip_path)
     with open(f"{path}/preprocessor_config.json", "w") as file:
         json.dump({"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}, file)
-    with pytest.raises(ValueError, match="makes pictures of 64 × 64 pixels, but its image tower takes 32 × 32"):
+    with pytest.raises(ValueError, match="makes images of 64 × 64 pixels, but its image tower takes 32 × 32"):
         towers(clip_pretrain_path=path)
 
 
@@ -326,6 +364,79 @@ def test_a_bert_clip_without_a_vocabulary_is_refused(load_whole, copy, bert_clip
         load_whole(path)
 
 
+def _rewrite(path: str, edit, config: dict | None = None) -> None:
+    """Change tokenizer.json, and replace tokenizer_config.json."""
+    with open(f"{path}/tokenizer.json", encoding="utf-8") as file:
+        content = json.load(file)
+    edit(content)
+    _write(f"{path}/tokenizer.json", json.dumps(content))
+    _write(f"{path}/tokenizer_config.json", json.dumps(config or {}))
+
+
+def _in_front(*steps):
+    return lambda c: c.update(normalizer={"type": "Sequence", "normalizers": [*steps, c["normalizer"]]})
+
+
+PIPELINES = {
+    "NFKC": _in_front({"type": "NFKC"}),
+    "a replacement": _in_front({"type": "Replace", "pattern": {"String": "狗"}, "content": "猪"}),
+    "short words": lambda c: c["model"].update(max_input_chars_per_word=7),
+    "digits": lambda c: c.update(
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [c["pre_tokenizer"], {"type": "Digits", "individual_digits": True}],
+        }
+    ),
+    "no ends": lambda c: c.update(post_processor=None),
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_tokenizer_with_a_pipeline_of_its_own_is_refused(copy, bert_clip_path, pipeline):
+    path = copy(bert_clip_path)
+    _rewrite(path, PIPELINES[pipeline])
+    with pytest.raises(
+        ValueError, match=f"tokenizer.json of {path} has its own .* replaces by BERT's default"
+    ) as error:
+        load_checkpoint(path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("key", ["lowercase", "handle_chinese_chars"])
+def test_the_settings_in_tokenizer_json_count_and_are_saved(copy, bert_clip_path, tmp_path, key):
+    path = copy(bert_clip_path)
+    _rewrite(path, lambda c: c["normalizer"].update({key: False}))
+    texts = ["A小狗", "一只 a"]
+    expected = [Tokenizer.from_file(f"{path}/tokenizer.json").encode(text).ids for text in texts]
+    tokenizer = load_tokenizer(path)
+    assert tokenizer(texts)["input_ids"] == expected
+    save_tokenizer(tokenizer, str(tmp_path))
+    assert BertTokenizerFast.from_pretrained(tmp_path)(texts)["input_ids"] == expected
+
+
+def test_tokenizer_config_has_priority_over_tokenizer_json(copy, bert_clip_path):
+    path = copy(bert_clip_path)
+    _rewrite(path, lambda c: c["normalizer"].update(lowercase=False), {"do_lower_case": True})
+    assert load_tokenizer(path).backend_tokenizer.normalizer.normalize_str("A") == "a"
+
+
+def test_a_vocabulary_with_a_byte_order_mark_is_refused(towers, copy, bert_path):
+    path = copy(bert_path)
+    with open(f"{path}/vocab.txt", encoding="utf-8") as file:
+        _write(f"{path}/vocab.txt", "\ufeff" + file.read())
+    with pytest.raises(ValueError, match=r"lacks \[PAD\]. Save vocab.txt as UTF-8 without a byte order mark"):
+        towers(bert_pretrain_path=path)
+
+
+def test_a_special_token_in_a_text_is_text(bert_clip_path, tmp_path):
+    """Training, search and prediction take the tokenizer from one place; a saved one keeps the setting."""
+    tokenizer = load_tokenizer(bert_clip_path)
+    save_tokenizer(tokenizer, str(tmp_path))
+    for loaded in (tokenizer, BertTokenizerFast.from_pretrained(tmp_path)):
+        ids = loaded("小[PAD][SEP]狗")["input_ids"]
+        assert loaded.pad_token_id not in ids and ids.count(loaded.sep_token_id) == 1
+
+
 def test_a_token_without_an_embedding_is_an_error_before_the_first_step(checked, copy, bert_path, caplog):
     path = copy(bert_path)
     _add_token(path)
@@ -403,7 +514,7 @@ def test_a_mistyped_folder_is_said_with_its_key_and_no_hub_is_asked(towers, tmp_
 @pytest.mark.parametrize("name", ["bert-emojj", "some/bert"])
 def test_a_hub_that_does_not_answer_is_one_line_with_key_and_the_ways_out(towers, no_hub, name, capfd):
     with pytest.raises(
-        ValueError, match=f"`bert_pretrain_path`: {name} is no folder .*{no_hub}.* not answer"
+        ValueError, match=f"`bert_pretrain_path`: {name} is not a folder .*{no_hub}.* not answer"
     ) as error:
         towers(bert_pretrain_path=name)
     assert "HF_ENDPOINT" in one_line(error) and "local folder" in one_line(error)
@@ -436,7 +547,7 @@ def hub_server(hub, bert_clip_path, tmp_path, monkeypatch) -> Iterator[HubServer
 
 
 def test_a_name_that_the_hub_does_not_have_is_one_line_with_its_key(towers, hub_server):
-    expected = "`bert_pretrain_path`: some/bert is no folder .*, nor a model of the Hub: some/bert is not a"
+    expected = "`bert_pretrain_path`: some/bert is neither a folder .* nor a model of the Hub: some/bert is not a"
     with pytest.raises(ValueError, match=expected) as error:
         towers(bert_pretrain_path="some/bert")
     one_line(error)
@@ -445,7 +556,7 @@ def test_a_name_that_the_hub_does_not_have_is_one_line_with_its_key(towers, hub_
 @pytest.mark.parametrize("status", [200, 401, 403, 404, 429, 503])
 def test_a_server_that_gives_no_models_is_asked_once_and_said_in_one_line(towers, hub_server, status, capfd):
     hub_server.refuse_with = status
-    expected = f"`bert_pretrain_path`: some/bert is no folder .*{hub_server.url}.*status {status}.*HF_ENDPOINT"
+    expected = f"`bert_pretrain_path`: some/bert is not a folder .*{hub_server.url}.*status {status}.*HF_ENDPOINT"
     with pytest.raises(ValueError, match=expected) as error:
         towers(bert_pretrain_path="some/bert")
     one_line(error)
@@ -454,7 +565,7 @@ def test_a_server_that_gives_no_models_is_asked_once_and_said_in_one_line(towers
 
 def test_an_endpoint_that_is_no_address_is_said(hub):
     hub("hf-mirror.com")
-    with pytest.raises(ValueError, match=r"the Hub \(hf-mirror.com\) is no address, which begins with https://"):
+    with pytest.raises(ValueError, match=r"the Hub \(hf-mirror.com\) is not an address, which begins with https://"):
         load_checkpoint("some/clip")
 
 

@@ -162,7 +162,7 @@ def test_a_model_of_nans_is_refused_and_leaves_no_file(bert_clip_path, images, t
 def test_two_options_for_the_same_file_are_refused(bert_clip_path, tmp_path, monkeypatch, capsys, first, second):
     monkeypatch.chdir(tmp_path)
     assert run_here(monkeypatch, "--model", bert_clip_path, first, "out", second, "./out") == 2
-    assert f"{second} is {first}" in capsys.readouterr().err and not os.listdir(tmp_path)
+    assert f"{second} and {first} name the same file" in capsys.readouterr().err and not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("option", ["--json", "--csv", "--html"])

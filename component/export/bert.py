@@ -9,7 +9,7 @@ from component.checkpoint import load_model
 from component.export.folder import export_folder
 from component.export.samples import TEXTS
 from component.hub.pretrained import loading, quiet_transformers
-from component.processor import load_tokenizer, save_tokenizer
+from component.hub.tokenizer import load_tokenizer, save_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,16 @@
-"""What a user gives as a model: a folder, or a name on the hub."""
+"""Tell a folder from a name of the Hub."""
 
 import os
 import re
 
 
 def is_hub_name(path: str) -> bool:
-    """True for "model" and "user/model" where nothing here has that name; all else is meant to be a folder.
+    """True for "model" and "user/model" if no such path exists; everything else is taken for a folder.
 
-    Where there is a folder `user`, a mistyped folder in it is meant, and not a name that the hub is to be asked for.
+    If there is a folder `user`, "user/model" is taken for a mistyped path in it, and the Hub is not asked.
+
+    >>> is_hub_name("bert-base-chinese"), is_hub_name("OFA-Sys/chinese-clip"), is_hub_name("output/demo/checkpoint-1")
+    (True, True, False)
     """
     if os.path.exists(path) or os.path.isdir(os.path.dirname(path)):
         return False

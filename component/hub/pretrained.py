@@ -1,4 +1,4 @@
-"""Pretrained folders and hub names: what they are and what they lack, said before anything is computed from them."""
+"""Find, check and load pretrained folders and Hub names. Faults are reported before anything is computed."""
 
 import functools
 import json
@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from component.hub.model_path import is_hub_name
+from component.hub.tower_settings import settings_fault
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +32,21 @@ _WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Use:
-    """What a pretrained folder is wanted for.
+    """What a pretrained folder is to be used for.
 
-    Args:
-        name: as the error says it.
-        kinds: the model_types whose weights mean the same there.
+    Attributes:
+        name: for the error.
+        kinds: the accepted model_types.
         instead: what works, as a sentence for the error.
-        needed: pattern that the names of the weights that have to be there begin with.
-        renewable: the same, of those of them that may be new, which a warning says.
+        towers: the towers that are used: "text", "vision".
+        needed: pattern for the beginnings of the names of required weights.
+        renewable: the same for weights among them that may be missing; they are new, and a warning is logged.
     """
 
     name: str
     kinds: tuple[str, ...]
     instead: str
+    towers: tuple[str, ...]
     needed: str = ""
     renewable: str = "$"
 
@@ -51,6 +54,7 @@ class Use:
 TEXT_TOWER = Use(
     name="a BERT for the text tower",
     kinds=("bert",),
+    towers=("text",),
     instead="A BERT works (model_type bert), such as Langboat/mengzi-bert-base; of a BertCLIP folder, "
     "save_bert_checkpoint.py makes one.",
     needed=r"embeddings\.|encoder\.|pooler\.",
@@ -59,6 +63,7 @@ TEXT_TOWER = Use(
 IMAGE_TOWER = Use(
     name="a CLIP for the image tower",
     kinds=("clip", "clip_vision_model", "chinese_clip", "chinese_clip_vision_model"),
+    towers=("vision",),
     instead="A CLIP with its image tower works (model_type clip), such as openai/clip-vit-base-patch32.",
     needed=r"vision_model\.|visual_projection\.|logit_scale",
     renewable=r"visual_projection\.|logit_scale",
@@ -66,45 +71,51 @@ IMAGE_TOWER = Use(
 BERT_CLIP = Use(
     name="a BertCLIP checkpoint",
     kinds=("clip", "chinese_clip"),
+    towers=("text", "vision"),
     instead="Give a folder that train_clip.py wrote, such as output/demo/checkpoint-final, or a Chinese-CLIP. To pair "
     "a CLIP with a BERT, train with load_from_bert_clip false and bert_pretrain_path.",
 )
 
 
 def check_pretrained(path: str, use: Use) -> str:
-    """Look at files and config.json, milliseconds, and give what to load from, see `find_pretrained`.
+    """Check files and config.json, which takes milliseconds, and return what to load from (`find_pretrained`).
 
     Raises:
-        ValueError: no such folder or name, files that are missing, or another kind of model.
+        ValueError: there is no such folder or name, files are missing, it is another kind of model, or it has settings
+            that transformers does not compute as the weights were trained.
     """
-    place = find_pretrained(path)
-    if os.path.isdir(place):
-        _require_files(place)
-    for kind in _kinds(read_config(place)):
+    source = find_pretrained(path)
+    if os.path.isdir(source):
+        _require_files(source)
+    config = read_config(source)
+    for kind in _kinds(config):
         if kind not in use.kinds:
             raise ValueError(f"{path} is not {use.name}: its model_type is {kind}. {use.instead}")
-    return place
+    for tower in use.towers:
+        if fault := settings_fault(tower, config):
+            raise ValueError(f"{path} is not {use.name}: {fault}. {use.instead}")
+    return source
 
 
 def load_pretrained(
     model_class: type[PreTrainedModel], path: str, use: Use, **options
 ) -> tuple[PreTrainedModel, set[str]]:
-    """`from_pretrained`, checked: no weight that counts is random, unless it may be, and the log says so.
+    """`from_pretrained` with checks: no required weight is random, unless `use` permits it and a warning is logged.
 
     Args:
-        path: folder or hub name.
+        path: folder or Hub name.
         options: passed to `from_pretrained`.
 
     Returns:
-        The model, and the names of its weights that do not come from the folder.
+        The model, and the names of its weights that are not from the folder.
 
     Raises:
-        ValueError: as `check_pretrained`; or damaged files, or weights that are missing or misshapen.
+        ValueError: as `check_pretrained`; or files are damaged, or weights are missing or have another shape.
     """
-    place = check_pretrained(path, use)
+    source = check_pretrained(path, use)
     with loading(path):
         model, info = model_class.from_pretrained(
-            place, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     new = [name for name in missing if re.match(use.renewable, name)]
@@ -118,17 +129,15 @@ def load_pretrained(
             f"{faults[0]}). {use.instead}"
         )
     if new:
-        logger.warning("%s has no %s: new, and not trained yet.", path, " and ".join(new))
+        logger.warning("%s has no %s: initialised at random, to be trained.", path, " and ".join(new))
     unused = [name for name in sorted(info["unexpected_keys"]) if _is_of_tower(name, use.needed)]
     if unused:
-        logger.warning(
-            "%s has %d weights that the model has no place for (the first: %s).", path, len(unused), unused[0]
-        )
+        logger.warning("%s has %d weights that the model does not use (the first: %s).", path, len(unused), unused[0])
     return model, {*missing, *(name for name, *_ in misshapen)}
 
 
 def find_pretrained(path: str) -> str:
-    """Where to load from: the folder, the hub name, or the folder of an earlier download where the Hub is far.
+    """What to load from: the folder, the Hub name, or the folder of an earlier download if the Hub is out of reach.
 
     Raises:
         ValueError: there is no such folder, or the Hub does not answer.
@@ -139,8 +148,8 @@ def find_pretrained(path: str) -> str:
             return path
         try:
             return huggingface_hub.snapshot_download(path, local_files_only=True)
-        except Exception:  # each version has another error for what was never downloaded
-            where = f"is no folder (seen from {os.getcwd()}), and the Hub ({huggingface_hub.constants.ENDPOINT})"
+        except Exception:  # never downloaded; each version of the library has another error for it
+            where = f"is not a folder (seen from {os.getcwd()}), and the Hub ({huggingface_hub.constants.ENDPOINT})"
             raise ValueError(f"{path} {where} {refusal}. {_WAYS_OUT}") from None
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}).")
@@ -152,7 +161,7 @@ def _require_files(path: str) -> None:
         checkpoints = sorted(name for name in os.listdir(path) if name.startswith("checkpoint-"))
         hint = f" Did you mean {os.path.join(path, checkpoints[-1])}?" if checkpoints else ""
         if os.path.isfile(os.path.join(path, "adapter_config.json")):
-            hint = " It is a LoRA adapter; of those that train_clip.py wrote, the merged model is in the folder above."
+            hint = " It is a LoRA adapter; train_clip.py saves the merged model in the folder above."
         raise ValueError(f"{path} is not a model folder: it has no config.json.{hint}")
     weights = [name for name in _WEIGHTS if os.path.isfile(os.path.join(path, name))]
     if not weights:
@@ -161,16 +170,16 @@ def _require_files(path: str) -> None:
         with open(os.path.join(path, name), "rb") as file:
             begin = file.read(20)
         if begin == b"version https://git-":
-            raise ValueError(f"{path}/{name} only points to the weights; fetch them: git lfs pull")
-        if name.endswith(".bin") and not begin.startswith((b"PK", b"\x80")):  # today's and the older torch.save
-            raise ValueError(f"{path}/{name} holds no weights that torch.save wrote. Fetch the folder again.")
+            raise ValueError(f"{path}/{name} is a Git LFS pointer, not the weights; fetch them: git lfs pull")
+        if name.endswith(".bin") and not begin.startswith((b"PK", b"\x80")):  # torch.save's formats
+            raise ValueError(f"{path}/{name} was not written by torch.save. Fetch the folder again.")
 
 
 @functools.cache
 def _refusal(name: str) -> str | None:
-    """Why the Hub does not give this model; None where it does, or says itself why not.
+    """Why the Hub does not serve this model. None if it does, or if its own error says why not.
 
-    Asked once, for one small file: what huggingface_hub does is six tries for each file, and two lines for each try.
+    The Hub is asked once for one small file, because huggingface_hub tries six times per file and logs each try.
     """
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return "is not asked, because HF_HUB_OFFLINE is set"
@@ -178,28 +187,28 @@ def _refusal(name: str) -> str | None:
         url, headers = huggingface_hub.hf_hub_url(name, "config.json"), huggingface_hub.utils.build_hf_headers()
         answer = requests.head(url, headers=headers, timeout=_HUB_SECONDS, allow_redirects=True)
     except huggingface_hub.errors.HFValidationError:
-        return None  # no name of the Hub, which `read_config` tells
+        return None  # not a name of the Hub; `read_config` reports it
     except ValueError:
-        return "is no address, which begins with https://"
+        return "is not an address, which begins with https://"
     except requests.RequestException as error:
         return f"does not answer ({type(error).__name__})"
     signs = ("X-Repo-Commit", "X-Error-Code")
-    if any(sign in part.headers for part in (*answer.history, answer) for sign in signs):
+    if any(sign in response.headers for response in (*answer.history, answer) for sign in signs):
         return None
     if answer.status_code in (401, 404):
-        return f"has no such model, or keeps it private (status {answer.status_code})"
-    return f"does not give it (status {answer.status_code})"
+        return f"has no such model, or it is private (status {answer.status_code})"
+    return f"does not serve it (status {answer.status_code})"
 
 
 def read_config(path: str) -> dict:
-    """The content of config.json, of a folder or hub name. Raises ValueError: there is none, or no JSON object."""
+    """The content of the config.json of a folder or Hub name. Raises ValueError if it is missing or not an object."""
     if not os.path.isdir(path):
         try:
             with quiet_transformers():
                 return PretrainedConfig.get_config_dict(path)[0]
         except (OSError, ValueError) as error:
             reason = str(error).split("\n")[0].rstrip(".")
-            where = f"is no folder (seen from {os.getcwd()}), nor a model of the Hub"
+            where = f"is neither a folder (seen from {os.getcwd()}) nor a model of the Hub"
             raise ValueError(f"{path} {where}: {reason}.") from error
     file = os.path.join(path, "config.json")
     try:
@@ -213,7 +222,7 @@ def read_config(path: str) -> dict:
 
 
 def _kinds(config: dict) -> Iterator[str]:
-    """The model_types that a config names: its own, and that of the class that wrote it, as far as it says so."""
+    """The model_types in a config: its own, and those of the classes in `architectures`."""
     if config.get("model_type"):
         yield config["model_type"]
     for name in config.get("architectures") or ():
@@ -223,18 +232,18 @@ def _kinds(config: dict) -> Iterator[str]:
 
 
 def _is_of_tower(name: str, needed: str) -> bool:
-    # Heads are left out on purpose, and buffers of older versions are made anew.
+    # Heads are not needed, and buffers of older versions are computed.
     without_prefix = name.removeprefix("bert.")
     return re.match(needed, without_prefix) is not None and not name.endswith(("position_ids", "token_type_ids"))
 
 
 @contextmanager
 def loading(path: str) -> Iterator[None]:
-    """Around a `from_pretrained`: any fault becomes one ValueError, and no progress bar is drawn."""
+    """Context of a `from_pretrained`: any error becomes a ValueError of one line, and there are no progress bars."""
     try:
         with quiet_transformers():
             yield
-    except Exception as error:  # OSError, RuntimeError, SafetensorError, UnpicklingError, … each for a damaged file
+    except Exception as error:  # a damaged file: OSError, RuntimeError, SafetensorError, UnpicklingError, …
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         mend = _WAYS_OUT if is_hub_name(path) else "Is it whole? Fetch it again."
         raise ValueError(f"{path} cannot be loaded: {reason.rstrip('.')}. {mend}") from error
@@ -242,8 +251,10 @@ def loading(path: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without progress bars, without the table of missing weights, and without a line for each try of a download: the
-    caller says in one line what is wrong."""
+    """Silence progress bars, the table of missing weights, and the lines of repeated downloads.
+
+    The caller reports in one line what is wrong.
+    """
     with _only_errors(transformers_logging), _only_errors(hub_logging):
         bar = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()

@@ -9,9 +9,9 @@ answer, 5% are 404 or 500, 2% send their body a byte at a time; a faulty answer 
   - ours: download_image.py with its defaults, 64 threads
   - img2dataset: 2 processes x 32 threads, output_format=files, defaults otherwise
   - plain: 20 processes in a loop over requests.get, without timeout
-filter: filter_data.py beside a bare Pillow decoding loop in as many processes as there are cores.
-pixels: from a JPEG to pixel_values of 224 x 224, one thread: the HF image processor picture by picture, as the
-published recipe does; ours, which is equal to the bit; ours in draft, as for augmented and unlocked training.
+filter: filter_data.py compared with a bare Pillow decoding loop in one process per core.
+pixels: from a JPEG to pixel_values of 224 x 224, in one thread: the HF image processor image by image, as in the
+published recipe; ours, which is bit-equal; ours with draft decoding, as for augmented and unlocked training.
 memory: both scripts over a table of 1,000,000 rows; peak of all processes together (PSS: shared pages once).
 """
 
@@ -282,7 +282,9 @@ def bench_filter(args, folder: Path) -> list[dict]:
         path.write_bytes(contents[i % len(contents)])
     write_table(images / "train.csv", [f"http://example.com/{i}" for i in range(args.filter_rows)])
     with multiprocessing.Pool(os.cpu_count()) as pool:
-        pool.map(decode, paths[:256])  # both start with the files in memory; so do the bare processes
+        pool.map(
+            decode, paths[:256]
+        )  # as for filter_data.py, the files are in the page cache; its workers have started
         started = time.monotonic()
         for _ in pool.imap(decode, paths, chunksize=64):
             pass
@@ -293,7 +295,7 @@ def bench_filter(args, folder: Path) -> list[dict]:
     for what, options in (("filter_data.py", []), ("filter_data.py " + everything, everything.split())):
         seconds = timed([*command, "--out_file", images / "out.csv", *options])  # start-up included
         table.append({"what": what, "images_per_second": args.filter_rows / seconds})
-    print(f"\n{'filter, ' + str(args.filter_rows) + ' pictures of 300 x 300':<88} {'img/s':>8} {'share':>6}")
+    print(f"\n{'filter, ' + str(args.filter_rows) + ' images of 300 x 300':<88} {'img/s':>8} {'share':>6}")
     for row in table:
         print(f"{row['what']:<88} {row['images_per_second']:>8.0f} {row['images_per_second'] / bare:>6.2f}")
     return table
@@ -304,7 +306,7 @@ def decode(path: Path) -> None:
         image.load()
 
 
-# --- memory ------------------------------------------------------------------------------------------------------
+# --- pixels ------------------------------------------------------------------------------------------------------
 
 
 def bench_pixels(args, folder: Path) -> list[dict]:
@@ -346,6 +348,9 @@ def bench_pixels(args, folder: Path) -> list[dict]:
     return table
 
 
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
 def bench_memory(args, folder: Path) -> list[dict]:
     work = new(folder / "memory")
     (work / "images").mkdir()
@@ -359,7 +364,7 @@ def bench_memory(args, folder: Path) -> list[dict]:
         for writer in writers:
             writer.writerow(["text", "url", "filename"])
         for i in range(args.memory_rows):
-            # refused as private: every row passes the queue, a thread and the report, and reaches no host
+            # a private address is refused: every row passes the queue, a thread and the report, but no host
             url = f"http://10.0.0.{i % 256}/it/u={i}?{query}"
             writers[0].writerow([text, url, f"{i // 10_000}/{i}.jpg"])
             writers[1].writerow([f"{text}{i}", url, f"{i % 100}.jpg"])
@@ -387,7 +392,7 @@ def bench_memory(args, folder: Path) -> list[dict]:
 
 
 class PeakMemory:
-    """Looks at a process and its descendants ten times a second."""
+    """Peak memory of a process and its descendants, measured ten times a second."""
 
     def __enter__(self):
         self.peak, self._over = 0, threading.Event()

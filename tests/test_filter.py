@@ -1,4 +1,4 @@
-"""filter_data.py through its own command line, and its rules one by one."""
+"""filter_data.py through its command line, and its rules one by one."""
 
 import csv
 import io
@@ -50,7 +50,7 @@ def read(path) -> list[list[str]]:
 
 
 def reasons(folder, *judge, transform=None, **rules) -> list[str]:
-    """The kind of each row's verdict, without a process of its own for each rule."""
+    """The reason for each row without its details, computed in this process and one worker."""
     check = PairCheck(str(folder / "images"), FilterRules(**rules), transform)
     judged = judge_pairs(str(folder / "train.csv"), check, *judge, num_workers=1)
     return [reason.partition(":")[0] for _, chunk in judged for reason in chunk]
@@ -67,7 +67,7 @@ def photo(seed: int, size=(300, 200)) -> Image.Image:
     return Image.open(io.BytesIO(image_bytes(seed, size)))
 
 
-# --- what is always asked ----------------------------------------------------------------------------------------
+# --- checks that are always on -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def messy(tmp_path, images):
     return rows, verdicts
 
 
-def test_good_rows_are_kept_as_they_were_and_each_dropped_row_is_named(tmp_path, messy):
+def test_good_rows_are_kept_unchanged_and_each_dropped_row_is_in_the_report(tmp_path, messy):
     rows, verdicts = messy
     done = run(tmp_path, "--report", tmp_path / "report.csv")
     assert done.returncode == 0, done.stderr
@@ -114,13 +114,13 @@ def test_good_rows_are_kept_as_they_were_and_each_dropped_row_is_named(tmp_path,
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_nothing_is_deleted_unasked(tmp_path, messy, images):
+def test_nothing_is_deleted_by_default(tmp_path, messy, images):
     before = sorted(images.rglob("*"))
     run(tmp_path, "--report", tmp_path / "report.csv")
     assert sorted(images.rglob("*")) == before
 
 
-def test_asked_to_it_deletes_bad_images_and_nothing_outside(tmp_path, messy, images):
+def test_delete_bad_images_deletes_nothing_outside_the_folder(tmp_path, messy, images):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "gif.jpg").write_bytes(image_bytes(3, format="GIF"))
@@ -135,7 +135,7 @@ def test_asked_to_it_deletes_bad_images_and_nothing_outside(tmp_path, messy, ima
 
 @pytest.fixture(scope="module")
 def not_ours(tmp_path_factory) -> dict[str, str]:
-    """Reasons for a file of every format that is known but not read, of images that a limit refuses, and of noise."""
+    """File name → reason, of every format that is known but not read, an image beyond a limit, noise and a text."""
     folder = tmp_path_factory.mktemp("others")
     contents = {
         f"{number}-{place}.jpg": b"some text ".ljust(offset, b"-")[:offset] + signature + b" and some more text\n" * 9
@@ -183,7 +183,7 @@ def test_what_another_program_may_show_is_named_and_not_deleted(not_ours):
         (b"Not Found\r\n", "text"),
     ],
 )
-def test_what_came_in_place_of_an_image_is_deleted(images, content, reason):
+def test_what_a_server_sent_in_place_of_an_image_is_deleted(images, content, reason):
     (images / "a.jpg").write_bytes(content)
     (finding,) = PairCheck(str(images), FilterRules())(["a"], ["a.jpg"])
     assert finding.reason.partition(":")[0] == reason
@@ -203,7 +203,7 @@ def test_a_disk_that_does_not_answer_stops_the_run_and_nothing_is_written_or_del
     assert {path.name for path in tmp_path.iterdir()} == {"images", "train.csv"}
 
 
-def test_a_file_is_looked_at_again_before_it_is_deleted(tmp_path, images):
+def test_a_file_is_checked_again_before_it_is_deleted(tmp_path, images):
     names = ["cut.jpg", "mended.jpg", "other.jpg"]
     for name in names:
         (images / name).write_bytes(image_bytes(1)[:-200])
@@ -229,7 +229,7 @@ def test_a_dry_run_prints_the_funnel_and_touches_nothing(tmp_path, messy, images
 
 
 def test_verdicts_on_damaged_jpegs_are_those_of_training():
-    """check_image decodes to small grey pictures; it must miss nothing that full decoding finds."""
+    """check_image decodes to small grey images; it must find all damage that full decoding finds."""
     dice = random.Random(0)
     image = photo(1, (48, 40))
     variants = [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 4}, {"mode": "CMYK"}]
@@ -247,7 +247,7 @@ def test_verdicts_on_damaged_jpegs_are_those_of_training():
 
 
 def verdict(road, data: bytes) -> str:
-    """Why a road refuses a file; "" when it does not."""
+    """The reason for which `road` refuses a file; "" if it does not."""
     try:
         road(data)
     except BadImageError as error:
@@ -269,7 +269,7 @@ def test_text_rules(tmp_path, images):
     assert reasons(tmp_path, min_chinese=0.5) == ["", "", "", "little_chinese", "little_chinese"]
 
 
-def test_chinese_share_counts_han_and_leaves_out_white_space():
+def test_chinese_share_counts_han_characters_and_ignores_white_space():
     assert chinese_share("一 只\u3000猫") == 1
     assert chinese_share("猫。") == 0.5
     assert chinese_share("かな") == 0
@@ -295,7 +295,7 @@ def test_exact_duplicates_need_the_same_text_and_the_same_bytes(tmp_path, images
     assert reasons(tmp_path, exact_duplicates=True) == ["", "exact_duplicate", "", "", "exact_duplicate"]
 
 
-def test_near_duplicates_are_found_across_sizes_and_formats_and_captions_of_one_picture_stay(tmp_path, images):
+def test_near_duplicates_are_found_across_sizes_and_formats_and_captions_of_one_image_are_kept(tmp_path, images):
     photo(1).save(images / "a.jpg", quality=95)
     photo(1).resize((180, 120)).save(images / "smaller.jpg", quality=60)
     photo(1).save(images / "a.webp", quality=70)
@@ -306,7 +306,7 @@ def test_near_duplicates_are_found_across_sizes_and_formats_and_captions_of_one_
     assert reasons(tmp_path, near_duplicates=True) == expected
 
 
-def test_the_search_for_hashes_finds_all_within_three_bits_and_nothing_further():
+def test_the_search_finds_all_hashes_within_three_bits_and_no_others():
     dice = random.Random(1)
     index = NearDuplicates()
     known = [dice.getrandbits(64) for _ in range(300)]
@@ -338,16 +338,16 @@ def pairs(tmp_path, images):
 
 
 def cosines(checkpoint: str, folder) -> np.ndarray:
-    """The plain way: one forward pass of the model."""
+    """The reference: one forward pass of the model."""
     import torch
 
     from component.model import BertCLIPModel
     from component.processor import load_processor
 
     model = BertCLIPModel.from_pretrained(checkpoint).eval()
-    pictures = [Image.open(folder / "images" / f"{i}.jpg") for i in range(6)]
+    images = [Image.open(folder / "images" / f"{i}.jpg") for i in range(6)]
     texts = [f"图片{i}" for i in range(6)]
-    inputs = load_processor(checkpoint)(text=texts, images=pictures, padding=True, return_tensors="pt")
+    inputs = load_processor(checkpoint)(text=texts, images=images, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**inputs)
     return (output.image_embeds * output.text_embeds).sum(dim=1).numpy()
@@ -411,7 +411,7 @@ def test_a_table_without_rows_gives_a_table_without_rows(tmp_path, images):
         ("text,filename\na,b\n", ["--clip_model", "no/such/folder/here"], "no/such/folder/here"),
     ],
 )
-def test_mistakes_are_one_clear_line_and_leave_no_file(tmp_path, images, content, options, message):
+def test_a_mistake_of_the_user_is_one_line_and_leaves_no_file(tmp_path, images, content, options, message):
     (tmp_path / "train.csv").write_text(content)
     done = run(tmp_path, *options)
     assert done.returncode == 2
@@ -435,7 +435,7 @@ def test_an_old_result_survives_a_run_that_fails(tmp_path):
     assert os.listdir(tmp_path) == ["out.csv"]
 
 
-def test_two_runs_do_not_write_one_file(tmp_path, images):
+def test_two_processes_do_not_write_one_file(tmp_path, images):
     write_table(tmp_path, [("a", "u", "gone.jpg")])
     with FilterOutput(str(tmp_path / "out.csv")):
         done = run(tmp_path)
@@ -444,7 +444,7 @@ def test_two_runs_do_not_write_one_file(tmp_path, images):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_workers_end_with_their_parent_and_what_it_left_is_swept(tmp_path, images, number):
+def test_the_workers_end_with_their_parent_and_its_temporary_files_are_removed(tmp_path, images, number):
     (images / "a.jpg").write_bytes(image_bytes(1))
     write_table(tmp_path, [("a", "u", "a.jpg")] * 50_000)
     command = [sys.executable, ROOT / "filter_data.py", "--train_file", tmp_path / "train.csv", "--num_workers", "1"]
@@ -455,7 +455,7 @@ def test_the_workers_end_with_their_parent_and_what_it_left_is_swept(tmp_path, i
     children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
     parent.send_signal(number)
     parent.wait()
-    for child in children:  # the test ends by its timeout where one does not
+    for child in children:  # otherwise, the test fails by its timeout
         while Path(f"/proc/{child}").exists():
             time.sleep(0.01)
     with FilterOutput(str(tmp_path / "out.csv")):
@@ -463,7 +463,7 @@ def test_the_workers_end_with_their_parent_and_what_it_left_is_swept(tmp_path, i
     assert len(children) >= 1 and set(os.listdir(tmp_path)) == {"images", "train.csv", "out.csv"}
 
 
-def test_a_report_holds_no_formulas(tmp_path):
+def test_a_report_holds_no_spreadsheet_formulas(tmp_path):
     rows = pd.DataFrame({"text": ["=1+1", "@b", "红"], "filename": ["-1.jpg", "+2.jpg", "3.jpg"]})
     with FilterOutput(str(tmp_path / "out.csv"), str(tmp_path / "report.csv")) as output:
         output.add(rows, ["missing", "", "missing"])
@@ -480,7 +480,7 @@ def test_every_deletable_reason_is_a_known_reason():
     assert set(REASONS) >= DELETABLE
 
 
-def test_kept_rows_read_back_the_same_whatever_is_in_them(tmp_path):
+def test_kept_rows_read_back_unchanged_whatever_they_contain(tmp_path):
     draw = random.Random(0)
     rows = [["".join(draw.choices("a,'\"; \t\r\n图\u200b\u2028", k=4)) for _ in range(5)] for _ in range(300)]
     path = str(write_table(tmp_path, rows, header=("", "text", "url", "filename", "url")))

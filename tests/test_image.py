@@ -1,4 +1,4 @@
-"""One road from an image file to pixels: what it refuses, what it never does, and that all its users agree."""
+"""Decoding an image file: what is refused, what it may cost, and that training, filter and download agree."""
 
 import errno
 import io
@@ -35,14 +35,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000")
 WITH_EXIF = ("JPEG", "PNG", "WEBP", "TIFF")
 
 
-def encoded(image: Image.Image, format: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def verdict(road, content: bytes) -> str:
-    """Why a road refuses a file; "" when it does not."""
+    """The reason for which `road` refuses a file; "" if it does not."""
     try:
         road(content)
     except BadImageError as error:
@@ -51,14 +51,14 @@ def verdict(road, content: bytes) -> str:
 
 
 def corners() -> Image.Image:
-    """32 x 16, red at the upper left."""
+    """32 x 16 pixels, red in the upper left quarter."""
     image = Image.new("RGB", (32, 16), "blue")
     image.paste("red", (0, 0, 16, 8))
     return image
 
 
 def is_upright(image: Image.Image, orientation: int) -> bool:
-    """Whether the red corner is where this orientation puts it; in grey it is the bright one."""
+    """Whether the red corner is where this orientation puts it; in a grey image it is the bright one."""
     x, y = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
     width, height = image.size
     grey = image.convert("L")
@@ -71,7 +71,7 @@ def is_upright(image: Image.Image, orientation: int) -> bool:
 
 
 def exif(*entries: tuple[int, int, int, bytes], order: str = "<", extra: bytes = b"") -> bytes:
-    """A TIFF block of raw entries (tag, type, count, value or its place)."""
+    """A TIFF block of raw entries (tag, type, count, value or its offset)."""
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HLH", 42, 8, len(entries))
     return head + b"".join(struct.pack(order + "HHL4s", *entry) for entry in entries) + bytes(4) + extra
 
@@ -80,20 +80,20 @@ def orientation_entry(value: int, order: str = "<") -> tuple[int, int, int, byte
     return 0x0112, 3, 1, struct.pack(order + "H", value)
 
 
-def with_exif(format: str, block: bytes) -> bytes:
-    """The corners with these bytes as EXIF, whatever they are."""
-    content = encoded(corners(), format)
-    if format == "JPEG":
+def with_exif(kind: str, block: bytes) -> bytes:
+    """`corners()` with these bytes as EXIF, valid or not."""
+    content = encoded(corners(), kind)
+    if kind == "JPEG":
         body = b"Exif\0\0" + block
         return content[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + content[2:]
-    if format == "PNG":
+    if kind == "PNG":
         chunk = struct.pack(">L", len(block)) + b"eXIf" + block + struct.pack(">L", zlib.crc32(b"eXIf" + block))
         return content[:33] + chunk + content[33:]
-    return encoded(corners(), format, exif=block)
+    return encoded(corners(), kind, exif=block)
 
 
-def orientation_seen(content: bytes) -> list[bool]:
-    """On each road: whether the image is as the camera was held; `load_image`, draft, filter and download."""
+def seen_on_each_road(content: bytes) -> list[bool]:
+    """The image as `load_image`, a draft of training, the filter and the download see it."""
     small = io.BytesIO()
     shrink_image(content, small, 400)
     return [
@@ -105,26 +105,26 @@ def orientation_seen(content: bytes) -> list[bool]:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_an_orientation_is_obeyed_on_every_road_whatever_the_tags_beside_it(format, orientation):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_every_road_applies_the_orientation_whatever_the_other_tags_are(kind, orientation):
     for seed, order in enumerate("<><>"):
         dice = random.Random(seed)
         odd = [
             (dice.choice([271, 282, 0x8769, 0x8825, 40_000]), dice.randrange(20), dice.choice([0, 1, 4, 2**32 - 1]), b)
             for b in (dice.randbytes(4) for _ in range(6))
         ]
-        content = with_exif(format, exif(*odd[:3], orientation_entry(orientation, order), *odd[3:], order=order))
-        assert all(is_upright(image, orientation) for image in orientation_seen(content))
+        content = with_exif(kind, exif(*odd[:3], orientation_entry(orientation, order), *odd[3:], order=order))
+        assert all(is_upright(image, orientation) for image in seen_on_each_road(content))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
-def test_a_tiff_is_turned_once_on_every_road(compression, orientation):
+def test_every_road_turns_a_tiff_once(compression, orientation):
     content = encoded(corners(), "TIFF", compression=compression, tiffinfo={0x0112: orientation})
-    assert all(is_upright(image, orientation) for image in orientation_seen(content))
+    assert all(is_upright(image, orientation) for image in seen_on_each_road(content))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(
     "block",
     [
@@ -141,8 +141,8 @@ def test_a_tiff_is_turned_once_on_every_road(compression, orientation):
         b"no TIFF at all",
     ],
 )
-def test_nonsense_for_an_orientation_is_none(format, block):
-    assert all(is_upright(image, 1) for image in orientation_seen(with_exif(format, block)))
+def test_an_invalid_orientation_is_ignored(kind, block):
+    assert all(is_upright(image, 1) for image in seen_on_each_road(with_exif(kind, block)))
 
 
 def test_exif_in_an_avif_is_not_read():
@@ -150,18 +150,18 @@ def test_exif_in_an_avif_is_not_read():
     content = encoded(corners(), "AVIF", exif=block)
     assert block in content
     for odd in (b"\xff" * len(block), block[:8] + b"\xff" * (len(block) - 8), block[:10] + block[:-10]):
-        assert all(is_upright(image, 1) for image in orientation_seen(content.replace(block, odd)))
+        assert all(is_upright(image, 1) for image in seen_on_each_road(content.replace(block, odd)))
 
 
 def test_random_bytes_as_exif_change_nothing():
     dice = random.Random(7)
-    for format in ("JPEG", "PNG", "WEBP"):
-        plain = load_image(encoded(corners(), format))
+    for kind in ("JPEG", "PNG", "WEBP"):
+        plain = load_image(encoded(corners(), kind))
         for _ in range(60):
             block = bytearray(exif(*[orientation_entry(1)] * 4, extra=bytes(20)))
             for _ in range(dice.randrange(1, 12)):
                 block[dice.randrange(4, len(block))] = dice.choice([0, 1, 2, 5, 7, 13, 255])
-            image = load_image(with_exif(format, bytes(block)))
+            image = load_image(with_exif(kind, bytes(block)))
             assert sorted(image.size) == sorted(plain.size)
             assert sorted(image.getcolors()) == sorted(plain.getcolors())
 
@@ -169,16 +169,16 @@ def test_random_bytes_as_exif_change_nothing():
 # ---- one verdict ----
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_every_road_gives_the_same_verdict_on_damage_and_never_another_error(format):
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_road_gives_the_same_verdict_on_a_damaged_file_and_raises_nothing_else(kind):
     dice = random.Random(3)
-    whole = encoded(Image.open(io.BytesIO(image_bytes(1, (48, 40)))), format)
+    whole = encoded(Image.open(io.BytesIO(image_bytes(1, (48, 40)))), kind)
     roads = [load_image, check_image, lambda file: decode(file, 8)]
     roads.append(lambda file: shrink_image(file, io.BytesIO(), 16))
     for number in range(120):
         damaged = bytearray(whole)
         for _ in range(dice.randrange(1, 4)):
-            # headers decide more than pixels do
+            # damage in headers has more effect than in pixels
             damaged[dice.randrange(len(whole) if number % 2 else min(len(whole), 200))] = dice.randrange(256)
         del damaged[dice.choice([len(whole), len(whole), dice.randrange(len(whole))]) :]
         first, *others = (verdict(road, bytes(damaged)) for road in roads)
@@ -196,9 +196,9 @@ def test_a_damaged_tiff_writes_nothing_to_the_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_noise_behind_every_magic_is_a_verdict():
+def test_noise_after_every_magic_number_is_a_verdict():
     dice = random.Random(4)
-    starts = [encoded(corners(), format)[:24] for format in (*FORMATS, "GIF", "PPM", "ICO", "TGA", "PCX", "EPS")]
+    starts = [encoded(corners(), kind)[:24] for kind in (*FORMATS, "GIF", "PPM", "ICO", "TGA", "PCX", "EPS")]
     for start in starts:
         for length in (0, 8, 100, 3000):
             content = start + dice.randbytes(length)
@@ -221,7 +221,7 @@ RLE_BMP = b"BM" + struct.pack("<LHHLLllHHLLLLLL", 1090, 0, 0, 1078, 40, 8, 8, 1,
         (encoded(corners(), "JPEG").replace(b"\x08\0\x10\0\x20\x03", b"\x0c\0\x10\0\x20\x03"), "undecodable", "JPEG"),
     ],
 )
-def test_what_other_programs_show_is_refused_by_its_name(content, reason, told):
+def test_what_only_other_programs_show_is_refused_by_name(content, reason, told):
     with pytest.raises(BadImageError, match=told) as caught:
         check_image(content)
     assert caught.value.reason == reason == verdict(load_image, content)
@@ -353,7 +353,7 @@ def test_files_that_are_passed_over_are_counted_and_the_first_is_named(tmp_path,
     assert message.endswith(f"(the first: {tmp_path}/b.heic).")
 
 
-# ---- what is shown ----
+# ---- how an image is shown ----
 
 
 def png_with(*chunks: tuple[bytes, bytes], good_crc: bool = True) -> bytes:
@@ -384,12 +384,12 @@ PROFILE = b"icc\0\0" + zlib.compress(bytes(3 * 2**20))
         encoded(corners(), "JPEG", comment=b"x" * 60_000),
     ],
 )
-def test_no_metadata_keeps_an_image_from_being_shown(content):
+def test_no_metadata_prevents_an_image_from_being_decoded(content):
     assert is_upright(load_image(content), 1)
     assert is_upright(check_image(content, 8).rgb, 1)
 
 
-def test_a_bmp_whose_alpha_nobody_filled_is_opaque():
+def test_a_bmp_whose_alpha_is_all_zero_is_opaque():
     for alpha, seen in ((0, (200, 30, 10)), (255, (200, 30, 10)), (127, (228, 144, 133))):
         content = bytearray(encoded(Image.new("RGBA", (8, 8), (200, 30, 10, alpha)), "BMP"))
         # V4 header with a mask for alpha; Pillow writes the one without
@@ -402,7 +402,7 @@ def test_a_bmp_whose_alpha_nobody_filled_is_opaque():
         assert all(abs(a - b) <= 1 for a, b in zip(pixel, seen, strict=True))
 
 
-def test_what_looks_alike_is_hashed_as_people_see_it():
+def test_images_that_look_alike_have_close_hashes():
     photo = Image.open(io.BytesIO(image_bytes(1, (300, 200))))
     on_white = photo.convert("RGBA")
     on_white.putalpha(255)
@@ -426,7 +426,7 @@ def test_what_looks_alike_is_hashed_as_people_see_it():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "P"])
-def test_large_images_are_flattened_in_strips_as_small_ones_are_whole(mode):
+def test_converting_a_large_image_in_strips_equals_converting_it_at_once(mode):
     pixels = np.random.default_rng(0).integers(0, 256, (1060, 1000, 4), np.uint8)
     image = Image.fromarray(pixels).convert("RGB" if mode == "P" else "RGBA").convert(mode.replace("I;16", "L"))
     if mode == "I;16":
@@ -443,7 +443,7 @@ def test_large_images_are_flattened_in_strips_as_small_ones_are_whole(mode):
 
 
 def scans_of(content: bytes, number: int) -> bytes:
-    """A progressive JPEG whose last scan is repeated."""
+    """A progressive JPEG with its last scan repeated."""
     start = content.rindex(b"\xff\xda")
     return content[:-2] + content[start:-2] * number + content[-2:]
 
@@ -456,7 +456,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused():
     assert verdict(check_image, scans_of(progressive, 8000)) == "too_many_scans"
     large = encoded(Image.new("L", (9_000, 9_000)), "JPEG", progressive=True)
     assert verdict(load_image, scans_of(large, 30)) == "too_many_scans"
-    # markers within a comment behind the first scan, and what follows the end, are no scans
+    # markers within a comment after the first scan, or after the end of the image, are not scans
     first = progressive.index(b"\xff\xda")
     second = progressive.index(b"\xff\xc4", first)
     comment = b"\xff\xfe" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
@@ -464,16 +464,16 @@ def test_a_jpeg_of_thousands_of_scans_is_refused():
 
 
 @pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000), (3, 3 * MAX_ASPECT + 1)])
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "TIFF"])
-def test_a_line_is_refused_on_every_road(format, size):
-    content = encoded(Image.new("RGB", size), format)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_every_road_refuses_an_image_that_is_long_and_narrow(kind, size):
+    content = encoded(Image.new("RGB", size), kind)
     roads = load_image, check_image, lambda file: shrink_image(file, io.BytesIO(), 224)
     assert {verdict(road, content) for road in roads} == {"long_and_narrow"}
     with pytest.raises(BadImageError, match="long_and_narrow"):
         open_image(Image.new("RGB", size))
 
 
-def test_an_image_as_long_as_allowed_is_read_and_shrunk_to_what_a_jpeg_holds():
+def test_the_longest_image_allowed_is_read_and_shrunk_to_what_a_jpeg_can_hold():
     content = encoded(Image.new("L", (2 * MAX_ASPECT, 2)), "PNG")
     assert load_image(content).size == (400, 2)
     wide = encoded(Image.new("1", (66_000, 400)), "PNG")
@@ -492,7 +492,7 @@ def webp_canvas(width: int, height: int) -> bytes:
 
 
 def resized_tiff(tags: dict[int, int]) -> bytes:
-    """A TIFF whose tags promise what it does not hold."""
+    """A TIFF whose tags promise more than it holds."""
     content = bytearray(encoded(Image.new("L", (32, 32)), "TIFF", compression="tiff_lzw"))
     (start,) = struct.unpack_from("<L", content, 4)
     entries = [content[start + 2 + i * 12 :][:12] for i in range(struct.unpack_from("<H", content, start)[0])]
@@ -515,12 +515,12 @@ def resized_tiff(tags: dict[int, int]) -> bytes:
         encoded(corners(), "JPEG2000").replace(struct.pack(">LL", 32, 16), struct.pack(">LL", 60_000, 60_000)),
     ],
 )
-def test_room_for_pixels_is_asked_before_it_is_taken(content):
+def test_too_many_pixels_are_refused_before_memory_is_allocated(content):
     assert verdict(load_image, content) == verdict(check_image, content) == "too_many_pixels"
 
 
-def test_tags_that_share_their_bytes_are_not_read():
-    """A directory of 4,000 tags, each of the same megabyte: 4 GB in a plain reader."""
+def test_tags_that_share_their_values_take_no_memory():
+    """A directory of 4,000 tags that point at the same megabyte: 4 GB for a reader that copies each."""
     image = bytearray(encoded(corners(), "TIFF"))
     (start,) = struct.unpack_from("<L", image, 4)
     own = image[start + 2 : start + 2 + 12 * struct.unpack_from("<H", image, start)[0]]
@@ -534,10 +534,10 @@ def test_tags_that_share_their_bytes_are_not_read():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # kB
 
 
-# ---- what says nothing about an image ----
+# ---- errors that say nothing about an image ----
 
 
-def test_a_file_that_is_not_there_is_a_verdict_and_a_folder_that_is_not_there_is_none(tmp_path):
+def test_a_missing_file_is_a_verdict_and_a_missing_folder_is_not(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(encoded(corners(), "PNG"))
     with pytest.raises(BadImageError, match="no such file"):
@@ -547,12 +547,12 @@ def test_a_file_that_is_not_there_is_a_verdict_and_a_folder_that_is_not_there_is
     (tmp_path / "images").rename(tmp_path / "away")
     with pytest.raises(FileNotFoundError, match="a.png"):
         load_image(str(tmp_path / "images" / "a.png"))
-    (tmp_path / "images").mkdir()  # where a disk is to be mounted
+    (tmp_path / "images").mkdir()  # the mount point of a disk
     with pytest.raises(FileNotFoundError):
         load_image(str(tmp_path / "images" / "a.png"))
 
 
-def test_a_folder_that_is_away_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+def test_a_folder_that_is_missing_for_a_moment_is_waited_for(tmp_path, monkeypatch):
     (tmp_path / "away").mkdir()
     (tmp_path / "away" / "a.png").write_bytes(encoded(corners(), "PNG"))
     monkeypatch.setattr("time.sleep", lambda seconds: os.path.exists(tmp_path / "away") and come_back())
@@ -572,7 +572,7 @@ def test_a_name_that_cannot_be_an_image_is_a_verdict_at_once(tmp_path, name):
         load_image(os.path.join(str(tmp_path), name))
 
 
-def test_too_many_open_files_is_no_verdict(tmp_path):
+def test_too_many_open_files_is_not_a_verdict(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(corners(), "PNG"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -585,8 +585,8 @@ def test_too_many_open_files_is_no_verdict(tmp_path):
     assert caught.value.errno == errno.EMFILE and caught.value.filename == str(path)
 
 
-def test_an_error_of_the_disk_names_the_file():
-    """The kernel gives EIO for a process's memory that is not mapped."""
+def test_a_disk_error_names_the_file():
+    """The kernel raises EIO for unmapped memory of a process."""
     with pytest.raises(OSError) as caught:
         read_bytes("/proc/self/mem")
     assert caught.value.errno == errno.EIO and caught.value.filename == "/proc/self/mem"
@@ -605,10 +605,10 @@ for path in sys.argv[1:]:
 """
 
 
-def test_too_little_memory_is_no_verdict_on_a_good_image_but_damage_still_is_one(tmp_path):
+def test_too_little_memory_is_not_a_verdict_on_a_good_image_but_damage_still_is(tmp_path):
     photo = Image.effect_noise((2400, 2400), 50)
-    for format, options in (("JPEG", {"progressive": True}), ("PNG", {"compress_level": 0}), ("WEBP", {"method": 0})):
-        (tmp_path / format).write_bytes(encoded(photo, format, **options))
+    for kind, options in (("JPEG", {"progressive": True}), ("PNG", {"compress_level": 0}), ("WEBP", {"method": 0})):
+        (tmp_path / kind).write_bytes(encoded(photo, kind, **options))
     (tmp_path / "damaged").write_bytes(encoded(corners(), "JPEG")[:400])
     paths = [str(tmp_path / name) for name in ("JPEG", "PNG", "WEBP", "damaged")]
     command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *paths]

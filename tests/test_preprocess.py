@@ -1,4 +1,4 @@
-"""The fast way from a picture file to pixel_values, against CLIPImageProcessor."""
+"""ImageTransform, from an image file to pixel_values, compared with CLIPImageProcessor."""
 
 import glob
 import os
@@ -27,7 +27,7 @@ def processed(processor, *paths) -> torch.Tensor:
 
 @pytest.fixture
 def gradient(tmp_path):
-    """Save a picture whose pixels tell where they come from: red grows to the right, green downwards."""
+    """Save an image whose pixels encode their position: red grows to the right, green downwards."""
 
     def save(width: int, height: int, name: str = "a.png", **options) -> str:
         pixels = np.zeros((height, width, 3), np.uint8)
@@ -39,7 +39,7 @@ def gradient(tmp_path):
     return save
 
 
-def test_equal_to_the_image_processor_to_the_bit():
+def test_bit_equal_to_the_image_processor():
     processor = CLIPImageProcessorPil()
     ours = pixel_values(ImageTransform(processor), *IMAGES, *PHOTOS)
     assert ours.shape == (len(IMAGES) + len(PHOTOS), 3, 224, 224) and ours.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_equal_to_the_image_processor_to_the_bit():
         {"resample": Image.Resampling.BILINEAR},
     ],
 )
-def test_equal_for_every_shape_and_setting(gradient, size, settings):
+def test_bit_equal_for_every_shape_and_setting(gradient, size, settings):
     processor = CLIPImageProcessorPil(**{"size": {"shortest_edge": 32}, "crop_size": 32, **settings})
     path = gradient(*size)
     assert torch.equal(pixel_values(ImageTransform(processor), path), processed(processor, path))
@@ -74,7 +74,7 @@ def test_draft_decoding_changes_photos_by_less_than_0_02(tmp_path):
         assert 0 < (pixel_values(transform, path) - processed(processor, path)).abs().mean() < 0.02
 
 
-def test_no_draft_where_the_picture_is_hardly_larger_than_needed():
+def test_an_image_hardly_larger_than_needed_is_decoded_at_full_size():
     processor = CLIPImageProcessorPil()
     assert torch.equal(pixel_values(ImageTransform(processor, draft=True), *PHOTOS), processed(processor, *PHOTOS))
 
@@ -87,7 +87,7 @@ def test_a_draft_is_no_smaller_than_the_target(gradient, edge, wanted):
     assert draft.size == wanted and size == (1200, 900)
 
 
-def test_a_draft_is_upright_and_leaves_other_formats_alone(gradient):
+def test_a_draft_is_upright_and_only_jpeg_is_reduced(gradient):
     exif = Image.Exif()
     exif[0x0112] = 6
     draft, size = decode(gradient(1200, 900, "a.jpg", exif=exif), 224)
@@ -102,26 +102,26 @@ def test_a_damaged_draft_is_a_bad_image(gradient, tmp_path):
         decode(str(tmp_path / "cut.jpg"), 224)
 
 
-def test_random_pieces_keep_their_share_and_lie_everywhere(gradient):
+def test_random_crops_have_the_minimum_area_and_lie_everywhere(gradient):
     torch.manual_seed(0)
     raw = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32, do_normalize=False)
     transform = ImageTransform(raw, min_crop_area=0.25)
-    pieces = pixel_values(transform, *[gradient(160, 120)] * 200)
-    assert pieces.shape == (200, 3, 32, 32)
-    left, right = pieces[:, 0, 16, 0], pieces[:, 0, 16, -1]
-    top, bottom = pieces[:, 1, 0, 16], pieces[:, 1, -1, 16]
-    # the 32 pixels' centres span 31/32 of the piece
+    crops = pixel_values(transform, *[gradient(160, 120)] * 200)
+    assert crops.shape == (200, 3, 32, 32)
+    left, right = crops[:, 0, 16, 0], crops[:, 0, 16, -1]
+    top, bottom = crops[:, 1, 0, 16], crops[:, 1, -1, 16]
+    # the centres of the 32 pixels span 31/32 of the crop
     share = (right - left) * (bottom - top) * (32 / 31) ** 2
     assert 0.2 < share.min() < 0.35 and share.max() > 0.8
     assert left.min() < 0.05 and right.max() > 0.95 and top.min() < 0.05 and bottom.max() > 0.95
 
 
-def test_flip_mirrors_every_second_picture(gradient):
+def test_flip_mirrors_half_of_the_images(gradient):
     torch.manual_seed(0)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
     path = gradient(50, 40)
     straight = processed(processor, path)[0]
-    pictures = pixel_values(ImageTransform(processor, flip=True), *[path] * 100)
-    mirrored = [torch.equal(picture, straight.flip(-1)) for picture in pictures]
-    assert all(mirror or torch.equal(picture, straight) for mirror, picture in zip(mirrored, pictures, strict=True))
+    images = pixel_values(ImageTransform(processor, flip=True), *[path] * 100)
+    mirrored = [torch.equal(image, straight.flip(-1)) for image in images]
+    assert all(mirror or torch.equal(image, straight) for mirror, image in zip(mirrored, images, strict=True))
     assert 30 < sum(mirrored) < 70

@@ -5,13 +5,16 @@
     python benchmarks/torture.py images --times 2000
     python benchmarks/torture.py disks
 
-`kills`: every script is started again and again and killed at a random moment (kill -9); after each kill what it has
-written is whole or not there, and the last run, undisturbed, ends with what a run that was never killed gives.
-`servers`: that many random answers of a server, each an image's for download_image.py. `images`: that many damaged
+`kills`: every script is started again and again and ended at a random moment, by kill -9 or by SIGTERM; after each,
+what it has written is whole or not there, and the last run, undisturbed, ends with what a run that was never killed
+gives.
+`servers`: download_image.py gets that many random answers of a server; then that many images from servers that refuse
+connections or freeze at random, one of them or all at once. `images`: that many damaged
 files of each format. `disks`: each script on a disk that fills up; needs the right to mount a tmpfs.
 """
 
 import argparse
+import csv
 import filecmp
 import io
 import json
@@ -22,10 +25,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 IMAGES, HANGING = 60, 300  # seconds
+DOWNLOAD_THREADS = 4
 
 
 def main() -> None:
@@ -74,8 +78,8 @@ class Case:
 
 def kills(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
     make_inputs(folder)
-    with image_server() as url:
-        cases = make_cases(folder, url)
+    with image_server() as server:
+        cases = make_cases(folder, server)
         for name, case in cases.items():
             if args.only and name not in args.only:
                 continue
@@ -88,7 +92,9 @@ def kills(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
                 output = folder / name / str(attempt)
                 finished = False
                 while tried < args.times and not finished:
-                    finished = kill_once(case.command(output), random.uniform(0.3, 1) * seconds)
+                    number = end_once(case.command(output), random.uniform(0.3, 1) * seconds)
+                    finished = number is None
+                    kills_of[output] += number == signal.SIGKILL
                     tried += not finished
                     faults += fault_of(case.check, output)
                 run(case.command(output))
@@ -97,8 +103,11 @@ def kills(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
             yield name, tried, faults
 
 
-def kill_once(command: list[str], seconds: float) -> bool:
-    """Start it, kill it with its workers after some seconds; True where it had ended before."""
+kills_of: Counter[Path] = Counter()  # by the folder that was being written to
+
+
+def end_once(command: list[str], seconds: float) -> int | None:
+    """Start it, and end it with its workers after some seconds: the signal, None where it had ended before."""
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -108,11 +117,12 @@ def kill_once(command: list[str], seconds: float) -> bool:
     )
     try:
         process.wait(seconds)
-        return True
+        return None
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return False
+        number = random.choice([signal.SIGKILL, signal.SIGTERM])
+        os.killpg(process.pid, number)
+        process.wait(HANGING)
+        return number
 
 
 def fault_of(check: Callable[[Path], None], output: Path) -> list[str]:
@@ -141,22 +151,21 @@ def make_inputs(folder: Path) -> None:
     model, processor = make_model("tiny"), make_processor(folder)
     model.save_pretrained(folder / "model")
     save_processor(processor, str(folder / "model"))
-    rows = "".join(f"{caption},http://ADDRESS/jpg/{n},{n}.jpg\n" for n, caption in enumerate(captions))
+    rows = "".join(f"{caption},http://ADDRESS/slow/{n},{n}.jpg\n" for n, caption in enumerate(captions))
     (folder / "train.csv").write_text("text,url,filename\n" + rows, encoding="utf-8")
 
 
-@contextmanager
-def image_server() -> Iterator[str]:
+def image_server():
     from image_server import ImageServer
 
-    with ImageServer() as server:
-        yield server.address
+    return ImageServer()
 
 
-def make_cases(folder: Path, address: str) -> dict[str, Case]:
+def make_cases(folder: Path, server) -> dict[str, Case]:
     table, images, model = folder / "train.csv", folder / "images", folder / "model"
     urls = folder / "urls.csv"
-    urls.write_text(table.read_text(encoding="utf-8").replace("ADDRESS", address), encoding="utf-8")
+    urls.write_text(table.read_text(encoding="utf-8").replace("ADDRESS", server.address), encoding="utf-8")
+    hits_of_whole: dict[tuple[Path, str], int] = {}
     train_args = folder / "train_args.json"
     keys = {
         "clip_pretrain_path": str(model),
@@ -206,14 +215,24 @@ def make_cases(folder: Path, address: str) -> dict[str, Case]:
 
     def download(output: Path) -> list[str]:
         output.mkdir(parents=True, exist_ok=True)
-        options = ["--allow_private_hosts", "--report", str(output / "report.csv"), "--num_threads", "4"]
+        options = ["--allow_private_hosts", "--report", str(output / "report.csv")]
+        options += ["--num_threads", str(DOWNLOAD_THREADS)]
         return ["download_image.py", "--train_file", str(urls), "--image_path", str(output / "images"), *options]
 
     def check_download(output: Path) -> None:
+        """Images are whole and not fetched again; only kill -9 leaves rows of the report without their image."""
         from component.image.load import load_image
 
-        for path in (output / "images").glob("*.jpg"):
-            load_image(str(path))
+        whole = {path.name for path in (output / "images").glob("*.jpg")}
+        for name in whole:
+            load_image(str(output / "images" / name))
+            hits = server.hits[f"/slow/{Path(name).stem}"]
+            assert hits_of_whole.setdefault((output, name), hits) == hits, f"{name} is fetched again"
+        if (output / "report.csv").exists():
+            with open(output / "report.csv", encoding="utf-8", newline="") as file:
+                noted = {row["filename"] for row in csv.DictReader(file) if row["status"] == "ok"}
+            assert whole <= noted, f"without a row: {whole - noted}"
+            assert len(noted - whole) <= DOWNLOAD_THREADS * kills_of[output], f"noted, and missing: {noted - whole}"
 
     def index(output: Path) -> list[str]:
         options = ["--gallery", str(output), "--device", "cpu", "--num_workers", "1", "--batch_size", "4"]
@@ -256,26 +275,71 @@ def make_cases(folder: Path, address: str) -> dict[str, Case]:
 
 
 def servers(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
-    """One download of as many raw answers, each put together from sound and unsound parts."""
-    import csv
+    yield random_answers(folder, args.times)
+    yield blinking_network(folder, args.times)
 
+
+def random_answers(folder: Path, count: int) -> tuple[str, int, list[str]]:
+    """One download of `count` raw answers, each put together from valid and invalid parts."""
+    with image_server() as server:
+        server.answers = {str(number): answer() for number in range(count)}
+        urls = [server.url(f"raw/{number}") for number in range(count)]
+        done, report = download_all(folder / "random", urls, "--timeout", "2", "--retries", "0", "--patience", "5")
+    faults = [] if done.returncode == 0 and "Traceback" not in done.stderr else [done.stderr[-300:]]
+    faults += [str(row) for row in report if "internal_error" in row["reason"]]
+    if len(report) != count:
+        faults.append(f"{len(report)} rows in the report, {count} expected")
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    return f"random answers (peak memory {memory} MB)", count, faults
+
+
+def blinking_network(folder: Path, count: int) -> tuple[str, int, list[str]]:
+    """One download of `count` images from four servers: again and again, one or all of them refuse or freeze."""
     from image_server import ImageServer
 
-    with ImageServer() as server:
-        server.answers = {str(number): answer() for number in range(args.times)}
-        rows = "".join(f"一只小狗,{server.url(f'raw/{number}')},{number}.jpg\n" for number in range(args.times))
-        (folder / "urls.csv").write_text("text,url,filename\n" + rows, encoding="utf-8")
-        options = ["--timeout", "2", "--retries", "0", "--num_threads", "64", "--allow_private_hosts"]
-        paths = ["--train_file", str(folder / "urls.csv"), "--image_path", str(folder / "images")]
-        done = run(["download_image.py", *paths, "--report", str(folder / "report.csv"), *options], (0, 1, 2))
-    faults = [] if done.returncode == 0 and "Traceback" not in done.stderr else [done.stderr[-300:]]
+    servers, is_over, blinks = [ImageServer().__enter__() for _ in range(4)], threading.Event(), Counter()
+
+    def blink() -> None:
+        while not is_over.wait(random.uniform(0.5, 1.5)):
+            chosen = random.choice([range(4), [random.randrange(4)]])
+            kind, seconds = random.choice(["refuse", "freeze"]), random.uniform(0.1, 3)
+            blinks[kind, len(chosen)] += 1
+            for index in chosen:
+                servers[index].__exit__() if kind == "refuse" else servers[index].thawed.clear()
+            time.sleep(seconds)
+            for index in chosen:
+                if kind == "refuse":
+                    servers[index] = ImageServer(port=servers[index].server_port).__enter__()
+                else:
+                    servers[index].thawed.set()
+
+    urls = [servers[number % 4].url(f"slow/{number}") for number in range(count)]
+    thread = threading.Thread(target=blink)
+    thread.start()
+    try:
+        done, report = download_all(folder / "blinking", urls, "--patience", "15", "--per_host", "4")
+    finally:
+        is_over.set()
+        thread.join()
+        for server in servers:
+            server.__exit__()
+    faults = [] if done.returncode == 0 else [done.stderr[-300:]]
+    faults += [f"{row['filename']}: {row['reason']}" for row in report if row["status"] != "ok"]
+    if len(report) != count:
+        faults.append(f"{len(report)} rows in the report, {count} expected")
+    return f"images, {blinks.total()} blinks", count, faults
+
+
+def download_all(folder: Path, urls: list[str], *options: str) -> tuple[subprocess.CompletedProcess, list[dict]]:
+    """The ended script and its report."""
+    folder.mkdir()
+    rows = "".join(f"一只小狗,{url},{number}.jpg\n" for number, url in enumerate(urls))
+    (folder / "urls.csv").write_text("text,url,filename\n" + rows, encoding="utf-8")
+    paths = ["--train_file", str(folder / "urls.csv"), "--image_path", str(folder / "images")]
+    paths += ["--report", str(folder / "report.csv")]
+    done = run(["download_image.py", *paths, "--allow_private_hosts", *options], (0, 1, 2))
     with open(folder / "report.csv", encoding="utf-8", newline="") as file:
-        report = list(csv.DictReader(file))
-    faults += [str(row) for row in report if "internal_error" in row["reason"]]
-    if len(report) != args.times:
-        faults.append(f"{len(report)} rows in the report, {args.times} expected")
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-    yield f"random answers (peak memory {memory} MB)", args.times, faults
+        return done, list(csv.DictReader(file))
 
 
 STATUS_LINES = [
@@ -379,8 +443,8 @@ def damaged(content: bytes) -> bytes:
 def disks(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
     """Each script on a disk of a size that is too small for it: one line, and nothing half."""
     make_inputs(folder)
-    with image_server() as url:
-        cases = make_cases(folder, url)
+    with image_server() as server:
+        cases = make_cases(folder, server)
         sizes = {"train_clip.py": 30_000, "filter_data.py": 4, "download_image.py": 100, "search_image.py": 60}
         for name, kilobytes in {**sizes, "save_bert_checkpoint.py": 2_000}.items():
             case, disk, faults = cases[name], folder / "disk" / name, []

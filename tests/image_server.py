@@ -69,6 +69,8 @@ class ImageServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.running = self.peak = 0
         self.is_over = False
+        self.thawed = threading.Event()  # cleared: requests are accepted, and wait
+        self.thawed.set()
         self.admitted: list[float] = []  # times of the requests that kind_limited let in
 
     @property
@@ -105,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         server = self.server
+        server.thawed.wait()
         if server.is_over:
             self.close_connection = True
             return

@@ -19,6 +19,7 @@ from component.dataset import PairDataset
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.report.curves import draw_training
+from component.training.build import load_datasets
 from component.training.check_data import check_data
 from component.training.curves import WriteCurves, curves
 from component.training.survey import survey_texts
@@ -267,6 +268,17 @@ def test_what_would_stop_a_run_is_on_the_page(run, data, tmp_path, train, keys, 
     assert problem in html.unescape((tmp_path / "output" / "check_data.html").read_text(encoding="utf-8"))
 
 
+def test_check_data_counts_unknown_characters_as_training_does(data, train_args, bert_clip_path):
+    """In the truncated captions: a caption whose end is unknown, but never seen, does not stop a run."""
+    file = table(data, "红色的圆" + "龘" * 50 + ",0.png", "红龘,1.png")
+    args = load_arguments(train_args(train_file=file, max_seq_length=7, pair_table="off"))
+    model, processor = BertCLIPModel.from_pretrained(bert_clip_path), load_processor(bert_clip_path)
+    trained, _ = load_datasets(args, processor)
+    (checked,) = check_data(args, model, processor).tables
+    assert checked.share_of_unknown == trained.table.share_of_unknown == pytest.approx(2 / 7)
+    assert checked.highest_token_id == trained.table.highest_token_id
+
+
 def test_pairs_are_shown_as_the_model_sees_them(run, data, train_args, tmp_path, bert_clip_path):
     keys = dict(train_file=table(data, f"{CAPTIONS[0]}猫,0.png"), check_data=True, max_seq_length=8)
     args = load_arguments(train_args(**keys, min_crop_area=0.5, random_flip=True))
@@ -281,6 +293,6 @@ def test_whole_captions_are_counted_and_the_batch_decides_how_often_copies_meet(
     dataset = PairDataset(
         table(data, *rows(caption=lambda n: CAPTIONS[n // 2])), str(data / "images"), processor, 2**31
     )
-    texts = survey_texts(dataset.table, batch=16)
+    texts = survey_texts(dataset.table, batch=16, max_seq_length=16, unknown_id=1)
     assert texts.repeated == 8 and texts.meetings == pytest.approx(1) and texts.most_repeated[0][1] == 2
     assert texts.lengths.tolist() == [len(CAPTIONS[n // 2]) + 2 for n in range(16)]

@@ -63,6 +63,7 @@ class TableCheck:
     num_pairs: int
     num_empty_texts: int
     share_of_unknown: float
+    highest_token_id: int
     texts: Texts
     most_repeated: list[tuple[list[str], int]]
     num_images: int
@@ -110,11 +111,12 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
         images = _read_all(args, dataset, processor)
         seconds += time.perf_counter() - start
         num_images += len(images.rows)
-        check = _check_table(dataset, images, found.batch, tokenizer, None if dataset is train else digests)
+        texts = survey_texts(dataset.table, found.batch, args.max_seq_length, tokenizer.unk_token_id)
+        check = _check_table(dataset, images, texts, tokenizer, None if dataset is train else digests)
         digests = images.columns["digests"]
         found.tables.append(check)
     for problem in (
-        lambda: require_known_tokens(args, model, *(dataset.table for dataset in datasets)),
+        lambda: require_known_tokens(args, model, *found.tables),
         lambda: require_steps(args, len(train)),
         *(lambda check=check: _require_an_image(check) for check in found.tables),
     ):
@@ -145,10 +147,9 @@ def _read_all(args: CLIPTrainingArguments, dataset: PairDataset, processor: CLIP
 
 
 def _check_table(
-    dataset: Pairs, images: ImageBatch, batch: int, tokenizer, other_digests: np.ndarray | None
+    dataset: Pairs, images: ImageBatch, texts: Texts, tokenizer, other_digests: np.ndarray | None
 ) -> TableCheck:
     table, bad = dataset.table, sorted(images.bad.items())
-    texts = survey_texts(table, batch)
     digests = images.columns["digests"]
     order = np.argsort(digests, kind="stable")
     same = np.flatnonzero(digests[order][1:] == digests[order][:-1])
@@ -157,7 +158,8 @@ def _check_table(
         file=table.file,
         num_pairs=len(table),
         num_empty_texts=table.num_empty_texts,
-        share_of_unknown=table.share_of_unknown,
+        share_of_unknown=texts.share_of_unknown,
+        highest_token_id=texts.highest_token_id,
         texts=texts,
         most_repeated=[(_tokens(table, row, tokenizer), count) for row, count in texts.most_repeated],
         num_images=len(images.rows) + len(bad),

@@ -35,8 +35,12 @@ def preflight(args: CLIPTrainingArguments, model: BertCLIPModel, train: Pairs, t
     _warn_of_repeated_captions(args, train.table)
 
 
-def require_known_tokens(args: CLIPTrainingArguments, model: BertCLIPModel, *tables: PairTable) -> None:
-    """Raise ValueError if the tokenizer does not fit the text tower, or the captions do not fit the tokenizer."""
+def require_known_tokens(args: CLIPTrainingArguments, model: BertCLIPModel, *tables) -> None:
+    """Raise ValueError if the tokenizer does not fit the text tower, or the captions do not fit the tokenizer.
+
+    Args:
+        tables: with the attributes file, highest_token_id and share_of_unknown of `PairTable`.
+    """
     tokenizer = args.clip_pretrain_path if args.load_from_bert_clip else args.bert_pretrain_path
     embeddings = model.config.text_config.vocab_size
     for table in tables:

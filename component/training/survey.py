@@ -15,6 +15,8 @@ from component.image.batch import ImageBatch
 from component.pairs.image_source import DecodedImages
 from component.pairs.pair_table import PairTable
 
+ROWS_AT_ONCE = 100_000
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -26,6 +28,7 @@ class Texts:
         repeated_pairs: number of pairs whose text and image both occur in an earlier pair.
         meetings: mean number of other pairs with the same text in a pair's batch.
         most_repeated: (a row, number of pairs with its text), the most frequent first.
+        share_of_unknown, highest_token_id: of the tokens that are left when the texts are truncated, as in training.
     """
 
     lengths: np.ndarray
@@ -33,13 +36,17 @@ class Texts:
     repeated_pairs: int
     meetings: float
     most_repeated: list[tuple[int, int]]
+    share_of_unknown: float
+    highest_token_id: int
 
 
-def survey_texts(table: PairTable, batch: int, most: int = 10) -> Texts:
-    """Count lengths and repetitions.
+def survey_texts(table: PairTable, batch: int, max_seq_length: int, unknown_id: int, most: int = 10) -> Texts:
+    """Count lengths, repetitions and unknown tokens.
 
     Args:
         batch: pairs per batch over all processes.
+        max_seq_length: to which training truncates the texts.
+        unknown_id: of [UNK].
         most: length of `most_repeated`.
     """
     rows = np.arange(len(table))
@@ -53,7 +60,22 @@ def survey_texts(table: PairTable, batch: int, most: int = 10) -> Texts:
         * float((counts * (counts - 1.0)).sum())
         / max(len(rows) * (len(rows) - 1), 1),
         most_repeated=[(int(first[index]), int(counts[index])) for index in frequent],
+        **_truncated(table, max_seq_length, unknown_id),
     )
+
+
+def _truncated(table: PairTable, max_seq_length: int, unknown_id: int) -> dict[str, float]:
+    num_unknown, num_tokens, highest = 0, 0, 0
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        tokens, lengths = table.tokens(np.arange(start, min(start + ROWS_AT_ONCE, len(table))))
+        ends = lengths.cumsum()
+        position = np.arange(len(tokens)) - np.repeat(ends - lengths, lengths)
+        inside = (position > 0) & (position < max_seq_length - 1)
+        inside[ends - 1] = False  # [SEP]
+        num_unknown += int((tokens[inside] == unknown_id).sum())
+        num_tokens += int(inside.sum())
+        highest = max(highest, int(tokens[inside].max(initial=0)), int(tokens[ends - 1].max()), int(tokens[0]))
+    return {"share_of_unknown": num_unknown / max(num_tokens, 1), "highest_token_id": highest}
 
 
 def read_images(

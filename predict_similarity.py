@@ -1,41 +1,51 @@
-"""How similar are these texts and pictures? Without texts and pictures, those of images/test are compared."""
+"""Compare texts and images; without any, those of images/test are compared."""
 
 import argparse
 import os
 import sys
 
-from component.ground.command import Parser, input_file, output_file, run_script, whole_number
+from component.ground.command import (
+    Parser,
+    expected,
+    input_file,
+    output_file,
+    run_script,
+    unicode_text,
+    whole_number,
+)
 from component.ground.plain_text import one_line
+from component.pairs.caption import is_caption
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
-TASKS = ("image-text", "text-text", "image-image", "all")  # component.similarity, which takes seconds to import
+TASKS = ("image-text", "text-text", "image-image", "all")  # of component.similarity, which takes seconds to import
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(
         description=__doc__,
         usage="%(prog)s --model FOLDER [options]",
-        epilog="The exit status is 1 when a picture could not be read.",
+        epilog="The exit status is 1 if an image could not be read.",
     )
     parser.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
-    parser.add_argument("--images", nargs="+", default=[], help="pictures, or folders of pictures")
-    parser.add_argument("--texts", nargs="+", default=[], type=text, help="texts")
-    parser.add_argument("--text_file", type=input_file, help="more texts, one a line (UTF-8)")
-    parser.add_argument("--task", choices=TASKS, help="default: what the given texts and pictures allow")
+    parser.add_argument("--images", nargs="+", default=[], help="images, or folders of images")
+    parser.add_argument("--texts", nargs="+", default=[], type=caption, help="texts")
+    parser.add_argument("--text_file", type=input_file, help="more texts, one per line (UTF-8)")
+    parser.add_argument("--task", choices=TASKS, help="default: what the given texts and images allow")
     parser.add_argument("--top_k", type=whole_number("matches"), default=5, help="matches per query (%(default)s)")
     parser.add_argument("--batch_size", type=whole_number("items"), default=64, help="per forward pass (%(default)s)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write all matches as JSON")
     parser.add_argument("--csv", type=output_file, metavar="FILE", help="write all matches as CSV")
-    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with pictures and a heat map")
+    parser.add_argument("--html", type=output_file, metavar="FILE", help="write a page with images and a heat map")
     args = parser.parse_args()
     parser.require_distinct(args, "images", "text_file", "json", "csv", "html")
     return args
 
 
-def text(given: str) -> str:
-    if not given.strip():
-        raise argparse.ArgumentTypeError("one of the texts is empty")
-    return given
+def caption(given: str) -> str:
+    """Option type: a text that shows something."""
+    if not is_caption(given):
+        raise expected(given, "a text with a visible character")
+    return unicode_text(given)
 
 
 def main() -> int:
@@ -71,7 +81,7 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
 
     model, processor = load_checkpoint(args.model)
     sides = {}
-    by_name = partial(embed_images, folder=os.sep)  # a folder that is not there is a name mistyped, and no disk lost
+    by_name = partial(embed_images, folder=os.sep)  # a missing folder is a mistyped name, not an unmounted disk
     for kind, embed, items in (("image", by_name, images), ("text", embed_texts, texts)):
         if any(kind in task for task in tasks):
             with tqdm(total=len(items), unit=kind, desc=f"{kind}s", leave=False, delay=1) as bar:

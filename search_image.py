@@ -3,7 +3,17 @@
 import argparse
 import os
 
-from component.ground.command import Parser, expected, input_file, number, output_file, run_script, share, whole_number
+from component.ground.command import (
+    Parser,
+    expected,
+    input_file,
+    number,
+    output_file,
+    run_script,
+    share,
+    unicode_text,
+    whole_number,
+)
 
 PORT = 8642
 
@@ -26,11 +36,11 @@ def parse_args() -> argparse.Namespace:
     index.add_argument("--report", type=output_file, metavar="CSV", help="default: bad_images.csv in the gallery")
 
     query = commands.add_parser("query", help="print the images that fit best")
-    query.add_argument("--text", nargs="+", default=[], type=query_text, help="each a query of its own")
+    query.add_argument("--text", nargs="+", default=[], type=unicode_text, help="each a query of its own")
     query.add_argument("--image", nargs="+", default=[], type=input_file, help="images, together with each text")
     query.add_argument("--like", nargs="+", default=[], type=whole_number("the gallery", 0), help="images by their id")
     query.add_argument(
-        "--minus", nargs="+", default=[], type=query_text, metavar="TEXT", help="what should not be seen"
+        "--minus", nargs="+", default=[], type=unicode_text, metavar="TEXT", help="what should not be seen"
     )
     query.add_argument("--image_weight", type=share, default=0.5, help="of the images next to a text (%(default)s)")
     query.add_argument("--top_k", type=whole_number("images"), default=10, help="(%(default)s)")
@@ -68,17 +78,6 @@ def parse_args() -> argparse.Namespace:
     if args.command == "query":
         parser.require_distinct(args, "image", "json", "html")
     return args
-
-
-def query_text(text: str) -> str:
-    """Type of an option: a text that is not empty, and that the terminal passed on as Unicode."""
-    if not text.strip():
-        raise expected(text, "a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise expected(text, "a text in UTF-8 (the terminal uses another encoding, such as GBK)") from None
-    return text
 
 
 def day(text: str) -> float:

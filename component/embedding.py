@@ -73,7 +73,8 @@ def embed_texts(
         One embedding per text, in the order of `texts`.
 
     Raises:
-        ValueError: a token id has no embedding in the text tower, or the model gives NaN.
+        ValueError: a token id has no embedding in the text tower; the model gives NaN; or a text contains half of a
+            character.
 
     >>> texts = embed_texts(model, processor, ["一只小狗", "红色的圆"])
     >>> texts.embeds.shape == (2, model.config.projection_dim)
@@ -102,15 +103,30 @@ def text_batches(
 
     Args:
         device_type: type of the device that the text tower is on, such as "cpu" or "cuda".
+
+    Raises:
+        ValueError: a text contains a lone surrogate, half of a character.
     """
     tokenizer = processor.tokenizer
     options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False)
+    _require_unicode(texts)
     calls = (list(texts[start : start + _TEXTS_PER_CALL]) for start in range(0, len(texts), _TEXTS_PER_CALL))
     tokens = RaggedArray.of((ids for call in calls for ids in tokenizer(call, **options)["input_ids"]), "i")
     lengths = tokens.lengths(np.arange(len(tokens)))
     for rows, width in group_by_cost(lengths, costs_on(device_type), batch_size):
         input_ids, attention_mask = pad_texts(*tokens.gather(rows), width, tokenizer.pad_token_id)
         yield rows.tolist(), {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _require_unicode(texts: Sequence[str]) -> None:
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {row} contains half of a character ({text[error.start]!a}): it was cut inside a character, or "
+                "decoded with errors. Pass whole Unicode text."
+            ) from None
 
 
 @torch.inference_mode()

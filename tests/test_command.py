@@ -1,6 +1,7 @@
 """What all scripts share: invalid options are refused before any work starts, and exit statuses."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import download_image
 import evaluate_clip
 import filter_data
 import predict_similarity
-from component.ground.command import LineFormatter, run_script
+from component.ground.command import LineFormatter, decode_argument, run_script
 from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
 
 NO_NUMBER = ["-5", "abc", "nan", "inf", "", "1/2"]
@@ -195,3 +196,27 @@ def test_a_log_record_is_one_line():
 def test_no_cell_is_a_formula_and_every_text_is_restored(text):
     cell = spreadsheet_cell(text)
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell_text(cell) == text
+
+
+# Bytes of the command line, and how Python decodes them in a locale with this encoding → the text that was typed.
+@pytest.mark.parametrize(
+    "content, encoding, typed",
+    [
+        ("小狗".encode(), "latin-1", "小狗"),
+        ("小狗".encode(), "ascii", "小狗"),
+        ("小狗".encode(), "utf-8", "小狗"),
+        ("café".encode("latin-1"), "latin-1", "café"),
+        ("联通".encode("gbk"), "gbk", "联通"),
+    ],
+)
+def test_a_text_of_the_command_line_is_what_was_typed_in_any_locale(content, encoding, typed):
+    assert decode_argument(content.decode(encoding, "surrogateescape"), encoding) == typed
+
+
+def test_a_process_in_a_locale_without_chinese_reads_its_texts():
+    code = "import sys; from component.ground.command import unicode_text; print(ascii(unicode_text(sys.argv[1])))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "小狗"], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.stdout == ascii("小狗") + "\n"

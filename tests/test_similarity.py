@@ -139,6 +139,11 @@ def test_sorting_by_length_does_not_change_the_order_of_the_results(checkpoint):
     assert [found.item(row) for row in found.rows] == texts
 
 
+def test_half_of_a_character_is_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"text 1 contains half of a character \('\\ud83d'\)"):
+        embed_texts(*checkpoint, ["小狗", "小\ud83d狗"])
+
+
 @pytest.mark.parametrize("count, batch_size, device_type", [(1, 8, "cpu"), (40, 64, "cpu"), (500, 32, "cuda")])
 def test_text_batches_are_the_cheapest_groups(checkpoint, count, batch_size, device_type):
     lengths = np.random.default_rng(0).integers(1, 20, count)

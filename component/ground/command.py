@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from component.ground.files import require_writable, require_writable_folder
 from component.ground.output import LastingStream, give_up_stdout, open_closed_streams
@@ -111,6 +112,40 @@ def input_folder(text: str) -> str:
     if not os.path.isdir(text):
         raise expected(text, "a folder" + ("" if os.path.exists(text) else ", but it does not exist"))
     return text
+
+
+def unicode_text(given: str) -> str:
+    """Option type: a text that is not empty, in Unicode whatever the terminal's encoding.
+
+    Python decodes the command line by the locale. A locale such as Latin-1 makes mojibake of UTF-8 without an error.
+    """
+    if not given.strip():
+        raise expected(given, "a text")
+    try:
+        return decode_argument(given, sys.getfilesystemencoding())
+    except UnicodeError:
+        raise expected(
+            given, "a text in UTF-8 (the terminal uses another encoding, such as GBK: use UTF-8, or a text file)"
+        ) from None
+
+
+def decode_argument(given: str, encoding: str) -> str:
+    """A word of the command line that Python decoded by `encoding`; read as UTF-8 if that encoding has no Chinese.
+
+    Raises:
+        UnicodeError: the bytes are not text in `encoding`.
+
+    >>> decode_argument("小狗".encode().decode("latin-1"), "latin-1")
+    '小狗'
+    """
+    content = given.encode(encoding, "surrogateescape")
+    try:
+        "中".encode(encoding)
+    except UnicodeEncodeError:
+        with suppress(UnicodeDecodeError):
+            return content.decode()
+    given.encode()
+    return given
 
 
 def expected(text: str, what: str) -> argparse.ArgumentTypeError:

@@ -1,7 +1,7 @@
-"""Blend a checkpoint with what fine-tuning made of it, and keep the blend that finds most (WiSE-FT).
+"""Blend a checkpoint with its fine-tuned version and save the best blend (WiSE-FT).
 
-Between the two lie models that know what was tuned for, and have forgotten less than the tuned one. Each alpha from 0
-(before) to 1 (after) is measured; the one with the highest mean recall becomes a checkpoint.
+Blends of the two know the data of the fine-tuning, and have forgotten less than the tuned model. Each alpha from 0
+(before) to 1 (after) is measured, and the one with the highest mean recall is saved as a checkpoint.
 """
 
 import argparse
@@ -18,8 +18,8 @@ MOST_ALPHAS = 1000
 
 
 def alphas(text: str) -> list[float]:
-    """Type of an option: numbers from 0 to 1 that rise, as start:stop:step, stop included, or as a list, 0,0.4,1."""
-    wanted = expected(text, f"numbers from 0 to 1 that rise, {MOST_ALPHAS} at most, such as 0:1:0.1 or 0,0.4,1")
+    """Option type: increasing numbers from 0 to 1, as start:stop:step (stop included) or as a list, 0,0.4,1."""
+    wanted = expected(text, f"at most {MOST_ALPHAS} increasing numbers from 0 to 1, such as 0:1:0.1 or 0,0.4,1")
     try:  # decimal, so that ten steps of 0.1 make 1
         numbers = [Decimal(item) for item in re.split("[:,]", text)]
         if not all(number.is_finite() and 0 <= number <= 1 for number in numbers):
@@ -38,23 +38,21 @@ def alphas(text: str) -> list[float]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(description=__doc__, epilog="The exit status is 1 when a picture could not be read.")
-    parser.add_argument("--before", required=True, help="BertCLIP folder that fine-tuning started from")
-    parser.add_argument("--after", required=True, help="what it gave, such as output/finetune/checkpoint-final")
+    parser = Parser(description=__doc__, epilog="The exit status is 1 if an image could not be read.")
+    parser.add_argument("--before", required=True, help="BertCLIP folder before fine-tuning")
+    parser.add_argument("--after", required=True, help="the folder after it, such as output/finetune/checkpoint-final")
     files = ".csv or .parquet (text, filename), .tar shards, Chinese-CLIP's .jsonl, COCO-caption .json; or a pattern"
     parser.add_argument(
-        "--test_file", nargs="+", required=True, metavar="FILE", help=f"pairs of what was tuned for: {files}"
+        "--test_file", nargs="+", required=True, metavar="FILE", help=f"pairs like those of the fine-tuning: {files}"
     )
-    parser.add_argument("--image_path", help="folder of their pictures, or the .tsv; shards need none")
-    parser.add_argument(
-        "--keep_file", nargs="+", metavar="FILE", help="pairs of what is not to be forgotten, such as general ones"
-    )
-    parser.add_argument("--keep_path", help="folder of their pictures, or the .tsv; shards need none")
+    parser.add_argument("--image_path", help="folder of their images, or the .tsv; shards need none")
+    parser.add_argument("--keep_file", nargs="+", metavar="FILE", help="pairs that are not to be forgotten")
+    parser.add_argument("--keep_path", help="folder of their images, or the .tsv; shards need none")
     parser.add_argument(
         "--alphas",
         type=alphas,
         default="0:1:0.1",
-        help="start:stop:step, or a list such as 0,0.4,1; with one alone there is no choice (%(default)s)",
+        help="start:stop:step, or a list such as 0,0.4,1; a single one is used as it is (%(default)s)",
     )
     parser.add_argument("--output", required=True, type=output_folder, help="new or empty folder for the best blend")
     parser.add_argument("--batch_size", type=whole_number("items"), default=64, help="per forward pass (%(default)s)")
@@ -76,12 +74,13 @@ def main() -> int:
 
 
 def blend(args: argparse.Namespace, folder: str) -> int:
+    """Write the best blend into `folder`; the exit status."""
     from tqdm import tqdm
 
     from component.blend import load_ends
-    from component.evaluation.blend import num_items, sweep
+    from component.evaluation.blend import measure_blends, num_items
     from component.evaluation.retrieval_data import read_retrieval_data
-    from component.report.blend import blend_table, write_blend
+    from component.report.blend import blend_table, write_blend_report
     from component.report.figures import load_pyplot
 
     try:
@@ -94,15 +93,17 @@ def blend(args: argparse.Namespace, folder: str) -> int:
     kept = read_retrieval_data(args.keep_file, args.keep_path) if args.keep_file else None
     ends = load_ends(args.before, args.after)
     with tqdm(total=num_items(ends, own, kept, args.alphas), unit="item", leave=False, delay=1) as bar:
-        found = sweep(ends, own, kept, args.alphas, args.batch_size, on_batch=bar.update)
-    print(blend_table(found))
+        measured = measure_blends(ends, own, kept, args.alphas, args.batch_size, on_batch=bar.update)
+    print(blend_table(measured))
     about = {
         key: getattr(args, key) for key in ("before", "after", "test_file", "image_path", "keep_file", "keep_path")
     }
-    write_blend(folder, ends, found, {"name": os.path.basename(os.path.abspath(args.output)), **about}, with_curves)
-    for name, reason in found.bad_images.items():
+    ends.save(measured.best.alpha, folder)
+    about["name"] = os.path.basename(os.path.abspath(args.output))
+    write_blend_report(folder, ends, measured, about, with_curves)
+    for name, reason in measured.bad_images.items():
         print(one_line(f"left out: {name}: {reason}"), file=sys.stderr)
-    return int(bool(found.bad_images))
+    return int(bool(measured.bad_images))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Save the text tower of a BertCLIP checkpoint, so that BertModel and BertTokenizer load it from then on."""
+"""Save the text tower of a BertCLIP checkpoint as a BERT that BertModel and BertTokenizer load."""
 
 import sys
 

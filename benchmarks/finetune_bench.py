@@ -28,7 +28,7 @@ from demo_seeds import ROOT, SEEDS
 from component.argument import load_arguments
 from component.blend import load_ends
 from component.checkpoint import load_checkpoint
-from component.evaluation.blend import sweep
+from component.evaluation.blend import measure_blends
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import RetrievalData, read_retrieval_data
 from component.report.text_table import markdown_table
@@ -132,7 +132,7 @@ def main() -> None:
                 if name in BLENDED:
                     start = time.perf_counter()
                     ends = load_ends(before, after)
-                    alpha = sweep(ends, *choose, [i / 10 for i in range(11)]).best.alpha
+                    alpha = measure_blends(ends, *choose, [i / 10 for i in range(11)]).best.alpha
                     found = measure(ends.at(alpha), ends.processor, test)
                     note(f"{name}, blended", seed, start, {**found, "alpha": alpha})
     rows = [[name, *(cell([r[key] for r in runs if key in r]) for key in COLUMNS)] for name, runs in figures.items()]

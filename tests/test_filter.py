@@ -422,7 +422,7 @@ def test_a_mistake_of_the_user_is_one_line_and_leaves_no_file(tmp_path, images, 
 def test_the_table_itself_is_never_overwritten(tmp_path, images):
     write_table(tmp_path, [("a", "u", "gone.jpg")])
     done = run(tmp_path, "--out_file", tmp_path / "images" / ".." / "train.csv", out=False)
-    assert done.returncode == 2 and "--out_file is --train_file" in done.stderr
+    assert done.returncode == 2 and "--out_file and --train_file name the same file" in done.stderr
     assert len(read(tmp_path / "train.csv")) == 2
     assert run(tmp_path, out=False).returncode == 2
 

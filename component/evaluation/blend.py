@@ -1,4 +1,4 @@
-"""How good the models between two checkpoints are, on data that tuning was for and on data that it was not for."""
+"""Evaluate blends of two checkpoints on the data of the fine-tuning and on data that is not to be forgotten."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from component.model import BertCLIPModel
 
 
 @dataclass(frozen=True)
-class Blend:
-    """One alpha, and the metrics of `evaluate_retrieval` there.
+class MeasuredBlend:
+    """The metrics of `evaluate_retrieval` at one alpha.
 
     Attributes:
-        own: of the data that tuning was for.
-        kept: of the data whose recall is to be kept; None where there is none.
+        own: on the data of the fine-tuning.
+        kept: on the data that is not to be forgotten; None without such data.
     """
 
     alpha: float
@@ -28,49 +28,53 @@ class Blend:
 
     @property
     def score(self) -> float:
-        """The mean recall, of both data sets alike where there are two."""
+        """The mean recall, averaged over the data sets."""
         return mean(metrics["mean_recall"] for metrics in (self.own, self.kept) if metrics)
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Blends in the order of their alphas, and image name → reason of the pictures that were left out."""
+class MeasuredBlends:
+    """Blends in the order of their alphas.
 
-    blends: list[Blend]
+    Attributes:
+        bad_images: image name → reason, of the images that were left out.
+    """
+
+    blends: list[MeasuredBlend]
     bad_images: dict[str, str]
 
     @property
-    def best(self) -> Blend:
-        """The one of the highest score; of equal ones that of the lowest alpha, which has changed least."""
+    def best(self) -> MeasuredBlend:
+        """The blend with the highest score; among equals the one with the lowest alpha, which changed least."""
         return max(self.blends, key=lambda blend: (blend.score, -blend.alpha))
 
 
 def num_items(ends: Ends, own: RetrievalData, kept: RetrievalData | None, alphas: Sequence[float]) -> int:
-    """How many texts and pictures `sweep` puts through a tower."""
+    """Number of texts and images that `measure_blends` puts through a tower."""
     passes = 1 if ends.image_tower_is_locked else len(alphas)
     return sum(len(alphas) * len(data.texts) + passes * len(data.images) for data in (own, kept) if data)
 
 
-def sweep(
+def measure_blends(
     ends: Ends,
     own: RetrievalData,
     kept: RetrievalData | None,
     alphas: Sequence[float],
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda done: None,
-) -> Sweep:
-    """Embed and rank each data set with each blend. Through a locked vision tower each picture goes only once.
+) -> MeasuredBlends:
+    """Evaluate retrieval on each data set with each blend. A locked vision tower encodes each image only once.
 
     Args:
         alphas: each from 0 to 1.
         on_batch: called with the number of items that went through a tower.
 
     Raises:
-        ValueError: an alpha that is none; a data set of which no picture can be read.
+        ValueError: an alpha is not from 0 to 1; or no image of a data set can be read.
     """
     found, bad_images = [], {}
     for data in filter(None, (own, kept)):
-        embed = _once(ends, data, batch_size, on_batch) if ends.image_tower_is_locked else None
+        embed = _encode_once(ends, data, batch_size, on_batch) if ends.image_tower_is_locked else None
         metrics = []
         for alpha in alphas:
             model = ends.at(alpha)
@@ -82,14 +86,14 @@ def sweep(
             metrics.append(rank_pairs(data, images, texts, num_mistakes=0).metrics)
         bad_images |= {data.image_names[row]: reason for row, reason in images.bad_images.items()}
         found.append(metrics)
-    return Sweep([Blend(*one) for one in zip(alphas, *found, strict=True)], bad_images)
+    return MeasuredBlends([MeasuredBlend(*one) for one in zip(alphas, *found, strict=True)], bad_images)
 
 
 @torch.inference_mode()
-def _once(
+def _encode_once(
     ends: Ends, data: RetrievalData, batch_size: int, on_batch: Callable[[int], None]
 ) -> Callable[[BertCLIPModel], Embedded]:
-    """Put the pictures through the vision tower; what comes back projects what it gave, as a model does."""
+    """Encode the images with the vision tower: a function that embeds them with the projection of a blend."""
     model, outputs, good_rows, bad_images = ends.model, [], [], {}
     for batch in image_batches(ends.processor, data.images, batch_size, None, model.device):
         if len(batch.rows):

@@ -1,12 +1,11 @@
-"""What a sweep of blends found → a table, and the best blend as a checkpoint, with curves and its card."""
+"""Report measured blends: a table, and a model card with curves for the best one."""
 
 import os
 from dataclasses import asdict
 from typing import Any
 
 from component.blend import Ends
-from component.checkpoint import save_checkpoint
-from component.evaluation.blend import Sweep
+from component.evaluation.blend import MeasuredBlends
 from component.ground.files import write_json
 from component.hub.model_card import Card, card_table, last_part, license_of, recalls_of, short_name, write_card
 from component.report.figures import new_figure
@@ -16,53 +15,54 @@ SHOWN = {"MR": "mean_recall", "R@1": "text_to_image_recall@1"}
 CURVES = "blend.png"
 
 
-def blend_table(sweep: Sweep) -> str:
-    """A row for each alpha: mean recall and text → image R@1 of both data sets in percent; the best is marked."""
-    has_kept = sweep.best.kept is not None
+def blend_table(measured: MeasuredBlends) -> str:
+    """A row for each alpha with mean recall and text → image R@1 of both data sets in percent; the best is marked."""
+    has_kept = measured.best.kept is not None
     header = ["alpha", *(f"own {name}" for name in SHOWN)]
     header += [*(f"kept {name}" for name in SHOWN), "mean of MR"] if has_kept else []
     rows = []
-    for blend in sweep.blends:
-        cells = [f"{blend.alpha:g}{' (best)' if blend is sweep.best else ''}"]
+    for blend in measured.blends:
+        cells = [f"{blend.alpha:g}{' (best)' if blend is measured.best else ''}"]
         cells += [_percent(metrics[key]) for metrics in (blend.own, blend.kept) if metrics for key in SHOWN.values()]
         rows.append([*cells, _percent(blend.score)] if has_kept else cells)
     return markdown_table(header, rows)
 
 
-def draw_blend(path: str, sweep: Sweep) -> None:
-    """Mean recall against alpha, a curve for each data set, and a line at the best.
+def draw_blend(path: str, measured: MeasuredBlends) -> None:
+    """Draw mean recall against alpha, a curve for each data set, and a line at the best alpha.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
     """
     with new_figure(path, figsize=(6, 4), layout="constrained") as (_, axes):
-        alphas = [blend.alpha for blend in sweep.blends]
+        alphas = [blend.alpha for blend in measured.blends]
         for name in ("own", "kept"):
-            if getattr(sweep.best, name):
-                recalls = [100 * getattr(blend, name)["mean_recall"] for blend in sweep.blends]
+            if getattr(measured.best, name):
+                recalls = [100 * getattr(blend, name)["mean_recall"] for blend in measured.blends]
                 axes.plot(alphas, recalls, marker="o", label=f"{name} data")
-        axes.axvline(sweep.best.alpha, color="gray", linestyle=":", label=f"best: {sweep.best.alpha:g}")
+        axes.axvline(measured.best.alpha, color="gray", linestyle=":", label=f"best: {measured.best.alpha:g}")
         axes.set(xlabel="alpha (0: before tuning, 1: after)", ylabel="mean recall (%)")
         axes.grid(alpha=0.3)
         axes.legend()
 
 
-def write_blend(folder: str, ends: Ends, sweep: Sweep, about: dict[str, Any], with_curves: bool = True) -> None:
-    """Write the best blend as a whole checkpoint; what was measured stands in its card, blend.json and blend.png.
+def write_blend_report(
+    folder: str, ends: Ends, measured: MeasuredBlends, about: dict[str, Any], with_curves: bool = True
+) -> None:
+    """Write the model card, blend.json and blend.png of the best blend, which is in `folder`.
 
     Args:
-        about: name, before and after (paths), test_file and keep_file (None: none).
+        about: name, before and after (paths), test_file and keep_file (None without).
         with_curves: draw blend.png.
 
     Raises:
-        ModuleNotFoundError: matplotlib, which draws the curves, is missing.
+        ModuleNotFoundError: matplotlib is missing.
     """
-    best = sweep.best
-    save_checkpoint(ends.at(best.alpha), ends.processor, folder)
+    best = measured.best
     about = {**about, "distance": ends.distance, "best": best.alpha}
-    write_json(os.path.join(folder, "blend.json"), {**about, "blends": [asdict(blend) for blend in sweep.blends]})
+    write_json(os.path.join(folder, "blend.json"), {**about, "blends": [asdict(blend) for blend in measured.blends]})
     if with_curves:
-        draw_blend(os.path.join(folder, CURVES), sweep)
+        draw_blend(os.path.join(folder, CURVES), measured)
     rule = "mean recall of own and kept data" if best.kept else "mean recall of the own data"
     model_license = license_of(about["after"])
     facts = {
@@ -71,10 +71,10 @@ def write_blend(folder: str, ends: Ends, sweep: Sweep, about: dict[str, Any], wi
             for weight, path in ((1 - best.alpha, about["before"]), (best.alpha, about["after"]))
         ),
         "距离 · distance": f"{ends.distance:.2%} of the length of the weights before tuning",
-        "选取 · chosen by": f"the highest {rule}, of {len(sweep.blends)} alphas, measured on the data below",
+        "选取 · chosen by": f"the highest {rule}, of {len(measured.blends)} alphas, measured on the data below",
         "许可 · licence": model_license or "未填写 · not stated",
     }
-    results = [blend_table(sweep)]
+    results = [blend_table(measured)]
     for metrics, files in ((best.own, about["test_file"]), (best.kept, about["keep_file"])):
         if metrics:
             counts = f"{metrics['texts']:,} texts, {metrics['images']:,} images"

@@ -165,10 +165,10 @@ def replace_folder(new: str, final: str) -> None:
                 os.chmod(os.path.join(folder, name), usual_mode)
             _sync(os.path.join(folder, name))
         _sync_folder(folder)
-    try:
+    try:  # to look first would let another process make the folder before the rename
         os.rename(new, final)
     except OSError:
-        if not os.path.isdir(final):  # else it was there, or another process was faster
+        if not os.path.isdir(final):
             raise
         if not _exchange(new, final):
             old = _temporary_name(final, "old")

@@ -1,16 +1,19 @@
-"""Long campaigns against the scripts: tried, survived, lost. Speaks to loopback addresses alone.
+"""Long campaigns against the scripts: tried, survived, lost. They talk to loopback addresses only.
 
     python benchmarks/torture.py kills --times 100
+    python benchmarks/torture.py pipes
     python benchmarks/torture.py servers --times 2000
     python benchmarks/torture.py images --times 2000
     python benchmarks/torture.py disks
 
-`kills`: every script is started again and again and ended at a random moment, by kill -9 or by SIGTERM; after each,
-what it has written is whole or not there, and the last run, undisturbed, ends with what a run that was never killed
-gives.
+`kills`: each script is started repeatedly and ended at a random moment, by kill -9 or by SIGTERM. After each, what it
+has written is complete or absent, and a last, undisturbed run gives the result of a run that was never ended.
+`pipes`: train_clip.py with an output that nobody can read (tee and head that end, closed, full), ended at a random
+moment by Ctrl-C, SIGTERM, SIGHUP or by itself. It exits with the signal's status, and the next run continues to the
+same result.
 `servers`: download_image.py gets that many random answers of a server; then that many images from servers that refuse
-connections or freeze at random, one of them or all at once. `images`: that many damaged
-files of each format. `disks`: each script on a disk that fills up; needs the right to mount a tmpfs.
+connections or freeze at random, one of them or all at once. `images`: that many damaged files of each format.
+`disks`: each script on a disk that fills up; needs permission to mount a tmpfs.
 """
 
 import argparse
@@ -35,17 +38,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-IMAGES, HANGING = 60, 300  # seconds
+IMAGES = 60
+HANGING = 300  # seconds
 DOWNLOAD_THREADS = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("campaign", choices=("kills", "servers", "images", "disks"))
+    parser.add_argument("campaign", choices=CAMPAIGNS)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", help="these scripts or formats alone")
+    parser.add_argument("--only", nargs="+", help="only these scripts, outputs or formats")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
+    for number in (signal.SIGTERM, signal.SIGHUP):  # mounts and folders are removed, as after Ctrl-C
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     random.seed(args.seed)
     print(f"| {args.campaign} | tried | survived | lost |\n|---|--:|--:|--:|", flush=True)
     lost = 0
@@ -63,12 +70,12 @@ def main() -> None:
 
 @dataclass
 class Case:
-    """A script, and what must hold of the folder that it writes to.
+    """A script and what must hold for the folder that it writes to.
 
     Attributes:
-        command: for a folder to write to.
-        check: raises AssertionError or ValueError for a folder in which a half of something lies; at any moment.
-        result: of a finished run, to compare.
+        command: folder to write to → command line.
+        check: raises AssertionError or ValueError if anything in the folder is incomplete; holds at any moment.
+        result: what to compare of a finished run.
     """
 
     command: Callable[[Path], list[str]]
@@ -107,7 +114,7 @@ kills_of: Counter[Path] = Counter()  # by the folder that was being written to
 
 
 def end_once(command: list[str], seconds: float) -> int | None:
-    """Start it, and end it with its workers after some seconds: the signal, None where it had ended before."""
+    """Start the command, end it and its workers after some seconds, and return the signal; None if it ended before."""
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -129,8 +136,82 @@ def fault_of(check: Callable[[Path], None], output: Path) -> list[str]:
     try:
         check(output)
         return []
-    except Exception as error:  # whatever a half file leads to
+    except Exception as error:  # whatever an incomplete file leads to
         return [f"{type(error).__name__}: {error}"]
+
+
+# ---- pipes ----
+
+READERS = {"tee": ["tee", os.devnull], "head": ["head", "-3"], "closed": None, "full": None}
+ENDINGS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, None)
+
+
+def pipes(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
+    make_inputs(folder)
+    with image_server() as server:
+        case = make_cases(folder, server)["train_clip.py"]
+    started = time.monotonic()
+    run(case.command(folder / "whole"))
+    seconds, expected = time.monotonic() - started, case.result(folder / "whole")
+    for number, output in enumerate(READERS):
+        if args.only and output not in args.only:
+            continue
+        faults = []
+        for attempt in range(args.times):
+            written, ending = folder / f"{number}-{attempt}", ENDINGS[(number + attempt) % len(ENDINGS)]
+            status = end_with_output(case.command(written), output, ending, random.uniform(0.2, 1) * seconds)
+            faults += fault_of(case.check, written)
+            # Outside of training, a signal ends the process at once; during it, a checkpoint is saved first.
+            if status not in ((0,) if ending is None else (0, -ending, 128 + ending)):
+                faults.append(f"{output} and {ending}: ended with {status}")
+            if ending and status == 128 + ending and not list(written.glob("run/checkpoint-*")):
+                faults.append(f"{output} and {ending}: no checkpoint")
+            run(case.command(written))
+            if case.result(written) != expected:
+                faults.append(f"{output} and {ending}: the next run differs from one that never ended")
+        yield f"train_clip.py, {output}", args.times, faults
+
+
+def end_with_output(command: list[str], output: str, ending: signal.Signals | None, seconds: float) -> int:
+    """Start the command with this output, send the signal after some seconds, and return the exit status.
+
+    Reader and script are one process group, as in a terminal, whose Ctrl-C and whose end reach both.
+    """
+    reader = None
+    if READERS[output]:
+        reader = subprocess.Popen(
+            READERS[output], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.setpgid(0, 0)
+        )
+    group = reader.pid if reader else 0
+
+    def prepare() -> None:
+        os.setpgid(0, group)
+        if output == "closed":
+            os.close(1)
+            os.close(2)
+
+    with open("/dev/full", "w") as full:
+        stream = reader.stdin if reader else full
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=stream, stderr=stream, preexec_fn=prepare
+        )
+    if reader:
+        reader.stdin.close()
+    try:
+        process.wait(seconds if ending else HANGING)
+    except subprocess.TimeoutExpired:
+        if ending == signal.SIGTERM:
+            process.send_signal(ending)
+        else:
+            os.killpg(os.getpgid(process.pid), ending or signal.SIGKILL)
+    try:
+        status = process.wait(HANGING)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status = process.wait()
+    if reader:
+        reader.wait()
+    return status
 
 
 def run(command: list[str], expect: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess:
@@ -141,7 +222,7 @@ def run(command: list[str], expect: tuple[int, ...] = (0,)) -> subprocess.Comple
 
 
 def make_inputs(folder: Path) -> None:
-    """A tiny model, images with captions, and train.csv with an address for each."""
+    """Make a tiny model, images with captions, and train.csv with an address for each image."""
     from synthetic import make_data, make_model, make_processor
 
     from component.processor import save_processor
@@ -203,7 +284,7 @@ def make_cases(folder: Path, server) -> dict[str, Case]:
         state = json.loads((output / "run" / "trainer_state.json").read_text(encoding="utf-8"))
         return [round(entry["loss"], 5) for entry in state["log_history"] if "loss" in entry]
 
-    def filter(output: Path) -> list[str]:
+    def filter_data(output: Path) -> list[str]:
         output.mkdir(parents=True, exist_ok=True)
         options = ["--near_duplicates", "--report", str(output / "report.csv"), "--out_file", str(output / "kept.csv")]
         return ["filter_data.py", "--train_file", str(table), "--image_path", str(images), *options]
@@ -262,7 +343,7 @@ def make_cases(folder: Path, server) -> dict[str, Case]:
 
     return {
         "train_clip.py": Case(train, check_training, losses),
-        "filter_data.py": Case(filter, check_filter, lambda output: (output / "kept.csv").read_bytes()),
+        "filter_data.py": Case(filter_data, check_filter, lambda output: (output / "kept.csv").read_bytes()),
         "download_image.py": Case(download, check_download, lambda o: sorted(p.name for p in o.rglob("*.jpg"))),
         "search_image.py": Case(index, check_gallery, paths),
         "save_bert_checkpoint.py": Case(
@@ -375,8 +456,8 @@ def answer() -> list[bytes]:
     headers = random.choices([*HEADERS, *[b"Content-Length: %d" % len(body)] * 4], k=random.randrange(6))
     content = b"\r\n".join([random.choice(STATUS_LINES), *headers]) + b"\r\n\r\n" + body
     for _ in range(random.choice([0, 0, 1, 3])):
-        place = random.randrange(len(content))
-        content = content[:place] + os.urandom(random.randrange(3)) + content[place + random.randrange(3) :]
+        start = random.randrange(len(content))
+        content = content[:start] + os.urandom(random.randrange(3)) + content[start + random.randrange(3) :]
     return [content]
 
 
@@ -384,7 +465,7 @@ def answer() -> list[bytes]:
 
 
 def images(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
-    """Download and filter judge by `check_image`, training and prediction by `load_image`: they have to agree."""
+    """Download and filter use `check_image`, training and prediction `load_image`: their verdicts must agree."""
     import numpy as np
     from PIL import Image
 
@@ -416,8 +497,8 @@ def images(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
                     faults.append(f"{read.__name__} took {time.monotonic() - started:.0f} s")
             verdicts[tuple(found)] += 1
         disagreed = verdicts[True, False] + verdicts[False, True]
-        # A GIF and what is animated is refused for training data, and shown in a prediction.
-        faults += ["the two roads disagree"] * (0 if name == "GIF" else disagreed)
+        # GIFs and animations are refused as training data, but a prediction accepts them.
+        faults += ["check_image and load_image disagree"] * (0 if name == "GIF" else disagreed)
         yield f"{name} ({verdicts[True, True]} still good)", args.times, faults
 
 
@@ -427,13 +508,13 @@ def damaged(content: bytes) -> bytes:
     if kind == 0:
         return bytes(content[: random.randrange(len(content))])
     for _ in range(random.choice([1, 2, 5, 20])):
-        place = random.randrange(len(content))
+        index = random.randrange(len(content))
         if kind == 1:
-            content[place] ^= 1 << random.randrange(8)
+            content[index] ^= 1 << random.randrange(8)
         elif kind == 2:
-            content[place] = random.randrange(256)
+            content[index] = random.randrange(256)
         else:
-            content[place:place] = os.urandom(random.randrange(1, 9))
+            content[index:index] = os.urandom(random.randrange(1, 9))
     return bytes(content)
 
 
@@ -441,7 +522,7 @@ def damaged(content: bytes) -> bytes:
 
 
 def disks(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
-    """Each script on a disk of a size that is too small for it: one line, and nothing half."""
+    """Each script on a disk that is too small for it: one line, and nothing incomplete."""
     make_inputs(folder)
     with image_server() as server:
         cases = make_cases(folder, server)
@@ -452,7 +533,7 @@ def disks(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
             disk.mkdir(parents=True)
             mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
             if subprocess.run(mount, capture_output=True).returncode:
-                raise SystemExit("torture.py: no right to mount a tmpfs here")
+                raise SystemExit("torture.py: no permission to mount a tmpfs here")
             try:
                 done = run(case.command(disk / "output"), (0, 1, 2))
                 if done.returncode != 2 or "Traceback" in done.stderr:
@@ -461,13 +542,13 @@ def disks(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
                 subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
                 run(case.command(disk / "output"))
                 if case.result(disk / "output") != case.result(folder / name / "whole"):
-                    faults.append("with room again, the result is another")
+                    faults.append("with enough space again, the result differs")
             finally:
                 subprocess.run(["umount", "--lazy", str(disk)], check=True)
             yield name, 1, faults
 
 
-CAMPAIGNS = {"kills": kills, "servers": servers, "images": images, "disks": disks}
+CAMPAIGNS = {"kills": kills, "pipes": pipes, "servers": servers, "images": images, "disks": disks}
 
 if __name__ == "__main__":
     main()

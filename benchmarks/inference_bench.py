@@ -137,9 +137,9 @@ def make_images(folder: str, count: int) -> list[str]:
 
 
 def read_texts(count: int) -> list[str]:
-    from component.pairs.table import read_pairs
+    from component.pairs.table import read_table
 
-    texts = next(read_pairs(str(ROOT / "data/demo/train.csv")))["text"].tolist()
+    texts = next(read_table(str(ROOT / "data/demo/train.csv")))["text"].tolist()
     return [texts[i % len(texts)] for i in range(count)]
 
 

@@ -154,7 +154,7 @@ def make_features(folder: Path) -> None:
     FeatureCache(str(folder / "features"), "tower", WIDTH).add(batches())
 
 
-def load(folder: Path, case: str) -> PairDataset:
+def load(folder: Path, case: str) -> Pairs:
     processor = load_processor(str(folder / "processor"))
     csv = folder / "train.csv"
     file = str(csv if csv.exists() else folder / "*.tar")

@@ -1,4 +1,4 @@
-"""Rows of the pair table → examples."""
+"""Rows of a pair table → examples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,9 +10,8 @@ from transformers import CLIPProcessor
 
 from component.image.transform import ImageTransform
 from component.pairs.image_source import DecodedImages, ImageSource
-from component.pairs.pair_table import PairTable
+from component.pairs.pair_table import ChunkEncoder, PairTable
 from component.pairs.prepared import load_pair_table
-from component.pairs.work import ALONE, Work
 
 
 class SeededIndices(ABC):
@@ -29,7 +28,7 @@ class SeededIndices(ABC):
 
 
 class Pairs(Dataset):
-    """The rows of a table that may have a good image, those of `images.rows`, as examples."""
+    """The rows of a table that may have a good image, `images.rows`, as examples."""
 
     def __init__(self, table: PairTable, images: ImageSource):
         self.table, self.images = table, images
@@ -38,20 +37,20 @@ class Pairs(Dataset):
         return len(self.images.rows)
 
     def __getitem__(self, index: int) -> dict:
-        """The example at `index`, in the form that `__getitems__` has for several."""
+        """The example at `index`, in the form that `__getitems__` returns."""
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int] | SeededIndices) -> dict:
-        """The n good pairs at some indices, column by column; this is what a DataLoader calls, once for a batch.
+        """The n good pairs at some indices, column by column. A DataLoader calls this once per batch.
 
         Returns:
-            rows (n,) in the table; ids (n, 2) int64, text_ids and image_ids of the rows; tokens, of all texts one
-            after the other, and their lengths (n,); images, the model's inputs from the image source, {} if n is 0;
-            and bad_images, row → reason of the pairs without a good one, which are left out.
+            rows (n,) of the table; ids (n, 2) int64, text_ids and image_ids of the rows; tokens of all texts,
+            concatenated, and their lengths (n,); images, the model's inputs from the image source, {} if n is 0; and
+            bad_images, row → reason, of the pairs that are left out because they have no good image.
         """
         generator = None
         if isinstance(indices, SeededIndices):
-            # A random number of the worker process would be another one in a run that was resumed.
+            # The worker's own generator would give other numbers after a resume.
             generator, indices = torch.Generator().manual_seed(indices.seed), indices.indices
         rows, images, bad_images = self.images.load(self.images.rows[indices], generator)
         tokens, lengths = self.table.tokens(rows)
@@ -59,13 +58,13 @@ class Pairs(Dataset):
         return {**columns, "images": images, "bad_images": bad_images}
 
     def some_rows(self, count: int = 100) -> np.ndarray:
-        """So many of the rows with an image, or all of fewer; from all over the table, and always the same."""
+        """Up to `count` of the rows with an image, from all over the table, always the same."""
         if count >= len(self):
             return self.images.rows[range(len(self))]
         return self.images.rows[np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))]
 
     def require_an_image(self) -> None:
-        """Raise ValueError when not one image of the table can be read; stops at the first good one."""
+        """Raise ValueError if no image of the table can be read. Stops at the first good one."""
         first = None
         for index in range(len(self)):
             loaded = self.images.load(self.images.rows[[index]])
@@ -75,28 +74,26 @@ class Pairs(Dataset):
         folder = self.table.image_path
         hint = f" Check image_path {folder}; the column `filename` is relative to it." if folder else ""
         raise ValueError(
-            f"None of the {len(self)} pictures of {self.table.file} can be read (the first: {first}).{hint}"
+            f"None of the {len(self)} images of {self.table.file} can be read (the first: {first}).{hint}"
         )
 
 
-class PairDataset(Pairs):
-    """The pairs of some files, whose images are decoded when asked for.
+def PairDataset(
+    file: str | Sequence[str],
+    image_path: str | None,
+    processor: CLIPProcessor,
+    max_seq_length: int,
+    transform: ImageTransform | None = None,
+    **reading,
+) -> Pairs:
+    """The pairs of some files, whose images are decoded when they are asked for.
 
     Args:
-        file, image_path, max_seq_length, folder, work: see `load_pair_table`, which also says what is raised.
-        processor: its tokenizer cuts the texts to tokens, its image processor says what pixel_values are.
+        file, image_path: see `component.pairs.sources.read_pair_files`.
+        processor: its tokenizer turns the texts into tokens, its image processor defines the pixel_values.
+        max_seq_length: tokens per text including [CLS] and [SEP]; longer texts are cut and counted.
         transform: makes the pixel_values; None: as the image processor does.
+        reading: `columns`, `folder` and `work`, see `load_pair_table`, which also says what is raised.
     """
-
-    def __init__(
-        self,
-        file: str | Sequence[str],
-        image_path: str | None,
-        processor: CLIPProcessor,
-        max_seq_length: int,
-        transform: ImageTransform | None = None,
-        folder: str | None = None,
-        work: Work = ALONE,
-    ):
-        table = load_pair_table(file, image_path, processor.tokenizer, max_seq_length, folder, work)
-        super().__init__(table, DecodedImages(table, transform or ImageTransform(processor.image_processor)))
+    table = load_pair_table(file, image_path, ChunkEncoder(processor.tokenizer, max_seq_length), **reading)
+    return Pairs(table, DecodedImages(table, transform or ImageTransform(processor.image_processor)))

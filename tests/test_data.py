@@ -19,10 +19,10 @@ from component.dataset import PairDataset
 from component.filter.rules import FilterRules, PairCheck
 from component.image.load import BadImageError, load_image
 from component.pairs.caption import is_caption
-from component.pairs.parquet import read_parquet
+from component.pairs.csv_table import csv_writer
 from component.pairs.paths import image_file, normal_name, writable_file
-from component.pairs.sources import expand
-from component.pairs.table import read_pairs, table_writer
+from component.pairs.table import read_table
+from component.pairs.table_files import expand
 from component.processor import load_processor
 
 
@@ -41,18 +41,18 @@ def table(path, content: str, encoding: str = "utf-8") -> str:
 
 def test_cells_stay_as_they_are_written(tmp_path):
     path = table(tmp_path / "t.csv", 'text,url,filename\nNA,,007\n1e5,u,1e5\n"一,""二""",u,"a,b.jpg"\nnan,u,None\n')
-    rows = [row for chunk in read_pairs(path) for row in chunk.values.tolist()]
+    rows = [row for chunk in read_table(path) for row in chunk.values.tolist()]
     assert rows == [["NA", "", "007"], ["1e5", "u", "1e5"], ['一,"二"', "u", "a,b.jpg"], ["nan", "u", "None"]]
 
 
 def test_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
     path = table(tmp_path / "t.csv", "text,filename\n一,1.jpg\n", "utf-8-sig")
-    assert list(next(read_pairs(path)).columns) == ["text", "filename"]
+    assert list(next(read_table(path)).columns) == ["text", "filename"]
 
 
 def test_chunks_keep_the_order_and_lose_no_row(tmp_path):
     path = table(tmp_path / "t.csv", "text,filename\n" + "".join(f"{n},{n}.jpg\n" for n in range(25)))
-    chunks = list(read_pairs(path, chunk_rows=10))
+    chunks = list(read_table(path, chunk_rows=10))
     assert [len(chunk) for chunk in chunks] == [10, 10, 5]
     assert [text for chunk in chunks for text in chunk["text"]] == [str(n) for n in range(25)]
 
@@ -60,7 +60,7 @@ def test_chunks_keep_the_order_and_lose_no_row(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,url\na,b\n", "no column `filename` .found: text, url"),
+        ("text,size\na,b\n", "no column `filename` .found: text, size"),
         ("", "empty"),
         ("\n \n", "empty"),
         ('\n"text,filename\na,b\n', "in line 2: a quote that opens in it is never closed"),
@@ -73,24 +73,24 @@ def test_chunks_keep_the_order_and_lose_no_row(tmp_path):
         (f"text,filename\nx,{'y' * 80}", "in line 2: field larger"),
         (f"text,filename\nx,{'y' * 200}", "line 2 has more than 90 characters"),
         (f"text,filename{',' * 12}\n", "has 14 columns"),
-        ("text,filename,text\n", "2 columns `text`. Which one counts"),
-        (" Text,filename\n", "Blanks and capitals count: rename ' Text'"),
-        ("text;filename\n", "separated by semicolons"),
-        ("text\tfilename\n", "separated by tabs"),
+        ("text,filename,text\n", "2 columns for `text`"),
+        (" Text,TEXT,filename\n", "2 columns for `text` .' Text', 'TEXT'.. Rename the others, or name one: --columns"),
         ("text，filename\n", "separated by full-width commas"),
-        ('{"text": "a"}\n', "looks like JSON"),
+        ('{"text": "a"}\n', "no column `filename` .found: text"),
+        ("[1]\n", "record 1: expected a record such as"),
+        ('{"text": "a", "filename": "1.jpg"}\n{\n', "line 2 is not JSON"),
     ],
 )
 @pytest.mark.parametrize("only_required", [False, True])
 def test_a_bad_table_is_named_with_its_fault(tmp_path, monkeypatch, content, message, only_required):
-    monkeypatch.setattr("component.pairs.table.MAX_CELL", 60)
-    monkeypatch.setattr("component.pairs.table.MAX_COLUMNS", 10)
+    monkeypatch.setattr("component.pairs.csv_table.MAX_CELL", 60)
+    monkeypatch.setattr("component.pairs.csv_table.MAX_COLUMNS", 10)
     monkeypatch.setattr("component.pairs.text_file.MAX_LINE", 90)
     path = str(tmp_path / "t.csv")
     with open(path, "w", newline="", encoding="utf-8") as file:
         file.write(content)
     with pytest.raises(ValueError, match=message) as error:
-        list(read_pairs(path, only_required=only_required))
+        list(read_table(path, only_required=only_required))
     assert path in str(error.value) and "\n" not in str(error.value)
 
 
@@ -99,13 +99,13 @@ def test_rows_are_read_whatever_ends_the_lines_and_wherever_one_is_blank(tmp_pat
     path = str(tmp_path / "t.csv")
     with open(path, "w", newline="", encoding="utf-8") as file:
         file.write(ends.join(["", "\ufefftext,filename,", "一", " ", "", '"二""",b,c', 'x"y,"d"e']))
-    (chunk,) = read_pairs(path)
+    (chunk,) = read_table(path)
     assert list(chunk.columns) == ["text", "filename", ""]
     assert chunk.values.tolist() == [["一", "", ""], ['二"', "b", "c"], ['x"y', "de", ""]]
 
 
 def test_a_table_without_rows_is_an_empty_frame(tmp_path):
-    (chunk,) = read_pairs(table(tmp_path / "t.csv", "text,filename"))
+    (chunk,) = read_table(table(tmp_path / "t.csv", "text,filename"))
     assert list(chunk.columns) == ["text", "filename"] and len(chunk) == 0
 
 
@@ -119,13 +119,13 @@ def test_a_table_without_rows_is_an_empty_frame(tmp_path):
 )
 def test_a_cell_that_swallowed_rows_is_told_with_its_line(tmp_path, caplog, content):
     path = table(tmp_path / "t.csv", content)
-    assert sum(map(len, read_pairs(path))) == 2 and sum(map(len, read_pairs(path))) == 2
+    assert sum(map(len, read_table(path))) == 2 and sum(map(len, read_table(path))) == 2
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"{path}, line 3: one cell holds") and "stray quote in lines 3 to" in warning
 
 
 def test_a_caption_of_several_lines_is_nothing_strange(tmp_path, caplog):
-    list(read_pairs(table(tmp_path / "t.csv", 'text,filename\n"红, 蓝\n绿",1.jpg\n"a.b\nc",2.jpg\n')))
+    list(read_table(table(tmp_path / "t.csv", 'text,filename\n"红, 蓝\n绿",1.jpg\n"a.b\nc",2.jpg\n')))
     assert not caplog.records
 
 
@@ -137,9 +137,9 @@ def test_any_table_that_is_written_reads_back_the_same(tmp_path):
         header = draw.sample([*header, "text", "filename"], len(header) + 2)
         rows = [["".join(draw.choices(letters, k=draw.randint(0, 4))) for _ in header] for _ in range(5)]
         with open(tmp_path / "t.csv", "w", newline="", encoding="utf-8") as file:
-            writer = table_writer(file)
+            writer = csv_writer(file)
             writer.writerows([header, *rows])
-        (chunk,) = read_pairs(str(tmp_path / "t.csv"))
+        (chunk,) = read_table(str(tmp_path / "t.csv"))
         assert chunk.values.tolist() == rows
         assert list(chunk.columns) == [name.lstrip("\ufeff") for name in header]
 
@@ -165,7 +165,7 @@ def packed(content: bytes) -> bytes:
 )
 def test_a_table_is_read_by_its_bytes_whatever_its_name(tmp_path, content):
     (tmp_path / "t.csv").write_bytes(content)
-    (chunk,) = read_pairs(str(tmp_path / "t.csv"))
+    (chunk,) = read_table(str(tmp_path / "t.csv"))
     assert chunk["text"].tolist() == ["一只小狗在摇尾巴，红色的圆"] * 20
 
 
@@ -187,7 +187,6 @@ def test_a_table_is_read_by_its_bytes_whatever_its_name(tmp_path, content):
         (ROWS.encode("utf-16")[:-1], "begins as utf-16 but is damaged"),
         (b"PK\x03\x04" + bytes(100), "Excel file or a zip archive"),
         (b"\xd0\xcf\x11\xe0" + bytes(100), "is an Excel file"),
-        (b"PAR1" + bytes(100), "Give it a name that ends in .parquet"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html><html>404</html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\x28\xb5\x2f\xfd" + bytes(100), "zstd -d"),
@@ -200,13 +199,13 @@ def test_a_table_is_read_by_its_bytes_whatever_its_name(tmp_path, content):
 def test_what_is_no_utf_8_gets_the_mend_that_fits(tmp_path, content, message):
     (tmp_path / "my t.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        list(read_pairs(str(tmp_path / "my t.csv")))
+        list(read_table(str(tmp_path / "my t.csv")))
     assert str(tmp_path / "my t.csv") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_table_is_named():
     with pytest.raises(FileNotFoundError, match="nowhere.csv"):
-        list(read_pairs("nowhere.csv"))
+        list(read_table("nowhere.csv"))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_cells_of_parquet_are_texts_whatever_their_type(tmp_path):
         filename=pyarrow.array(["007", None, "nan"]).dictionary_encode(),
         text=[7, None, 10**12],
     )
-    chunks = list(read_parquet(path, ("text", "filename"), chunk_rows=2))
+    chunks = list(read_table(path, ("text", "filename"), only_required=True, chunk_rows=2))
     assert [len(chunk) for chunk in chunks] == [2, 1] and list(chunks[0].columns) == ["text", "filename"]
     rows = [row for chunk in chunks for row in chunk.values.tolist()]
     assert rows == [["7", "007"], ["", ""], ["1000000000000", "nan"]]
@@ -263,23 +262,25 @@ def test_a_csv_read_by_pandas_and_written_as_parquet_is_the_same_table(data, pro
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ([("text", ["a"]), ("url", ["b"])], "no column `filename` .found: text, url"),
-        ([("text", [["a"]]), ("filename", ["b"])], "cannot be read as Parquet"),
-        ([("text", ["a"]), ("filename", ["b"]), ("text", ["c"])], "2 columns `text`. Which one counts"),
+        ([("text", ["a"]), ("size", ["b"])], "no column `filename` .found: text, size"),
+        ([("text", [{"a": 1}]), ("filename", ["b"])], "cannot be read as Parquet"),
+        ([("text", [b"\xb0\xad"]), ("filename", ["b"])], "the column `text` holds bytes that are not UTF-8"),
+        ([("text", ["a"]), ("filename", ["b"]), ("text", ["c"])], "2 columns for `text`"),
         (None, "cannot be read as Parquet"),
     ],
 )
 def test_a_bad_parquet_is_named_with_its_fault(tmp_path, columns, message):
-    path = parquet(tmp_path / "t.parquet", *columns) if columns else table(tmp_path / "t.parquet", "text,filename\n")
+    path = parquet(tmp_path / "t.parquet", *columns) if columns else table(tmp_path / "t.parquet", "PAR1 cut off")
     with pytest.raises(ValueError, match=message) as error:
-        list(read_parquet(path, ("text", "filename")))
+        list(read_table(path))
     assert path in str(error.value) and "\n" not in str(error.value)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as where it is not installed
+    path = parquet(tmp_path / "t.parquet", text=["a"], filename=["b"])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it is not installed
     with pytest.raises(ImportError, match="Parquet needs pyarrow: pip install pyarrow"):
-        next(read_parquet(str(tmp_path / "t.parquet"), ("text", "filename")))
+        next(read_table(path))
 
 
 def test_a_list_of_files_of_all_kinds_is_one_table(data, processor):
@@ -542,7 +543,7 @@ def test_under_a_tenth_of_a_shuffled_batch_is_padding(data, processor):
 
 def test_a_set_without_any_good_picture_is_an_error(data, processor):
     path = table(data / "t.csv", "text,filename\n小狗,none.png\n小猪,gone.png\n")
-    with pytest.raises(ValueError, match="None of the 2 pictures.*none.png: no such file.*image_path"):
+    with pytest.raises(ValueError, match="None of the 2 images.*none.png: no such file.*image_path"):
         PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_an_image()
     path = table(data / "t.csv", "text,filename\n小狗,none.png\n小猪,1.png\n")
     PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_an_image()

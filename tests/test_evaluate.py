@@ -169,9 +169,9 @@ def test_damaged_images_of_a_tsv_are_bad_images(data, tmp_path):
         ("t.jsonl", '{"text": "红", "image_ids": 7}\n', "`image_ids` is 7; expected list"),
         ("t.jsonl", '{"text": "红", "image_ids": []}\n', "has no text with an image"),
         ("t.json", "[", "t.json is not JSON"),
-        ("t.json", "[]", "t.json: `images` is missing .found: list"),
+        ("t.json", "[]", "t.json is empty. It needs records"),
         ("t.json", '{"images": [], "annotations": [{"image_id": 3, "caption": "红"}]}', "no image with the id 3"),
-        ("t.csv", "text,url\n", "has no column `filename`"),
+        ("t.csv", "text,size\n", "has no column `filename`"),
         ("t.csv", "text,filename\n", "has no text with an image"),
     ],
 )
@@ -200,9 +200,9 @@ def test_a_malformed_tsv_is_named_with_the_line(data, tmp_path, content, message
 
 def test_a_folder_instead_of_the_tsv_is_refused(data, tmp_path):
     texts = write_jsonl(tmp_path / "t.jsonl", [{"text": "红", "image_ids": [1]}])
-    with pytest.raises(ValueError, match="is no file; a .jsonl needs the tsv"):
+    with pytest.raises(ValueError, match="is not a file; .*t.jsonl needs the tsv"):
         read_retrieval_data(texts, str(data / "images"))
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         read_retrieval_data(str(data / "train.csv"), str(data / "train.csv"))
 
 
@@ -257,8 +257,8 @@ def test_a_recipe_takes_every_format_and_is_refused_without_the_images(data, tra
     for files in same_pairs_in_every_format(data).values():
         keys = {"train_file": files["test_file"], **files}
         assert load_arguments(train_args(**keys)).image_path == files["image_path"]
-    texts = write_jsonl(data / "t.jsonl", [])
-    with pytest.raises(ValueError, match="`train_file`: .* is no file; a .jsonl needs the tsv"):
+    texts = write_jsonl(data / "t.jsonl", [{"text": "红", "image_ids": [1]}])
+    with pytest.raises(ValueError, match="`train_file`: .* is not a file; .*t.jsonl needs the tsv"):
         load_arguments(train_args(train_file=texts))
     (data / "t.tar.gz").touch()
     with pytest.raises(ValueError, match="`test_file`: .*t.tar.gz is a packed tar"):
@@ -564,7 +564,7 @@ def test_figures_of_a_model_without_mistakes(tmp_path):
     [
         ({"--model": "nowhere/at/all"}, "nowhere/at/all is not a model folder"),
         ({"--test_file": "gone.csv"}, "gone.csv: no such file"),
-        ({"--image_path": "gone"}, "gone is no folder"),
+        ({"--image_path": "gone"}, "gone is not a folder"),
         ({"--batch_size": "0"}, "--batch_size 0: expected a number of items from 1"),
     ],
 )

@@ -26,7 +26,7 @@ from component.image.check import check_image
 from component.image.load import BadImageError, load_image
 from component.image.other_formats import SIGNATURES
 from component.image.perceptual_hash import NearDuplicates, perceptual_hash
-from component.pairs.table import read_pairs
+from component.pairs.table import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -485,9 +485,9 @@ def test_kept_rows_read_back_unchanged_whatever_they_contain(tmp_path):
     rows = [["".join(draw.choices("a,'\"; \t\r\n图\u200b\u2028", k=4)) for _ in range(5)] for _ in range(300)]
     path = str(write_table(tmp_path, rows, header=("", "text", "url", "filename", "url")))
     with FilterOutput(str(tmp_path / "out.csv")) as output:
-        for chunk in read_pairs(path, chunk_rows=90):
+        for chunk in read_table(path, chunk_rows=90):
             output.add(chunk, ["", "small", ""] * (len(chunk) // 3))
-    (kept,) = read_pairs(str(tmp_path / "out.csv"))
+    (kept,) = read_table(str(tmp_path / "out.csv"))
     assert list(kept.columns) == ["", "text", "url", "filename", "url"]
     assert kept.values.tolist() == [row for number, row in enumerate(rows) if number % 3 != 1]
 

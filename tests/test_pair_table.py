@@ -27,14 +27,14 @@ def load(data, bert_clip_path, tmp_path, caplog):
     processor = load_processor(bert_clip_path)
     caplog.set_level("INFO", "component")
 
-    def load_pairs(file="train.csv", folder=str(tmp_path / "tables"), max_seq_length=16) -> PairDataset:
+    def load_pairs(file="train.csv", folder=str(tmp_path / "tables"), max_seq_length=16) -> Pairs:
         caplog.clear()
         return PairDataset(str(data / file), str(data / "images"), processor, max_seq_length, folder=folder)
 
     return load_pairs
 
 
-def rows_of(pairs: PairDataset) -> list:
+def rows_of(pairs: Pairs) -> list:
     """All that a table says of its rows, and of itself."""
     table = pairs.table
     rows = np.arange(len(table))
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_the_table_kept_in_memo
     (tmp_path / "file").touch()
     pairs = load(folder=place.format(tmp=tmp_path))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert "kept in memory and read anew at each start, because" in warning and "`pair_table`" in warning
+    assert "kept in memory and made again at each start, because" in warning and "`pair_table`" in warning
     assert rows_of(pairs) == rows_of(load(folder=None))
 
 

@@ -502,7 +502,7 @@ import os, sys
 sys.path.insert(0, {ROOT!r})
 from accelerate import PartialState
 from component.dataset import PairDataset
-from component.pairs.sources import expand
+from component.pairs.table_files import expand
 from component.processor import load_processor
 from component.training.interruption import leave_group
 from component.training.shared_work import SharedWork

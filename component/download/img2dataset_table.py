@@ -2,7 +2,7 @@
 
 from component.ground.files import new_file
 from component.pairs.parquet import import_pyarrow
-from component.pairs.table import read_pairs
+from component.pairs.table import read_table
 
 
 def write_img2dataset_table(train_file: str, parquet_file: str) -> int:
@@ -19,7 +19,7 @@ def write_img2dataset_table(train_file: str, parquet_file: str) -> int:
     schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
     rows = 0
     with new_file(parquet_file, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        for chunk in read_pairs(train_file, tuple(columns.values()), only_required=True):
+        for chunk in read_table(train_file, tuple(columns.values()), only_required=True):
             values = [chunk[column].tolist() for column in columns.values()]
             writer.write_table(pyarrow.table(values, schema=schema))
             rows += len(chunk)

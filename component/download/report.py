@@ -13,7 +13,7 @@ from component.download.outcome import Outcome
 from component.download.rows import NO_ROWS, row_hashes
 from component.ground.lock import sole_writer
 from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
-from component.pairs.table import read_pairs, require_columns
+from component.pairs.table import read_table
 
 COLUMNS = ["filename", "url", "status", "http_code", "reason", "bytes", "seconds"]  # attributes of an Outcome
 MAX_REASON = 300  # characters
@@ -81,7 +81,7 @@ class Report:
         Rows that failed may have succeeded later; the caller looks first whether their file exists.
         """
         hashes = [NO_ROWS]
-        for chunk in read_pairs(self.path, ("filename", "url", "status"), only_required=True, chunk_rows=20_000):
+        for chunk in read_table(self.path, ("filename", "url", "status"), only_required=True, chunk_rows=20_000):
             hashes.append(row_hashes(chunk[chunk["status"].isin(statuses)].map(cell_text)))
         return np.unique(np.concatenate(hashes))
 
@@ -124,9 +124,10 @@ def _whole_rows(path: str) -> int:
         if header != HEADER and HEADER.startswith(header):  # nothing yet, or a torn first line
             return 0
         found = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
-        require_columns(path, COLUMNS, found, "Is it the report of another program?")
         if found[: len(COLUMNS)] != COLUMNS:
-            raise ValueError(f"{path} has its columns in another order than {', '.join(COLUMNS)}.")
+            raise ValueError(
+                f"{path} is not a download report: its columns are {', '.join(found)}, expected {', '.join(COLUMNS)}."
+            )
         whole = offset = len(header)
         quotes = 0
         for line in file:

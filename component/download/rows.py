@@ -12,7 +12,7 @@ import pandas as pd
 from component.download.address import mend_url
 from component.download.folder_names import STRICTEST, NameRules
 from component.pairs.paths import normal_name
-from component.pairs.table import read_pairs
+from component.pairs.table import read_table
 
 CHUNK_ROWS = 20_000
 NO_ROWS = np.empty(0, dtype=np.uint64)
@@ -58,7 +58,7 @@ class Rows:
         temporary_path: folder for the temporary file; None: the system's.
 
     Raises:
-        ValueError, FileNotFoundError: as `read_pairs`.
+        ValueError, FileNotFoundError: as `read_table`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Rows:
     def _read(self) -> None:
         first, number = _FirstRows(), 1
         index, count = self.part
-        for chunk in read_pairs(self.train_file, ("url", "filename"), only_required=True, chunk_rows=CHUNK_ROWS):
+        for chunk in read_table(self.train_file, ("url", "filename"), only_required=True, chunk_rows=CHUNK_ROWS):
             chunk.index = range(number, number + len(chunk))
             number += len(chunk)
             chunk["name"] = chunk["filename"].map(normal_name)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from component.image.load import load_image
 from component.pairs.caption import is_caption
+from component.pairs.image_stores import ImageStore
 from component.pairs.labelled import GALLERY
-from component.pairs.sources import Place, check_pair_files, read_pair_files
+from component.pairs.sources import check_pair_files, read_pair_files
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +37,15 @@ class RetrievalData:
 class StoredImages(Sequence):
     """Images of several sources, decoded on access."""
 
-    def __init__(self, found: Sequence[tuple[Place, str]]):
+    def __init__(self, found: Sequence[tuple[ImageStore, str]]):
         self.found = found
 
     def __len__(self) -> int:
         return len(self.found)
 
     def __getitem__(self, row: int) -> Image.Image:
-        place, locator = self.found[row]
-        return load_image(place.read(locator))
+        store, locator = self.found[row]
+        return load_image(store.read(locator))
 
 
 def read_retrieval_data(test_file: str | Sequence[str], image_path: str | None) -> RetrievalData:
@@ -63,16 +64,16 @@ def read_retrieval_data(test_file: str | Sequence[str], image_path: str | None) 
     images: dict[str, int] = {}
     pairs: dict[tuple[int, int], None] = {}
     found, num_empty = [], 0
-    for place, chunk in read_pair_files(test_file, image_path, whole_gallery=True):
+    for store, chunk in read_pair_files(test_file, image_path, whole_gallery=True):
         queries = chunk["query"] if "query" in chunk else itertools.repeat(None)
         for text, locator, query in zip(chunk["text"].str.strip(), chunk["filename"], queries, strict=False):
             if query != GALLERY and not is_caption(text):
                 num_empty += 1
                 continue
-            name = place.filename(locator)
+            name = store.filename(locator)
             image = images.setdefault(name, len(images))
             if image == len(found):
-                found.append((place, locator))
+                found.append((store, locator))
             if query != GALLERY:
                 pairs[texts.setdefault((text, query), len(texts)), image] = None
     if not pairs:

@@ -16,7 +16,7 @@ from component.filter.rules import Finding, PairCheck
 from component.ground.cores import usable_cores
 from component.image.perceptual_hash import NearDuplicates
 from component.pairs.paths import normal_name
-from component.pairs.table import read_pairs
+from component.pairs.table import read_table
 
 COLUMNS = ("text", "filename")
 CHUNK_ROWS = 1024  # read, scored and written together
@@ -28,7 +28,7 @@ Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[float]]
 
 def count_rows(train_file: str) -> int:
     """Number of rows. Reads the whole table, so that a malformed row is found before the work starts."""
-    return sum(map(len, read_pairs(train_file, COLUMNS, only_required=True)))
+    return sum(map(len, read_table(train_file, COLUMNS, only_required=True)))
 
 
 def judge_pairs(
@@ -99,7 +99,7 @@ def _checked(train_file: str, check: PairCheck, num_workers: int) -> Iterator[tu
     chunks, tasks, findings = deque(), deque(), []
     with pool:
         try:
-            for chunk in read_pairs(train_file, COLUMNS, chunk_rows=CHUNK_ROWS):
+            for chunk in read_table(train_file, COLUMNS, chunk_rows=CHUNK_ROWS):
                 chunks.append(chunk)
                 texts, filenames = chunk["text"].tolist(), chunk["filename"].tolist()
                 for start in range(0, len(chunk), TASK_ROWS):

@@ -10,7 +10,7 @@ import pandas as pd
 from component.ground.files import new_file
 from component.ground.lock import sole_writers
 from component.ground.plain_text import spreadsheet_cell
-from component.pairs.table import table_writer
+from component.pairs.table import new_table
 
 # In the order in which they are checked.
 REASONS = (
@@ -28,7 +28,7 @@ class FilterOutput:
     Entering it raises ValueError if another process writes one of the files.
 
     Args:
-        out_file: CSV for the kept rows, all columns as they were; None: not written.
+        out_file: table of the kept rows, see `new_table`, all columns as they were; None: not written.
         report: CSV `row,filename,reason,text` of the dropped rows, rows counted from 1; None: not written.
     """
 
@@ -37,11 +37,8 @@ class FilterOutput:
 
     def add(self, chunk: pd.DataFrame, reasons: list[str]) -> None:
         """Write the next rows according to their reasons, see `judge_pairs`."""
-        if self._out:
-            table = table_writer(self._out)
-            if self._rows == 0:
-                table.writerow(chunk.columns)
-            table.writerows(chunk.loc[[not reason for reason in reasons]].to_numpy(object).tolist())
+        if self._append:
+            self._append(chunk.loc[[not reason for reason in reasons]])
         if self._report:
             writer = csv.writer(self._report)
             for row, (name, text, reason) in enumerate(zip(chunk["filename"], chunk["text"], reasons, strict=True), 1):
@@ -52,10 +49,9 @@ class FilterOutput:
     def __enter__(self):
         with contextlib.ExitStack() as stack:
             stack.enter_context(sole_writers(*self._paths))
-            self._out, self._report = (
-                stack.enter_context(new_file(path, newline="") if path else contextlib.nullcontext())
-                for path in self._paths
-            )
+            out_file, report = self._paths
+            self._append = stack.enter_context(new_table(out_file) if out_file else contextlib.nullcontext())
+            self._report = stack.enter_context(new_file(report, newline="") if report else contextlib.nullcontext())
             self._files = stack.pop_all()
         if self._report:
             csv.writer(self._report).writerow(["row", "filename", "reason", "text"])

@@ -1,4 +1,4 @@
-"""The pairs of one data set: texts as tokens, and where each image lies."""
+"""The pairs of one data set: texts as tokens, and where each image is."""
 
 import os
 from bisect import bisect_right
@@ -14,24 +14,21 @@ from tokenizers import Tokenizer
 from component.ground.file_state import MISSING, FileState
 from component.pairs.caption import is_caption
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
+from component.pairs.image_stores import STORES, ImageFolder, ImageStore
 from component.pairs.ragged import RaggedArray
-from component.pairs.shards import Shard
-from component.pairs.sources import ImageFolder, Place
-from component.pairs.tsv_images import ImageTsv
 
 KEY_FORMAT = 3  # of `PairTable.image_keys`
-PLACES = {kind.__name__: kind for kind in (ImageFolder, Shard, ImageTsv)}
 
 
 class PairTable:
     """The image-text pairs of one or more files, each text tokenized once.
 
-    About 120 bytes a row in flat arrays, in memory or mapped from files; see `load_pair_table`.
+    About 120 bytes per row in flat arrays, in memory or mapped from files; see `load_pair_table`.
 
     Args:
-        arrays: what `write_pairs` made.
-        states: path → state of the shards as this process found them at its start; those of the process that indexed
-            them by default. Another machine may have a copy of a shard, whose times and inode differ.
+        arrays: what `write_pairs` returns.
+        states: path → state of the shards as this process found them at its start; by default those that the indexing
+            process found. Another machine may have a copy of a shard, whose times and inode differ.
 
     Attributes:
         path, version: of the folder that it is mapped from, see `FlatArrays`; None in memory.
@@ -39,27 +36,30 @@ class PairTable:
         image_path: folder that the file names are relative to; may be None for shards.
         num_empty_texts: rows left out because their text is empty.
         num_long_texts: rows whose text was cut.
-        highest_token_id: of all texts.
-        share_of_unknown: of the texts' tokens, those that the vocabulary does not have ([UNK]).
-        share_of_repeated_captions: of the rows; in one batch, each repeat is a false negative.
+        highest_token_id: the highest of all texts.
+        share_of_unknown: share of the tokens that are [UNK], because the vocabulary does not have them.
+        share_of_repeated_captions: share of the rows; in one batch, each repeat is a false negative.
         text_ids, image_ids: (rows,) uint64; equal ids mean equal captions, equal file names.
-        first_rows: (images,) int64, rising: the first row of each image.
-        image_numbers: (rows,) the place in `first_rows` of each row's image.
+        first_rows: (images,) int64, ascending: the first row of each image.
+        image_numbers: (rows,) index into `first_rows` of each row's image.
     """
 
     def __init__(self, arrays: FlatArrays, states: Mapping[str, FileState | None] | None = None):
         self._arrays, self.path, self.version = arrays, arrays.path, arrays.version
         facts = dict(arrays.facts)
-        places = [PLACES[kind](path, *(FileState(*state) for state in made)) for kind, path, *made in facts["places"]]
-        # Keys contain the states that the indexing process saw, so that they are the same in all processes.
-        self._place_states = np.array([place.state.number if isinstance(place, Shard) else 0 for place in places])
-        self._place_keys = pd.util.hash_array(np.array([os.path.abspath(place.path) for place in places], object))
-        # A worker process needs no states of files that are not shards.
-        self._local = {place.path: states[place.path] for place in places if states and states.get(place.path)}
-        self._places = [
-            replace(place, state=self._local[place.path]) if place.path in self._local else place for place in places
+        indexed = [_store(*record) for record in facts["stores"]]
+        # Keys contain the states that the indexing process found, so that they are the same in all processes.
+        self._store_states = np.array(
+            [0 if isinstance(store, ImageFolder) else store.state.number for store in indexed]
+        )
+        self._store_keys = pd.util.hash_array(np.array([os.path.abspath(store.path) for store in indexed], object))
+        # A worker process needs no states of files that are not stores.
+        self._states = {store.path: states[store.path] for store in indexed if states and states.get(store.path)}
+        self._stores = [
+            replace(store, state=self._states[store.path]) if store.path in self._states else store
+            for store in indexed
         ]
-        self._starts = facts["starts"]  # from which row on the images lie in each place
+        self._starts = facts["starts"]  # the row from which on the images are in each store
         self.file, self.image_path = facts["file"], facts["image_path"]
         self.num_empty_texts, self.num_long_texts = facts["num_empty_texts"], facts["num_long_texts"]
         self.highest_token_id, self.share_of_unknown = facts["highest_token_id"], facts["share_of_unknown"]
@@ -70,13 +70,13 @@ class PairTable:
         self.first_rows, self.image_numbers = arrays["first_rows"], arrays["image_numbers"]
 
     def __reduce__(self):
-        return PairTable, (self._arrays, self._local)
+        return PairTable, (self._arrays, self._states)
 
     def __len__(self) -> int:
         return len(self.text_ids)
 
     def tokens(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) rows → the tokens of their texts one after the other, and the lengths of these, (n,)."""
+        """(n,) rows → the tokens of their texts, concatenated, and their lengths (n,)."""
         self._arrays.require_whole()
         return self._tokens.gather(rows)
 
@@ -84,13 +84,13 @@ class PairTable:
         """(n,) rows → (n, 2) int64, their text_ids and image_ids."""
         return np.stack([self.text_ids[rows], self.image_ids[rows]], axis=1).view(np.int64)
 
-    def image(self, row: int) -> tuple[Place, str]:
-        """The place where the row's image lies, and its locator there."""
-        return self._places[bisect_right(self._starts, row) - 1], self._locators[row].tobytes().decode()
+    def image(self, row: int) -> tuple[ImageStore, str]:
+        """The store that holds the row's image, and its locator there."""
+        return self._stores[bisect_right(self._starts, row) - 1], self._locators[row].tobytes().decode()
 
     def filename(self, row: int) -> str:
-        place, locator = self.image(row)
-        return place.filename(locator)
+        store, locator = self.image(row)
+        return store.filename(locator)
 
     def image_states(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n,) int64, `FileState.number` of the file or the shard that each image is in, or MISSING.
@@ -98,32 +98,39 @@ class PairTable:
         Raises:
             OSError: the disk does not answer.
         """
-        places = self._places_of(rows)
-        states = self._place_states[places]
-        for number, place in enumerate(self._places):
-            if isinstance(place, ImageFolder):
-                inside = np.flatnonzero(places == number)
-                states[inside] = list(map(place.state, self._locators.texts(rows[inside])))
+        numbers = self._store_numbers(rows)
+        states = self._store_states[numbers]
+        for number, store in enumerate(self._stores):
+            if isinstance(store, ImageFolder):
+                inside = np.flatnonzero(numbers == number)
+                states[inside] = list(map(store.state_of, self._locators.texts(rows[inside])))
         return states
 
     def image_keys(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """(n,) rows and their `image_states` → (n,) int64 keys, which differ when an image changes; MISSING stays."""
-        what = {
-            "folder_or_shard": self._place_keys[self._places_of(rows)],
+        """(n,) rows and their `image_states` → (n,) int64 keys, MISSING where there is no file.
+
+        An image that changes gets another key.
+        """
+        columns = {
+            "store": self._store_keys[self._store_numbers(rows)],
             "locator": pd.util.hash_array(np.array(self._locators.texts(rows), object), categorize=False),
             "state": states,
         }
-        keys = pd.util.hash_pandas_object(pd.DataFrame(what), index=False).to_numpy() >> np.uint64(1)
+        keys = pd.util.hash_pandas_object(pd.DataFrame(columns), index=False).to_numpy() >> np.uint64(1)
         return np.where(states == MISSING, MISSING, keys.view(np.int64))
 
-    def _places_of(self, rows: np.ndarray) -> np.ndarray:
+    def _store_numbers(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
 
-class EncodedChunk(NamedTuple):
-    """The pairs of a chunk that have a text: n rows, all in one place."""
+def _store(kind: str, path: str, state: list[int] | None = None, *more: str) -> ImageStore:
+    return STORES[kind](path, *(() if state is None else (FileState(*state), *more)))
 
-    place: Place
+
+class EncodedChunk(NamedTuple):
+    """The pairs of a frame that have a text: n rows, whose images are in one store."""
+
+    store: ImageStore
     tokens: np.ndarray
     token_lengths: np.ndarray  # (n,)
     locators: np.ndarray  # uint8
@@ -136,34 +143,36 @@ class EncodedChunk(NamedTuple):
 
 
 class ChunkEncoder:
-    """Texts and file names → the arrays of a table.
+    """Turns texts and file names into the arrays of a table.
 
     Args:
         tokenizer: of the BERT.
-        max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are cut and counted.
+        max_seq_length: tokens per text including [CLS] and [SEP]; longer texts are cut and counted.
     """
 
     def __init__(self, tokenizer, max_seq_length: int):
-        # A copy: what a tokenizer is asked to cut, it writes into every tokenizer.json that training saves.
+        # A copy, because a tokenizer saves its truncation in the tokenizer.json of every checkpoint.
         self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
-        # A Chinese BERT has some 21,000 tokens: two bytes hold any of them.
+        # Two bytes are enough for the 21,000 tokens of a Chinese BERT.
         self._dtype = np.dtype("uint16" if len(tokenizer) <= 2**16 else "int32")
         self._cls, self._sep, self._unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
         self._room = max_seq_length - 2
+        specials = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
+        self.identity = max_seq_length, (self.backend.to_str(), *specials)  # what decides the tokens
 
-    def __call__(self, chunk: tuple[Place, pd.DataFrame]) -> EncodedChunk:
-        place, rows = chunk
+    def __call__(self, chunk: tuple[ImageStore, pd.DataFrame]) -> EncodedChunk:
+        store, rows = chunk
         texts = rows["text"].str.strip()
         filled = np.fromiter(map(is_caption, texts.tolist()), bool, len(texts))
         texts, locators = texts[filled], rows["filename"][filled].tolist()
         tokens, token_lengths, num_long, num_unknown = self._tokenize(texts.tolist())
         contents = [locator.encode() for locator in locators]
-        names = np.array([place.filename(locator) for locator in locators], object)
+        names = np.array([store.filename(locator) for locator in locators], object)
         return EncodedChunk(
-            place,
+            store,
             tokens,
             token_lengths,
             np.frombuffer(b"".join(contents), np.uint8),
@@ -184,8 +193,8 @@ class ChunkEncoder:
         ends = lengths.cumsum()
         tokens = np.empty(lengths.sum(), self._dtype)
         inside = np.ones(len(tokens), bool)
-        for special, places in ((self._cls, ends - lengths), (self._sep, ends - 1)):
-            tokens[places], inside[places] = special, False
+        for special, positions in ((self._cls, ends - lengths), (self._sep, ends - 1)):
+            tokens[positions], inside[positions] = special, False
         kept = chain.from_iterable(ids[: self._room] for ids in whole)
         tokens[inside] = np.fromiter(kept, self._dtype, len(tokens) - 2 * len(whole))
         return tokens, lengths, num_long, int((tokens[inside] == self._unknown).sum())
@@ -194,9 +203,9 @@ class ChunkEncoder:
 def write_pairs(
     writer: ArrayWriter, chunks: Iterable[EncodedChunk], file: str, image_path: str | None, **facts: Any
 ) -> FlatArrays | None:
-    """The arrays of a table, from its chunks in order. Raises OSError where the writer cannot write."""
+    """Write the arrays of a table from its chunks, in order. Raises OSError if the writer cannot write."""
     counts = dict.fromkeys(("num_empty_texts", "num_long_texts", "num_unknown"), 0)
-    places, starts, ends, highest = [], [], {"token": 0, "locator": 0}, 0
+    stores, starts, ends, highest = [], [], {"token": 0, "locator": 0}, 0
     text_ids, image_ids = [], []
     for name in ends:
         writer.append(f"{name}_offsets", np.zeros(1, np.int64))
@@ -205,8 +214,8 @@ def write_pairs(
             counts[name] += getattr(chunk, name)
         if not len(chunk.text_ids):
             continue
-        if not places or chunk.place != places[-1]:
-            places.append(chunk.place)
+        if not stores or chunk.store != stores[-1]:
+            stores.append(chunk.store)
             starts.append(sum(map(len, text_ids)))
         highest = max(highest, int(chunk.tokens.max()))
         for name in ends:
@@ -227,7 +236,7 @@ def write_pairs(
             **facts,
             "file": file,
             "image_path": image_path,
-            "places": [(type(place).__name__, *astuple(place)) for place in places],
+            "stores": [(type(store).__name__, *astuple(store)) for store in stores],
             "starts": starts,
             "num_empty_texts": counts["num_empty_texts"],
             "num_long_texts": counts["num_long_texts"],
@@ -239,7 +248,7 @@ def write_pairs(
 
 
 def _first_and_number(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each different id, rising, and for each row which of these is its own."""
+    """The first row of each distinct id, ascending, and for each row the index of its own id among these."""
     _, first, number = np.unique(ids, return_index=True, return_inverse=True)
     order = first.argsort()
     renumbered = np.empty(len(order), np.int32 if len(order) < 2**31 else np.int64)

@@ -1,11 +1,20 @@
-"""Parquet tables, for which pyarrow is imported when it is needed."""
+"""Parquet tables and the images in them; pyarrow is imported when it is needed."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import pandas as pd
 
+from component.ground.file_state import FileState
 from component.ground.optional import import_optional
-from component.pairs.table import require_columns
+from component.ground.reading import open_to_read
+from component.image.load import BadImageError
+from component.pairs.columns import KNOWN_NAMES, ChooseColumns, find_columns, is_image_column
+
+HEAD = b"PAR1"  # the first bytes of a file
 
 
 def import_pyarrow():
@@ -14,21 +23,173 @@ def import_pyarrow():
     return import_optional("pyarrow", "Parquet")
 
 
-def read_parquet(path: str, required: Sequence[str], chunk_rows: int = 20_000) -> Iterator[pd.DataFrame]:
-    """Yield the required columns of a Parquet file in order, at most `chunk_rows` rows at a time.
+def read_parquet(path: str, choose: ChooseColumns, chunk_rows: int) -> Iterator[pd.DataFrame]:
+    """Yield columns of a Parquet file in order, at most `chunk_rows` rows at a time.
 
-    Every cell is a `str`: a number is written out, a null is "".
+    A cell is a `str`: a number is written out, a null is "". A list of texts stays a list of `str`.
+
+    Args:
+        choose: which columns to yield, see `component.pairs.table`. If it chooses all, nested ones are left out.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: no Parquet file, a damaged one, a required column is missing or has no texts.
+        ValueError: the file is damaged; or a chosen column does not hold texts, or bytes that are not UTF-8.
     """
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        chosen = choose(schema.names)
+        if len(chosen) == len(schema.names):
+            chosen = [(name, at) for name, at in chosen if name in KNOWN_NAMES or not _is_nested(schema.types[at])]
+        yield from _frames(file, path, {name: schema.names[position] for name, position in chosen}, chunk_rows)
+
+
+def read_parquet_images(
+    path: str, columns: Mapping[str, str] | None = None, chunk_rows: int = 20_000
+) -> Iterator[tuple["ParquetImages", pd.DataFrame]]:
+    """Yield the pairs of a file that holds its images, as `image_column` finds them.
+
+    Yields:
+        The store, and the columns `text`, which may hold lists, and `filename`, a locator in the store.
+
+    Raises:
+        ImportError, ValueError: as `read_parquet`.
+    """
+    with _opened(path) as file:
+        text = find_columns(path, file.schema_arrow.names, ("text",), columns)["text"]
+        images = ParquetImages(path, FileState.of(path), _image_column(file))
+        for group in range(file.num_row_groups):
+            first = 0
+            for chunk in _frames(file, path, {"text": text}, chunk_rows, [group]):
+                chunk["filename"] = [f"{group} {first + row}" for row in range(len(chunk))]
+                first += len(chunk)
+                yield images, chunk
+
+
+def image_column(path: str) -> str | None:
+    """The column of a Parquet file that holds images: bytes, or Hugging Face's struct of `bytes` and `path`."""
+    with _opened(path) as file:
+        return _image_column(file)
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """The images in a Parquet file in one state; a locator is the row group and the row in it.
+
+    A process keeps the images of the row group that it read last: reading in order is cheap, and each image of a
+    shuffled epoch costs the reading of its row group.
+    """
+
+    path: str
+    state: FileState
+    column: str
+
+    def filename(self, locator: str) -> str:
+        return f"{self.path}/{locator.replace(' ', '/')}"
+
+    def read(self, locator: str) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            BadImageError: the row has no image, or the file is missing or has changed since it was read.
+            OSError: the file cannot be read.
+        """
+        try:
+            if FileState.of(self.path) != self.state:
+                raise BadImageError("the file has changed since its texts were read; start again")
+            group, row = map(int, locator.split())
+            image = _images_of(self, group)[row].as_py()
+        except FileNotFoundError as error:
+            raise BadImageError(f"the file cannot be read ({error.strerror})") from None
+        if isinstance(image, dict):
+            image = image["bytes"]
+        if image is None:
+            raise BadImageError("the row has no image")
+        return image
+
+
+@functools.lru_cache(maxsize=1)
+def _images_of(images: ParquetImages, group: int) -> Any:
+    with _opened(images.path) as file:
+        return file.read_row_group(group, columns=[images.column]).column(images.column)
+
+
+class ParquetWriter:
+    """Frames → a Parquet file whose columns are all texts; a context manager. The first frame names the columns."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._pyarrow, self._writer = file, import_pyarrow(), None
+
+    def append(self, chunk: pd.DataFrame) -> None:
+        schema = self._pyarrow.schema([(name, self._pyarrow.string()) for name in chunk.columns])
+        if self._writer is None:
+            self._writer = self._pyarrow.parquet.ParquetWriter(self._file, schema)
+        columns = [chunk.iloc[:, position].tolist() for position in range(chunk.shape[1])]
+        self._writer.write_table(self._pyarrow.table(columns, schema=schema))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        if self._writer:
+            self._writer.close()
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
     pyarrow = import_pyarrow()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            require_columns(path, required, file.schema_arrow.names)
-            for batch in file.iter_batches(chunk_rows, columns=list(required)):
-                columns = ((name, batch.column(name).cast(pyarrow.string()).fill_null("")) for name in required)
-                yield pd.DataFrame({name: column.to_numpy(zero_copy_only=False) for name, column in columns})
+        with open_to_read(path) as source, pyarrow.parquet.ParquetFile(source) as file:
+            yield file
+    except FileNotFoundError:
+        raise
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _frames(
+    file: Any, path: str, columns: Mapping[str, str], chunk_rows: int, row_groups: list[int] | None = None
+) -> Iterator[pd.DataFrame]:
+    """Frames of columns: the name in the frame → the name in the file. A file without rows is one empty frame."""
+    for batch in file.iter_batches(chunk_rows, row_groups, columns=list(columns.values())):
+        texts = {name: _texts(path, column, batch.column(column)) for name, column in columns.items()}
+        yield pd.DataFrame(texts, dtype=object)
+    if not file.metadata.num_rows:
+        yield pd.DataFrame({name: [] for name in columns}, dtype=object)
+
+
+def _texts(path: str, name: str, column: Any) -> list[str] | list[list[str]]:
+    pyarrow = import_pyarrow()
+    try:
+        if _is_list(column.type):
+            lists = column.cast(pyarrow.list_(pyarrow.string()))
+            lists.validate(full=True)
+            return [[text or "" for text in texts or ()] for texts in lists.to_pylist()]
+        texts = column.cast(pyarrow.string())
+        texts.validate(full=True)
+    except pyarrow.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        raise ValueError(
+            f"{path}: the column `{name}` holds bytes that are not UTF-8. Write it again as UTF-8."
+        ) from None
+    return texts.fill_null("").to_pylist()
+
+
+def _is_list(kind: Any) -> bool:
+    types = import_pyarrow().types
+    return types.is_list(kind) or types.is_large_list(kind)
+
+
+def _is_nested(kind: Any) -> bool:
+    types = import_pyarrow().types
+    return types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _image_column(file: Any) -> str | None:
+    types = import_pyarrow().types
+    for field in file.schema_arrow:
+        is_bytes = types.is_binary(field.type) or types.is_large_binary(field.type)
+        is_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        if is_struct or (is_bytes and is_image_column(field.name)):
+            return field.name
+    return None

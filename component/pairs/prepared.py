@@ -1,7 +1,7 @@
-"""A table that is read once: its arrays in a folder, which later starts and all other processes map.
+"""Pair tables on disk: arrays in a folder, written once, which later starts and all other processes map.
 
-The folder `<folder>/<digest of what was asked for>/` appears whole or not at all. In it stands of what state of the
-files it was made, so one that is out of date is noticed, and replaced.
+The folder `<folder>/<digest of what was asked for>/` appears as a whole or not at all. It records the states of the
+files that it was made from, so a table that is out of date is noticed and replaced.
 """
 
 import hashlib
@@ -10,74 +10,67 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from component.ground.file_state import FileState
 from component.ground.files import new_folder, require_writable, sweep
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
-from component.pairs.labelled import tsv_of
 from component.pairs.pair_table import ChunkEncoder, EncodedChunk, PairTable, write_pairs
-from component.pairs.sources import expand, is_shard, read_pair_files
+from component.pairs.sources import read_pair_files, tsvs_of
+from component.pairs.table_files import file_and_split, is_shard, pair_files
 from component.pairs.work import ALONE, Work
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of the arrays and facts
 NAME_FORMAT = 1  # of the folder's name: a table of an older format has the same name, and is replaced
-# How many bytes of a file make one of its prepared table, at least. A shard is mostly images.
+# Bytes of a file for each byte of its prepared table, at the least. A shard is mostly images.
 TEXT_BYTES, SHARD_BYTES = 0.5, 100
-
 
 States = dict[str, FileState | None]  # path → state; None: the file cannot be looked at
 
 
-class _IsThere(Exception):
-    """Another run has written the same table meanwhile."""
+class _IsThereError(Exception):
+    """Another run has written the same table in the meantime."""
 
 
 def load_pair_table(
     file: str | Sequence[str],
     image_path: str | None,
-    tokenizer,
-    max_seq_length: int,
+    encoder: ChunkEncoder,
+    columns: Mapping[str, str] | None = None,
     folder: str | None = None,
     work: Work = ALONE,
 ) -> PairTable:
-    """The pairs of files: mapped from `folder` if they were prepared there, else read, and prepared for the next time.
+    """The pairs of some files: mapped from `folder` if they were prepared there, else read and prepared for next time.
 
-    Where the folder cannot be written, a warning says so, and the table is kept in memory.
+    If the folder cannot be written, log a warning and keep the table in memory.
 
     Args:
-        file: one name or several, of CSV or Parquet tables with the columns `text` and `filename`, or of shards; see
-            `read_pair_files`.
-        image_path: folder that the file names are relative to; may be None for shards.
-        tokenizer: of the BERT.
-        max_seq_length: tokens per text, [CLS] and [SEP] included; longer texts are cut and counted.
-        folder: of prepared tables, which is made if it is not there; None: in memory.
-        work: of the processes that share it; all call this together.
+        file, image_path, columns: see `read_pair_files`.
+        folder: of prepared tables, created if it does not exist; None: keep the table in memory.
+        work: shares the reading among processes, which must all call this together.
 
     Raises:
-        FileNotFoundError, ValueError: a file cannot be read, or there is no row with a text; or the prepared table
-            cannot be written to its end, or is not seen by all processes.
-        ImportError: what reads Parquet is not installed.
+        FileNotFoundError, ValueError: a file cannot be read, or no row has a text; or the prepared table cannot be
+            written to its end, or is not seen by all processes.
+        ImportError: a file is Parquet and pyarrow is not installed.
     """
-    files, paths = [file] if isinstance(file, str) else list(file), expand(file)
-    states = {path: _state(path) for path in (*paths, *_tsvs(paths, image_path))}
+    files, paths = [file] if isinstance(file, str) else list(file), pair_files(file)
+    tsvs = tsvs_of(paths, image_path) if all(map(os.path.exists, paths)) else []
+    states = {path: _state(path) for path in (*paths, *tsvs)}
     sizes = {path: state and state.size for path, state in states.items()}
     work.require_same(
-        sizes,
-        f"The processes see different files ({paths[0]}, …). All machines must have the same.",
+        sizes, f"The processes see different files ({paths[0]}, …). All machines must have the same files."
     )
-    encoder = ChunkEncoder(tokenizer, max_seq_length)
-
     name = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-    chunks = _with_a_text(work.map(encoder, read_pair_files(file, image_path, work.index_shards)), name)
-
+    chunks = work.map(encoder, read_pair_files(file, image_path, columns, work.index_shards))
+    chunks = _with_a_text(chunks, name)
     if folder is not None:
-        tokens = encoder.backend.to_str(), tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
-        prepared = os.path.join(folder, _digest(NAME_FORMAT, paths, image_path, max_seq_length, tokens))
+        asked = (NAME_FORMAT, paths, image_path, *encoder.identity, *([dict(columns)] if columns else []))
+        prepared = os.path.join(folder, _digest(*asked))
         table = _open(prepared, states, work)
         if work.everywhere(table is not None):
             return table
@@ -90,28 +83,28 @@ def load_pair_table(
 def _prepare(
     path: str, states: States, chunks: Iterator[EncodedChunk], name: str, image_path: str | None, work: Work
 ) -> PairTable:
-    """Write the arrays on the one process that does, and map them on all."""
+    """Write the arrays on the process that is the writer, and map them on all."""
     fault = None
     if work.is_writer:
         logger.info("%s: the pairs are read once, and written to %s", name, path)
         writer = None
         try:
-            with suppress(_IsThere), new_folder(path) as new:
+            with suppress(_IsThereError), new_folder(path) as new:
                 writer = ArrayWriter(new)
                 write_pairs(writer, chunks, name, image_path, format=FORMAT, states=list(states.values()))
                 if _open(path, states, work) is not None:
-                    raise _IsThere
+                    raise _IsThereError
         except OSError as error:
-            if writer and not writer.fault:  # a table that cannot be read
+            if writer and not writer.fault:  # it was reading that failed
                 raise
             fault = error
-    deque(chunks, maxlen=0)  # the work of the others, and the rest where writing failed
+    deque(chunks, maxlen=0)  # the other processes do their share; so does the writer if writing failed
     if not work.everywhere(fault is None):
         raise ValueError(
             f"The pair table cannot be written to {path} ({fault or 'by the first process'}). Make room, or set "
             "`pair_table` to a folder on another disk, or to off."
         )
-    os.listdir(os.path.dirname(path))  # a network file system looks again
+    os.listdir(os.path.dirname(path))  # makes a network file system look again
     table = _open(path, states, work)
     if not work.everywhere(table is not None):
         raise ValueError(
@@ -122,7 +115,7 @@ def _prepare(
 
 
 def _with_a_text(chunks: Iterator[EncodedChunk], name: str) -> Iterator[EncodedChunk]:
-    """The chunks. Raises ValueError, and on all processes, where not one has a row."""
+    """Yield the chunks. Raises ValueError, on all processes, if none of them has a row."""
     rows = empty = 0
     for chunk in chunks:
         rows, empty = rows + len(chunk.text_ids), empty + chunk.num_empty_texts
@@ -152,7 +145,7 @@ def _open(path: str, states: States, work: Work) -> PairTable | None:
 
 
 def _is_writable(folder: str, need: float) -> bool:
-    """Whether a folder can be made and has room; a warning says why not."""
+    """Whether a folder can be created and has room; logs a warning that says why not."""
     try:
         os.makedirs(folder, exist_ok=True)
         sweep(folder)
@@ -162,7 +155,7 @@ def _is_writable(folder: str, need: float) -> bool:
             raise ValueError(f"{folder} has {free / 1e6:.0f} MB free, and it needs about {need / 1e6:.0f} MB")
     except (OSError, ValueError) as error:
         logger.warning(
-            "The pair table is kept in memory and read anew at each start, because %s. Set `pair_table` to another "
+            "The pair table is kept in memory and made again at each start, because %s. Set `pair_table` to another "
             "folder, or to off.",
             error,
         )
@@ -173,18 +166,9 @@ def _is_writable(folder: str, need: float) -> bool:
 def _state(path: str) -> FileState | None:
     """None for a file that cannot be looked at: the error comes when it is read."""
     try:
-        return FileState.of(path)
+        return FileState.of(file_and_split(path)[0])
     except OSError:
         return None
-
-
-def _tsvs(paths: Sequence[str], image_path: str | None) -> list[str]:
-    """Of Chinese-CLIP's texts, where their images lie."""
-    found = []
-    for path in paths:
-        with suppress(ValueError):  # there is none, which reading will name
-            found += [tsv_of(path, image_path)] if path.lower().endswith(".jsonl") else []
-    return found
 
 
 def _digest(*settings: Any) -> str:

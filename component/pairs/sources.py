@@ -1,164 +1,122 @@
-"""The files of one data set, of whatever kind: pairs in order, each with where its picture lies."""
+"""The pairs of a data set, in order, from files of any kind."""
 
-import errno
-import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from component.ground.file_state import MISSING, FileState
-from component.image.load import BadImageError, read_bytes
-from component.pairs.labelled import read_chinese_clip, read_coco, tsv_of
-from component.pairs.parquet import read_parquet
-from component.pairs.paths import image_file, needs_normal_name, normal_name
-from component.pairs.shards import IndexShards, Shard, index_shards, read_shards
-from component.pairs.table import read_pairs
-
-# What the system says of a name that stands for no file; all else is said of the disk.
-NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+from component.pairs.captions import read_caption_lines, read_captions_json
+from component.pairs.chinese_clip import read_chinese_clip, tsv_of
+from component.pairs.image_stores import ImageFolder, ImageStore
+from component.pairs.parquet import image_column, read_parquet_images
+from component.pairs.paths import needs_normal_name, normal_name
+from component.pairs.shards import IndexShards, index_shards, read_shards
+from component.pairs.table import read_table, with_one_text
+from component.pairs.table_files import Kind, file_and_split, is_shard, kind_of, pair_files
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """Pictures as files of a folder; what `Shard` is for those in a tar. A `locator` is the file name."""
-
-    path: str
-
-    def filename(self, locator: str) -> str:
-        return locator
-
-    def read(self, locator: str) -> bytes:
-        """The image's bytes. Raises BadImageError, also for a name that leaves the folder, and as `read_bytes`."""
-        try:
-            path = image_file(self.path, locator)
-        except ValueError as error:
-            raise BadImageError(str(error)) from None
-        return read_bytes(path, self.path)
-
-    def identity(self) -> str:
-        """A text that no other place has."""
-        return os.path.abspath(self.path)
-
-    def state(self, locator: str) -> int:
-        """`FileState.number` of the image file, or MISSING. Raises OSError."""
-        try:
-            return FileState.of(image_file(self.path, locator)).number
-        except ValueError:
-            return MISSING
-        except OSError as error:
-            if error.errno not in NO_SUCH_FILE:
-                raise
-            return MISSING
+def needs_folder(path: str, columns: Mapping[str, str] | None = None) -> bool:
+    """Whether the file names in a file are relative to a folder, image_path."""
+    kind = kind_of(path)
+    return kind not in (Kind.SHARD, Kind.CHINESE_CLIP) and not (kind is Kind.PARQUET and _holds_images(path, columns))
 
 
-Place = ImageFolder | Shard  # an ImageTsv is a Shard in this
+def tsvs_of(files: str | Sequence[str], image_path: str | None) -> list[str]:
+    """The tsvs of those files that are Chinese-CLIP's texts. Raises ValueError if there is none for one of them."""
+    return [tsv_of(path, image_path) for path in pair_files(files) if _kind(path, image_path) is Kind.CHINESE_CLIP]
 
 
-def is_shard(path: str) -> bool:
-    return path.lower().endswith(".tar")
+def _kind(path: str, image_path: str | None) -> Kind:
+    """`kind_of`, but with a tsv as image_path, texts are Chinese-CLIP's: its reader says what is wrong in them."""
+    kind = kind_of(path)
+    has_tsv = (image_path or "").lower().endswith(".tsv") and os.path.isfile(image_path)
+    return Kind.CHINESE_CLIP if has_tsv and kind not in (Kind.SHARD, Kind.PARQUET) else kind
 
 
-def needs_folder(path: str) -> bool:
-    """Whether the file names in it are relative to a folder, image_path."""
-    return not path.lower().endswith((".tar", ".jsonl"))
+def _holds_images(path: str, columns: Mapping[str, str] | None) -> bool:
+    return "filename" not in (columns or {}) and image_column(path) is not None
 
 
-def check_pair_files(files: str | Sequence[str], image_path: str | None) -> None:
-    """Raise what can be known before anything is read.
+def check_pair_files(
+    files: str | Sequence[str], image_path: str | None, columns: Mapping[str, str] | None = None
+) -> None:
+    """Find faults before the files are read.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a format that is none of `read_pair_files`, or `image_path` is not what a format needs.
+        ValueError: a shard is packed, or `image_path` is not what the kind of a file needs.
+        ImportError: a file is Parquet and pyarrow is not installed.
     """
-    for path in expand(files):
-        if not os.path.isfile(path):
+    for path in pair_files(files):
+        if not os.path.isfile(file_and_split(path)[0]):
             raise FileNotFoundError(f"{path}: no such file.")
         _require_plain_tar(path)
-        if path.lower().endswith(".jsonl"):
+        if _kind(path, image_path) is Kind.CHINESE_CLIP:
             tsv_of(path, image_path)
-        elif needs_folder(path) and not (image_path and os.path.isdir(image_path)):
-            raise ValueError(f"{image_path} is no folder; the file names in {path} are relative to one.")
+        elif needs_folder(path, columns) and not (image_path and os.path.isdir(image_path)):
+            raise ValueError(f"{image_path} is not a folder; the file names in {path} are relative to one.")
 
 
 def _require_plain_tar(path: str) -> None:
     if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", path.lower()):
-        raise ValueError(f"{path} is a packed tar, in which no picture can be reached. Unpack it to a plain .tar.")
-
-
-def expand(files: str | Sequence[str]) -> list[str]:
-    """One name or several → the paths they stand for, in order.
-
-    `{00000..00999}` and `{a,b}` mean what they mean in a shell, `*`, `?` and `[…]` the files that match, sorted. A
-    pattern that no file matches stays as it is.
-    """
-    paths = []
-    for pattern in [files] if isinstance(files, str) else files:
-        for path in [pattern] if os.path.exists(pattern) else _expand_braces(pattern):
-            paths += [path] if os.path.exists(path) else sorted(glob.glob(path)) or [path]
-    return paths
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if not match:
-        return [pattern]
-    first, last, names = match.groups()
-    if names is None:
-        step = 1 if int(first) <= int(last) else -1
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + step, step)]
-    else:
-        choices = names.split(",")
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [path for choice in choices for path in _expand_braces(before + choice + after)]
+        raise ValueError(f"{path} is a packed tar, in which no image can be reached. Unpack it to a plain .tar.")
 
 
 def read_pair_files(
     files: str | Sequence[str],
     image_path: str | None,
+    columns: Mapping[str, str] | None = None,
     index_shards: IndexShards = index_shards,
     whole_gallery: bool = False,
-) -> Iterator[tuple[Place, pd.DataFrame]]:
-    """Yield the pairs of all files in order, in chunks whose pictures lie in one place.
+) -> Iterator[tuple[ImageStore, pd.DataFrame]]:
+    """Yield the pairs of all files in order, in frames whose images are in one store.
 
     Args:
-        files: see `expand`. `.tar` is a WebDataset shard, `.parquet` a table, `.jsonl` Chinese-CLIP's texts, `.json`
-            COCO's captions, and anything else a CSV.
-        image_path: folder that the file names are relative to; for .jsonl see `tsv_of`.
+        files: one name or several, see `pair_files`; `kind_of` tells what each is.
+        image_path: folder that file names are relative to; the tsv of Chinese-CLIP's texts, see `tsv_of`.
+        columns: of tables, see `read_table`.
         index_shards: see `read_shards`.
-        whole_gallery: yield also the pictures of .jsonl and .json that no text names.
+        whole_gallery: also yield the images of labelled data sets that no text names.
 
     Yields:
-        The place, and the columns `text` and `filename`, which is a locator in that place, by its normal name where
-        the place is a folder; of .jsonl and .json also `query`, see `component.pairs.labelled`.
+        The store, and the columns `text` and `filename`, which is a locator in the store, by its normal name if the
+        store is a folder; of labelled data sets also `query`, see `component.pairs.labelled`.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as the readers of the formats.
+        FileNotFoundError, ValueError, ImportError: as the readers of each kind.
     """
-    for are_shards, paths in itertools.groupby(expand(files), is_shard):
+    for are_shards, paths in itertools.groupby(pair_files(files), is_shard):
         if are_shards:
             for index in read_shards(list(paths), index_shards):
                 yield index.shard, pd.DataFrame({"text": index.texts, "filename": index.locators}, dtype=str)
             continue
         for path in paths:
-            _require_plain_tar(path)
-            if path.lower().endswith(".jsonl"):
-                yield from read_chinese_clip(path, image_path, whole_gallery)
-                continue
-            for chunk in _read_table(path, whole_gallery):
-                names = chunk["filename"].tolist()
-                if needs_normal_name("\n".join(names)):  # asked once, because most tables have none
-                    chunk["filename"] = list(map(normal_name, names))
-                yield ImageFolder(image_path), chunk
+            yield from _read_one(path, image_path, columns, whole_gallery)
 
 
-def _read_table(path: str, whole_gallery: bool) -> Iterator[pd.DataFrame]:
-    ending = os.path.splitext(path)[1].lower()
-    if ending == ".json":
-        return read_coco(path, whole_gallery)
-    if ending == ".parquet":
-        return read_parquet(path, ("text", "filename"))
-    return read_pairs(path, ("text", "filename"), only_required=True)
+def _read_one(
+    path: str, image_path: str | None, columns: Mapping[str, str] | None, whole_gallery: bool
+) -> Iterator[tuple[ImageStore, pd.DataFrame]]:
+    _require_plain_tar(path)
+    if not os.path.isfile(file_and_split(path)[0]):
+        raise FileNotFoundError(f"{path}: no such file.")
+    kind = _kind(path, image_path)
+    if kind is Kind.CHINESE_CLIP:
+        yield from read_chinese_clip(path, image_path, whole_gallery)
+        return
+    if kind is Kind.PARQUET and _holds_images(path, columns):
+        yield from ((images, with_one_text(chunk)) for images, chunk in read_parquet_images(path, columns))
+        return
+    if kind is Kind.CAPTIONS_JSON:
+        chunks = read_captions_json(path, whole_gallery)
+    elif kind is Kind.CAPTION_LINES:
+        chunks = read_caption_lines(path)
+    else:
+        chunks = read_table(path, ("text", "filename"), only_required=True, columns=columns)
+    for chunk in chunks:
+        names = chunk["filename"].tolist()
+        if needs_normal_name("\n".join(names)):  # asked once, because most tables have none
+            chunk["filename"] = list(map(normal_name, names))
+        yield ImageFolder(image_path), chunk

@@ -24,7 +24,7 @@ _ENOUGH_LINES = 10_000  # that are not UTF-8, to say what they are
 _OTHER_KINDS = (
     (b"PK\x03\x04", "an Excel file or a zip archive", "In Excel, save it as “CSV UTF-8”; a zip is to be unpacked."),
     (b"\xd0\xcf\x11\xe0", "an Excel file", "In Excel, save it as “CSV UTF-8”."),
-    (b"PAR1", "a Parquet file", "Give it a name that ends in .parquet."),
+    (b"PAR1", "a Parquet file", "A text file is expected."),
     (b"\x28\xb5\x2f\xfd", "packed by zstd", "Unpack it: zstd -d."),
     (b"BZh", "packed by bzip2", "Unpack it: bunzip2."),
     (b"\xfd7zXZ", "packed by xz", "Unpack it: unxz."),

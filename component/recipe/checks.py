@@ -7,7 +7,8 @@ from dataclasses import fields
 from component.ground.files import require_writable_folder
 from component.hub.model_path import is_hub_name
 from component.modeling_bertclip import POOLINGS
-from component.pairs.sources import check_pair_files, expand, needs_folder
+from component.pairs.sources import check_pair_files, needs_folder
+from component.pairs.table_files import pair_files
 
 
 def check_files(args) -> None:
@@ -21,7 +22,7 @@ def check_files(args) -> None:
         )
     for key in ("train_file", "test_file"):
         files = getattr(args, key) or []
-        if not args.image_path and any(map(needs_folder, expand(files))):
+        if not args.image_path and any(map(needs_folder, pair_files(files))):
             raise ValueError(f"`image_path` is missing: {help_of(args, 'image_path')}")
         try:
             check_pair_files(files, args.image_path)

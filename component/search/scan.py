@@ -10,7 +10,8 @@ from component.ground.file_state import FileState
 from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, is_image_name
 from component.pairs.paths import image_file
 from component.pairs.shards import Shard
-from component.pairs.sources import expand, is_shard, read_pair_files
+from component.pairs.sources import read_pair_files
+from component.pairs.table_files import expand, is_shard
 from component.search.gallery import ROWS, VECTORS
 from component.search.rows import ImageFile
 

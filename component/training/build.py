@@ -74,7 +74,7 @@ def _check_pretrained(args: CLIPTrainingArguments, **uses: Use) -> None:
 
 def load_datasets(
     args: CLIPTrainingArguments, processor: CLIPProcessor, whole_texts: bool = False
-) -> tuple[PairDataset, PairDataset | None]:
+) -> tuple[Pairs, Pairs | None]:
     """Load the training pairs, with random crops and flips as the arguments say, and the test pairs, if any.
 
     All processes call it together, because they share the work of reading.
@@ -90,13 +90,15 @@ def load_datasets(
     folder = None if whole_texts or args.pair_table == "off" else args.pair_table
     work = SharedWork(args.dataloader_num_workers)
     return tuple(
-        PairDataset(file, args.image_path, processor, max_seq_length, transform, folder, work) if file else None
+        PairDataset(file, args.image_path, processor, max_seq_length, transform, folder=folder, work=work)
+        if file
+        else None
         for file, transform in ((args.train_file, augmented), (args.test_file, None))
     )
 
 
 def cache_images(
-    args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: PairDataset | None
+    args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: Pairs | None
 ) -> tuple[Pairs | None, ...]:
     """Replace the images of each dataset by the locked tower's output, computed once, if the arguments allow it."""
     if args.image_feature_cache == "off":
@@ -106,7 +108,7 @@ def cache_images(
     key = image_tower(tower, image_processor).digest(str(_precision(args)), KEY_FORMAT)
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features)
 
-    def cached(dataset: PairDataset) -> Pairs:
+    def cached(dataset: Pairs) -> Pairs:
         images = cache_features(
             dataset.images,
             cache,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import CLIPProcessor
 
 from component.argument import CLIPTrainingArguments
-from component.dataset import PairDataset, Pairs
+from component.dataset import Pairs
 from component.image.batch import ImageBatch
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
@@ -131,7 +131,7 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
     return found
 
 
-def _read_all(args: CLIPTrainingArguments, dataset: PairDataset, processor: CLIPProcessor) -> ImageBatch:
+def _read_all(args: CLIPTrainingArguments, dataset: Pairs, processor: CLIPProcessor) -> ImageBatch:
     plain = ImageTransform(processor.image_processor, draft=args.images_change)
     state = PartialState()
     rows = dataset.table.first_rows[state.process_index :: state.num_processes]

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from component.ground.file_state import FileState
 from component.ground.files import write_json
 from component.ground.reading import open_to_read
-from component.pairs.sources import expand, is_shard
+from component.pairs.table_files import file_and_split, is_shard, pair_files
 from component.training.sampler import ORDER
 
 logger = logging.getLogger(__name__)
@@ -134,12 +134,13 @@ def table_identity(files: str | list[str], known: Sequence[str] | None = None) -
     Args:
         known: an earlier result, whose digest is used again if the files are in the same state.
     """
-    paths = expand(files)
+    names = pair_files(files)
+    paths = [file_and_split(name)[0] for name in names]
     states = [FileState.of(path) for path in paths]
-    state = hashlib.blake2b(json.dumps([paths, states]).encode(), digest_size=16).hexdigest()
+    state = hashlib.blake2b(json.dumps([names, states]).encode(), digest_size=16).hexdigest()
     if known and known[0] == state:
         return state, known[1]
-    names = [os.path.basename(path) for path in paths]
+    names = list(map(os.path.basename, names))
     named = names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} to {names[-1]}"
     size = sum(state.size for state in states)
     return state, f"{named}, {size:,} bytes ({_content_digest(tuple(paths), tuple(states))})"

@@ -17,7 +17,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a clone, without installation
-from component.pairs.table import read_pairs  # noqa: E402
+from component.pairs.table import read_table  # noqa: E402
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PUNCTUATION = "，。、；：？！…—·‘’“”（）《》〈〉【】「」％￥～"
@@ -28,7 +28,7 @@ def vocabulary(table: Path) -> list[str]:
     printable = string.digits + string.ascii_lowercase + string.punctuation
     pieces = ["##" + letter for letter in string.digits + string.ascii_lowercase]
     common = bytes(code for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for code in (row, cell))
-    captions = "".join(sorted({letter for frame in read_pairs(table) for text in frame["text"] for letter in text}))
+    captions = "".join(sorted({letter for frame in read_table(table) for text in frame["text"] for letter in text}))
     letters = dict.fromkeys(printable + PUNCTUATION + common.decode("gb2312", "ignore") + captions.lower())
     return SPECIAL + [letter for letter in letters if letter.strip()] + pieces
 

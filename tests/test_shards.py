@@ -390,7 +390,7 @@ def test_missing_shards_are_named_before_anything_is_loaded(train_args, tmp_path
     (tmp_path / "shards" / "00001.tar").unlink()
     pattern = shards.replace("00002}", "00006}")
     names = ", ".join(str(tmp_path / "shards" / f"0000{number}.tar") for number in (1, 3, 4))
-    with pytest.raises(ValueError, match=f"`train_file`: there is no file {names} and 2 more"):
+    with pytest.raises(ValueError, match=f"`train_file`: {names} and 2 more: no such file"):
         load_arguments(train_args(train_file=pattern))
 
 

@@ -49,9 +49,12 @@ def check_pair_files(
         ValueError: a shard is packed, or `image_path` is not what the kind of a file needs.
         ImportError: a file is Parquet and pyarrow is not installed.
     """
-    for path in pair_files(files):
-        if not os.path.isfile(file_and_split(path)[0]):
-            raise FileNotFoundError(f"{path}: no such file.")
+    paths = pair_files(files)
+    missing = [path for path in paths if not os.path.isfile(file_and_split(path)[0])]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise FileNotFoundError(f"{', '.join(missing[:3])}{more}: no such file.")
+    for path in paths:
         _require_plain_tar(path)
         if _kind(path, image_path) is Kind.CHINESE_CLIP:
             tsv_of(path, image_path)

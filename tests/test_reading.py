@@ -17,7 +17,7 @@ from component.ground.file_state import FileState
 from component.ground.reading import open_to_read, read_file, with_retries
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.shards import index_shard
-from component.pairs.table import read_pairs
+from component.pairs.table import read_table
 from component.training.feature_blocks import Block
 
 
@@ -57,8 +57,8 @@ def readers(tmp_path):
     safetensors.torch.save_file({"keys": torch.arange(3), "features": torch.ones(3, 2)}, block)
     index = index_shard(str(tmp_path / "a.tar"))
     return {
-        "a table": lambda: [chunk.values.tolist() for chunk in read_pairs(str(tmp_path / "a.csv"))],
-        "a packed table": lambda: [chunk.values.tolist() for chunk in read_pairs(str(tmp_path / "b.csv"))],
+        "a table": lambda: [chunk.values.tolist() for chunk in read_table(str(tmp_path / "a.csv"))],
+        "a packed table": lambda: [chunk.values.tolist() for chunk in read_table(str(tmp_path / "b.csv"))],
         "the index of a shard": lambda: index_shard(str(tmp_path / "a.tar")),
         "an image in a shard": lambda: index.shard.read(index.locators[0]),
         "mapped arrays": lambda: FlatArrays.open(str(tmp_path / "arrays"))["numbers"].tolist(),

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 from component.ground.command import (
     Parser,
@@ -128,48 +129,69 @@ def run_forget(args: argparse.Namespace) -> int:
 
 
 def run_query(args: argparse.Namespace) -> int:
-    from component.ground.files import write_json, write_text
+    from component.ground.files import write_json
     from component.ground.plain_text import shown_path
-    from component.report.search import hits_page, hits_table
-    from component.search.open import open_searcher
+    from component.report.search import answer_table
     from component.search.query import Filter, Query
 
-    searcher = open_searcher(args.gallery, args.model, args.device, args.approximate)
-    if searcher.approximate:
-        print(searcher.approximate)
+    queries = [
+        Query([text] if text else [], args.image, args.minus, image_weight=args.image_weight, like=args.like)
+        for text in args.text or [None]
+    ]
     where = Filter(args.folder, args.since, args.until, args.threshold, args.fold)
-    answers = {}
-    for text in args.text or [None]:
-        query = Query(
-            texts=[] if text is None else [text],
-            images=args.image,
-            like=args.like,
-            minus=args.minus,
-            image_weight=args.image_weight,
-        )
-        answers[query.name] = [hit.as_json() for hit in searcher.search(searcher.embed(query), args.top_k, where)]
-    for name, hits in answers.items():
-        print(f"\n{shown_path(name)}\n{hits_table(hits)}")
+    answers = answer_by_server(args, queries, where) or answer_here(args, queries, where)
+    for name, answer in answers.items():
+        print(f"\n{shown_path(name)}\n{answer_table(answer)}")
     if args.json:
         write_json(args.json, answers)
-    if args.html:
-        write_text(args.html, hits_page(answers, searcher.gallery))
     return 0
 
 
-def run_serve(args: argparse.Namespace) -> int:
-    from component.search.open import open_searcher
-    from component.search.server import LOOPBACK, local_names, make_app, new_token, serve_app
+def answer_by_server(args: argparse.Namespace, queries: list, where) -> dict[str, dict] | None:
+    """Query → answer of the running server of this gallery, seconds sooner than this process could answer itself."""
+    from component.search.client import ask_running
 
-    token, hosts = None, (*LOOPBACK, *args.name)
-    if args.host not in LOOPBACK:
-        token, hosts = new_token(), (*hosts, args.host, *local_names())
+    if args.html or args.approximate or args.model or args.device:
+        return None
+    answers = {}
+    for query in queries:
+        answer = ask_running(args.gallery, query, args.top_k, where)
+        if answer is None:
+            return None
+        answers[query.name] = answer
+    print("Answered by the running server of this gallery.", file=sys.stderr)
+    return answers
+
+
+def answer_here(args: argparse.Namespace, queries: list, where) -> dict[str, dict]:
+    from component.ground.files import write_text
+    from component.report.search import answers_page
+    from component.search.open import open_searcher
+
+    searcher = open_searcher(args.gallery, args.model, args.device, args.approximate)
+    if searcher.approximate:
+        print(searcher.approximate, file=sys.stderr)
+    answers = {query.name: searcher.answer(query, args.top_k, where).as_json() for query in queries}
+    if args.html:
+        write_text(args.html, answers_page(answers, searcher.gallery))
+    return answers
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    from component.search.serving import announced, listen, serve_app
+
+    address = listen(args.host, args.port, args.name)
+    if address.access.token:
         print(f"Warning: every machine that reaches {args.host} can ask for this page; it needs the token in the URL.")
-    app = make_app(open_searcher(args.gallery, args.model, args.device), hosts, token)
-    shown = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
-    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{args.port}/"
-    print(f"Open {url}{f'?token={token}' if token else ''}  (Ctrl-C ends it)", flush=True)
-    serve_app(app, args.host, args.port)
+
+    from component.search.open import open_searcher
+    from component.search.server import make_app
+
+    searcher = open_searcher(args.gallery, args.model, args.device)
+    app = make_app(searcher, address.access)
+    print(f"Open {address.url}  (Ctrl-C ends it)", flush=True)
+    with announced(searcher.gallery, address):
+        serve_app(app, address)
     return 0
 
 

@@ -106,7 +106,7 @@ class Ours:
     title = "search_image.py, exact"
 
     def __init__(self, vectors, folder, approximate=False):
-        from component.search.query import Searcher
+        from component.search.searcher import Searcher
         from component.search.writer import GalleryWriter
 
         texts = np.asarray(vectors[:100], np.float32).tolist()  # what the recall of the index is measured with

@@ -1,5 +1,6 @@
 """Fixtures of the tests on galleries: images, an index function, a searcher and a real server."""
 
+import socket
 import threading
 import time
 
@@ -43,21 +44,22 @@ def searcher(index, tmp_path):
 
 @pytest.fixture
 def server(searcher):
-    """A function that starts a real server with options of `make_app` and returns its address."""
-    uvicorn = pytest.importorskip("uvicorn")
+    """A function that starts a real server for some `Access` and returns its address."""
+    pytest.importorskip("uvicorn")
+    from component.search.guard import Access
     from component.search.server import make_app
+    from component.search.serving import make_server
 
     running = []
 
-    def start(**options) -> str:
-        app = make_app(searcher, **options)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-        thread = threading.Thread(target=server.run)
+    def start(**access) -> str:
+        server, sock = make_server(make_app(searcher, Access(**access))), socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=[[sock]])
         thread.start()
         running.append((server, thread))
         while not server.started:
             time.sleep(0.01)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
 
     yield start
     for server, thread in running:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:  # a question to a running server needs neither torch nor pand
     from component.search.settle import IndexReport
 
 
-def hits_table(hits: list[dict[str, Any]]) -> str:
-    """Id, path and score of each hit (see `Hit.as_json`), and the number of images folded into it."""
+def answer_table(answer: dict[str, Any]) -> str:
+    """Id, path and score of each hit (see `Answer.as_json`), and the number of images folded into it."""
+    hits = answer["hits"]
     if not hits:
         return "no image fits"
     rows = [
@@ -27,26 +28,27 @@ def hits_table(hits: list[dict[str, Any]]) -> str:
         ]
         for number, hit in enumerate(hits, 1)
     ]
-    return text_table(["#", "id", "image", "score"], rows, right=(0, 1, 3), paths=(2,), widest=80)
+    table = text_table(["#", "id", "image", "score"], rows, right=(0, 1, 3), paths=(2,), widest=80)
+    return f"probably not in the gallery; the nearest:\n{table}" if answer["probably_absent"] else table
 
 
-def hits_page(answers: dict[str, list[dict[str, Any]]], gallery: Gallery) -> str:
-    """HTML of one page that contains the images of each answer (query → hits, see `Hit.as_json`)."""
+def answers_page(answers: dict[str, dict[str, Any]], gallery: Gallery) -> str:
+    """HTML of one page that contains the images of each answer (query → answer, see `Answer.as_json`)."""
     from component.image.load import BadImageError, load_image
     from component.report.html import data_uri, render
     from component.search.thumbnails import original
 
     parts = []
-    for query, hits in answers.items():
+    for query, answer in answers.items():
         cards = []
-        for hit in hits:
+        for hit in answer["hits"]:
             image, thumbnail, reason = gallery.image(hit["id"]), None, "deleted"
             try:
                 thumbnail = image and data_uri(load_image(original(image)))
             except BadImageError as error:
                 reason = one_line(error)
             cards.append({"hit": hit, "thumbnail": thumbnail, "reason": reason})
-        parts.append({"query": query, "cards": cards})
+        parts.append({"query": query, "probably_absent": answer["probably_absent"], "cards": cards})
     return render("hits.html", title="找图", card_width="12rem", parts=parts)
 
 

@@ -10,10 +10,12 @@ rows, which the next writer cuts off: only the batch in flight is lost.
 Shapes: N rows, D projection width.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from threading import RLock
+from typing import Any
 
 import numpy as np
 
@@ -102,8 +104,11 @@ class Gallery:
         """N: all rows, those of deleted and forgotten images included."""
         if self.about["format"] == 1:
             return self.about["num_rows"]
-        ((rows,),) = self._select("value FROM about WHERE key = 'num_rows'")
-        return int(rows)
+        return self.setting("num_rows")
+
+    def setting(self, key: str) -> Any:
+        """The present value of an entry of `about`, which another process may have written; None if there is none."""
+        return next((json.loads(value) for (value,) in self._select("value FROM about WHERE key = ?", [key])), None)
 
     def vectors(self) -> np.ndarray:
         """(N, D) float16, mapped from the file."""

@@ -20,6 +20,7 @@ from component.image.batch import ImageBatch
 from component.image.load import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.search.presence import absence_threshold
 from component.search.rows import ImageFile, digest_of
 from component.search.scan import scan
 from component.search.settle import IndexReport, settle
@@ -85,7 +86,16 @@ def update(
         report.bad_images |= {new[row].path: reason for row, reason in images.bad.items()}
         report.unreadable |= batch.unreadable
         progress.on_batch(images.total + batch.vanished + len(batch.unreadable))
+    if state.is_main_process:
+        _measure_presence(gallery)
     return report
+
+
+def _measure_presence(gallery: GalleryWriter) -> None:
+    """Measure the threshold again when the gallery has changed by a tenth since the last time."""
+    images = gallery.counts()["images"]
+    if abs(images - gallery.about.get("absence_images", -1)) > 0.1 * images:
+        gallery.note(absence_threshold=absence_threshold(gallery), absence_images=images)
 
 
 class _Batch(NamedTuple):

@@ -15,7 +15,7 @@ from component.model import BertCLIPModel
 from component.prompts import RANDOM_TEXTS
 from component.search.approximate import open_index
 from component.search.gallery import Gallery, is_gallery
-from component.search.query import Searcher
+from component.search.searcher import Searcher
 from component.search.writer import GalleryWriter
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,205 @@
+"""A gallery and its model → the images that fit a query best, found exactly.
+
+Shapes: N rows of the gallery, D projection width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPProcessor
+
+from component.embedding import embed_images, embed_texts
+from component.model import BertCLIPModel
+from component.search.approximate import ApproximateIndex
+from component.search.gallery import Gallery
+from component.search.presence import SCALE, TOP, concentration
+from component.search.query import Filter, Query
+from component.search.rows import ABSENT, GalleryImage
+
+_ANYWHERE = Filter()
+_MORE_CANDIDATES = 64  # beyond the number asked for: scores in fp16 can be in another order than those in fp32
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image that was found.
+
+    Attributes:
+        score: cosine of the query and the image (a weighted sum of cosines if the query has several parts).
+        duplicates: images that were folded into this one, the best first.
+    """
+
+    image: GalleryImage
+    score: float
+    duplicates: list[GalleryImage] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **_as_json(self.image),
+            "score": round(self.score, 6),
+            "duplicates": [_as_json(image) for image in self.duplicates],
+        }
+
+
+def _as_json(image: GalleryImage) -> dict[str, Any]:
+    return {
+        "id": image.row,
+        "path": image.path,
+        "caption": image.file.caption,
+        "digest": image.digest.hex(),
+        "absent": image.status == ABSENT,
+    }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for a query.
+
+    Attributes:
+        probably_absent: whether nothing in the gallery may fit, see `component.search.presence`; None: not judged.
+    """
+
+    hits: list[Hit]
+    probably_absent: bool | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The form that the command line writes, the server sends and the page reads."""
+        return {"probably_absent": self.probably_absent, "hits": [hit.as_json() for hit in self.hits]}
+
+
+class Searcher:
+    """A gallery and its model, ready to answer.
+
+    Args:
+        approximate: an index of the gallery to take the candidates from; None: every row is compared.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        model: BertCLIPModel,
+        processor: CLIPProcessor,
+        approximate: ApproximateIndex | None = None,
+    ):
+        self.gallery, self.model, self.processor, self.approximate = gallery, model, processor, approximate
+        self._version = None
+
+    def _refresh(self) -> None:
+        """Take note of what another process has written. Run this inside a snapshot."""
+        version = self.gallery.version()
+        if version != self._version:
+            self._vectors = torch.from_numpy(self.gallery.vectors())
+            self._living = torch.from_numpy(self.gallery.rows_where())
+            self._threshold = self.gallery.setting("absence_threshold")
+            self._version = version
+
+    def embed(self, query: Query) -> Tensor:
+        """(D,) fp32: the sum of the query's parts, each the mean of its L2-normalised embeddings.
+
+        Raises:
+            ValueError: the query is empty, or an image of it cannot be read.
+        """
+        parts = []
+        images = self._embed_images(query)
+        if query.texts:
+            texts = embed_texts(self.model, self.processor, query.texts).embeds.mean(dim=0)
+            parts.append(texts * (1 - query.image_weight if len(images) else 1))
+        if len(images):
+            parts.append(images.mean(dim=0) * (query.image_weight if query.texts else 1))
+        if query.minus:
+            parts.append(-query.minus_weight * embed_texts(self.model, self.processor, query.minus).embeds.mean(dim=0))
+        if not parts:
+            raise ValueError("The query is empty: give a text or an image.")
+        return torch.stack(parts).sum(dim=0)
+
+    def answer(self, query: Query, top_k: int = 10, where: Filter = _ANYWHERE, offset: int = 0) -> Answer:
+        """Embed a query and search; leave out the `offset` best hits, as a page does that loads more."""
+        vector = self.embed(query)
+        is_text = query.texts and not (query.images or query.like or query.minus)
+        with self.gallery.snapshot():
+            hits, best, total = self._search(vector, offset + top_k, where)
+            is_judged = is_text and hits and total is not None and self._threshold is not None
+            absent = bool(concentration(best, total) < self._threshold) if is_judged else None
+            return Answer(hits[offset:], absent)
+
+    def _embed_images(self, query: Query) -> Tensor:
+        embedded = embed_images(self.model, self.processor, query.images)
+        for row, reason in embedded.bad_images.items():
+            raise ValueError(f"{query.images[row] if isinstance(query.images[row], str) else 'The image'}: {reason}.")
+        with self.gallery.snapshot():
+            self._refresh()
+            for row in query.like:
+                if self.gallery.image(row) is None:
+                    raise ValueError(f"The gallery has no image with the id {row}.")
+            return torch.cat([embedded.embeds, self._vectors[list(query.like)].float()])
+
+    def search(self, query: Tensor, top_k: int = 10, where: Filter = _ANYWHERE) -> list[Hit]:
+        """The `top_k` best images, the best first, in one snapshot of the gallery.
+
+        Every row is compared in fp16; the best are compared again in fp32.
+
+        Args:
+            query: (D,), see `embed`.
+        """
+        with self.gallery.snapshot():
+            return self._search(query, top_k, where)[0]
+
+    def _search(self, query: Tensor, top_k: int, where: Filter) -> tuple[list[Hit], Tensor | None, Tensor | None]:
+        """Hits, and what `concentration` needs to know of a text; None where only some rows were compared."""
+        self._refresh()
+        allowed, scores, best, total = self._allowed(where), None, None, None
+        if self.approximate is None and len(allowed):
+            scores = (self._vectors @ query.half()).float().masked_fill_(~self._living, -torch.inf)
+            total = (SCALE * scores / query.norm()).logsumexp(dim=0)
+            scores.masked_fill_(~allowed, -torch.inf)
+            best = scores.topk(min(TOP, len(scores))).values / query.norm()
+        available = int(allowed.sum())
+        top_k = min(top_k, available)
+        wanted = min(top_k * (1 if where.fold is None else 4) + _MORE_CANDIDATES, available)
+        while True:
+            rows, exact = self._candidates(query, scores, wanted, allowed)
+            hits = self._hits(rows, exact, top_k, where)
+            is_all = wanted == available or (where.threshold is not None and exact[-1] < where.threshold)
+            if len(hits) == top_k or is_all:
+                return hits, best, total
+            wanted = min(4 * wanted, available)  # most candidates were duplicates
+
+    def _hits(self, rows: Tensor, scores: Tensor, top_k: int, where: Filter) -> list[Hit]:
+        found: list[tuple[int, float, list[int]]] = []  # row, score, rows of duplicates
+        kept = torch.empty(top_k, self._vectors.shape[1]) if where.fold is not None else None
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            if where.threshold is not None and score < where.threshold:
+                break
+            if kept is not None and found:
+                best = (kept[: len(found)] @ self._vectors[row].float()).max(dim=0)
+                if best.values >= where.fold:
+                    found[int(best.indices)][2].append(row)
+                    continue
+            if len(found) == top_k:
+                break
+            if kept is not None:
+                kept[len(found)] = self._vectors[row].float()
+            found.append((row, score, []))
+        image = self.gallery.image
+        return [Hit(image(row), score, [image(row) for row in duplicates]) for row, score, duplicates in found]
+
+    def _candidates(self, query: Tensor, scores: Tensor | None, wanted: int, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and their fp32 scores, falling; at least `wanted`. `scores` (N,) are those in fp16, if known."""
+        if not wanted:
+            return torch.empty(0, dtype=torch.long), torch.empty(0)
+        if scores is not None:
+            rows = scores.topk(wanted).indices
+        else:
+            rows = self.approximate.search(query, wanted, allowed[: self.approximate.rows])
+            newer = allowed[self.approximate.rows :].nonzero()[:, 0] + self.approximate.rows
+            rows = torch.cat([rows, newer])
+        exact = self._vectors[rows].float() @ query
+        order = exact.argsort(descending=True, stable=True)
+        return rows[order], exact[order]
+
+    def _allowed(self, where: Filter) -> Tensor:
+        if (where.folder, where.since, where.until) == (None, None, None):
+            return self._living
+        return torch.from_numpy(self.gallery.rows_where(where.folder, where.since, where.until))

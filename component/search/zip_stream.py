@@ -1,0 +1,46 @@
+"""Images of a gallery as a zip file that is made while it is sent: one image is in memory at a time."""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+
+from component.image.load import BadImageError
+from component.search.rows import GalleryImage
+from component.search.thumbnails import original
+
+
+class _Chunk(io.RawIOBase):
+    """A file to write to that gives back what was written since the last time."""
+
+    def __init__(self):
+        self._written: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content) -> int:
+        self._written.append(bytes(content))
+        return len(content)
+
+    def take(self) -> bytes:
+        content, self._written = b"".join(self._written), []
+        return content
+
+
+def zip_stream(images: Sequence[GalleryImage]) -> Iterator[bytes]:
+    """Yield the zip file in pieces. What cannot be read is named in a file of its own inside."""
+    chunk, names, unreadable = _Chunk(), set(), []
+    with zipfile.ZipFile(chunk, "w", zipfile.ZIP_STORED) as archive:
+        for image in images:
+            name = os.path.basename(image.path).encode(errors="backslashreplace").decode()
+            name = f"{image.row}_{name}" if name in names else name
+            names.add(name)
+            try:
+                archive.writestr(name, original(image))
+            except (BadImageError, MemoryError) as error:
+                unreadable.append(f"{image.path.encode(errors='backslashreplace').decode()}: {error}\n")
+            yield chunk.take()
+        if unreadable:
+            archive.writestr("unreadable.txt", "".join(unreadable))
+    yield chunk.take()

@@ -1,6 +1,7 @@
 """The JSON file of one experiment → typed, checked training arguments."""
 
 import math
+import os
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -25,6 +26,11 @@ from component.recipe.trainer_checks import (
     in_one_line,
 )
 from component.recipe.tuning_checks import check_learning_rates, check_lora
+
+PROCESSES_CANNOT_CONNECT = (
+    "the processes of this run cannot connect to each other. Check the network interface (GLOO_SOCKET_IFNAME or "
+    "NCCL_SOCKET_IFNAME), MASTER_ADDR, MASTER_PORT and `ddp_backend`"
+)
 
 
 @dataclass
@@ -206,8 +212,10 @@ class CLIPTrainingArguments(TrainingArguments):
             check(self)
         try:
             super().__post_init__()
-        except Exception as error:  # transformers raises many classes for what a recipe says
-            raise ValueError(f"transformers cannot take these arguments: {in_one_line(error)}") from error
+        except Exception as error:  # transformers raises many classes, and starts the process group in here
+            is_network = isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ
+            fault = PROCESSES_CANNOT_CONNECT if is_network else "transformers cannot take these arguments"
+            raise ValueError(f"{fault}: {in_one_line(error)}") from error
         for check in (check_parallel, check_optimizer, check_compiler):  # these need the devices
             check(self)
 

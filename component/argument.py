@@ -21,6 +21,7 @@ from component.recipe.trainer_checks import (
     check_optimizer,
     check_packages,
     check_unsupported,
+    check_wandb,
     check_words,
     check_workers,
     in_one_line,
@@ -216,7 +217,7 @@ class CLIPTrainingArguments(TrainingArguments):
             is_network = isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ
             fault = PROCESSES_CANNOT_CONNECT if is_network else "transformers cannot take these arguments"
             raise ValueError(f"{fault}: {in_one_line(error)}") from error
-        for check in (check_parallel, check_optimizer, check_compiler):  # these need the devices
+        for check in (check_parallel, check_wandb, check_optimizer, check_compiler):  # these need the devices
             check(self)
 
     @property

@@ -5,7 +5,10 @@ import json
 import os
 import re
 import shlex
+import sys
+import types
 from dataclasses import fields
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -351,6 +354,22 @@ def test_a_lower_rank_is_better(load, data, metric, better):
 def test_early_stopping_needs_a_metric(load, data):
     with pytest.raises(ValueError, match="`early_stopping_patience` is 2, but by which metric"):
         load(early_stopping_patience=2, eval_strategy="epoch", test_file=str(data / "train.csv"))
+
+
+def test_wandb_asks_for_its_login_before_the_data_is_read(load, monkeypatch):
+    wandb = types.ModuleType("wandb")
+    wandb.__spec__, wandb.run = ModuleSpec("wandb", None), None
+
+    def login():
+        raise RuntimeError("No API key configured.")
+
+    wandb.login = login
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ValueError, match="`report_to` wandb needs a login: run `wandb login`.*No API key") as error:
+        load(report_to="wandb")
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert load(report_to="wandb").report_to == ["wandb"]
 
 
 def test_set_without_a_value_is_refused(train_args):

@@ -6,6 +6,7 @@ Each raises ValueError and assigns nothing.
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable
 from enum import Enum
 from importlib.util import find_spec
@@ -130,6 +131,21 @@ def check_packages(args) -> None:
 
         if not (args.hub_token or get_token()):
             raise ValueError("`push_to_hub` needs a token: run `hf auth login`, or set HF_TOKEN, or leave it out.")
+
+
+def check_wandb(args) -> None:
+    """Let wandb ask for its login now, not after the data is read. Without a terminal, it raises."""
+    if args.process_index or "wandb" not in args.report_to or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return
+    import wandb
+
+    try:
+        wandb.login()
+    except Exception as error:  # UsageError without credentials, others from the network
+        raise ValueError(
+            "`report_to` wandb needs a login: run `wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline "
+            f"({in_one_line(error)})."
+        ) from error
 
 
 def check_unsupported(args) -> None:

@@ -20,7 +20,14 @@ from transformers.utils import ModelOutput
 import component.processor  # noqa: F401, registers the processor files of older versions with transformers
 from component import modeling_bertclip
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
-from component.hub.pretrained import IMAGE_TOWER, TEXT_TOWER, check_pretrained, load_pretrained, loading
+from component.hub.pretrained import (
+    IMAGE_TOWER,
+    TEXT_TOWER,
+    check_pretrained,
+    load_pretrained,
+    loading,
+    no_progress_bars,
+)
 from component.loss import contrastive_loss
 from component.modeling_bertclip import BertCLIPPreTrainedModel, fit_to_positions, text_tower
 
@@ -41,7 +48,16 @@ class GroupedOutput(ModelOutput):
     logit_bias: Tensor | None = None
 
 
-class BertCLIPTextModel(BertCLIPPreTrainedModel):
+class _LoadsQuietly:
+    """Mixin whose `from_pretrained` shows no progress bar."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        with no_progress_bars():
+            return super().from_pretrained(*args, **kwargs)
+
+
+class BertCLIPTextModel(_LoadsQuietly, BertCLIPPreTrainedModel):
     """The text tower of a BertCLIP folder. `forward` is BertModel's, and cuts texts that are too long."""
 
     config_class = BertCLIPTextConfig
@@ -86,7 +102,7 @@ class BertCLIPTextModel(BertCLIPPreTrainedModel):
         )
 
 
-class BertCLIPModel(modeling_bertclip.BertCLIPModel):
+class BertCLIPModel(_LoadsQuietly, modeling_bertclip.BertCLIPModel):
     """CLIP with a Chinese BERT as text tower (LiT, arXiv:2111.07991), with what training adds.
 
     The architecture is in `modeling_bertclip`, the module that is saved with the weights.

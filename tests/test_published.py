@@ -1,4 +1,4 @@
-"""The examples of the published README, as they stand, and the layout of the published weights."""
+"""The examples of the published README, unchanged, and the layout of the published weights."""
 
 import json
 import os
@@ -29,8 +29,8 @@ def published_path(bert_clip_path, tmp_path) -> str:
         os.remove(f"{path}/{name}")
     with open(f"{path}/config.json") as file:
         config = json.load(file)
-    right = config["text_config"]
-    config |= {"text_config": {**right, "hidden_size": 48}, "text_config_dict": right, "vision_config_dict": None}
+    text = config["text_config"]
+    config |= {"text_config": {**text, "hidden_size": 48}, "text_config_dict": text, "vision_config_dict": None}
     old = dict(feature_extractor_type="CLIPFeatureExtractor", size=32, crop_size=32, resample=3, do_resize=True)
     old |= dict(do_center_crop=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     with open(f"{path}/config.json", "w") as file:
@@ -90,7 +90,7 @@ def test_text_tower_example(bert_clip_path):
 
 
 @pytest.mark.parametrize("model_class", ["BertCLIPModel", "BertCLIPTextModel"])
-def test_published_weights_load_without_a_word(published_path, bert_clip_path, model_class, capfd):
+def test_published_weights_load_silently(published_path, bert_clip_path, model_class, capfd):
     import component.model
 
     model_class = getattr(component.model, model_class)
@@ -99,7 +99,7 @@ def test_published_weights_load_without_a_word(published_path, bert_clip_path, m
         model, report = model_class.from_pretrained(published_path, output_loading_info=True)
 
     assert not any(report.values())
-    assert "[transformers]" not in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
     ours = model_class.from_pretrained(bert_clip_path).state_dict()
     assert all(torch.equal(value, ours[key]) for key, value in model.state_dict().items())
 
@@ -114,7 +114,7 @@ def test_published_processor_loads(published_path, image, capfd):
         assert pixel_values.shape == (1, 3, 32, 32)
 
 
-def test_a_long_text_is_cut_not_an_index_error(bert_clip_path, image):
+def test_a_long_text_is_cut(bert_clip_path, image):
     from transformers import CLIPProcessor
 
     from component.model import BertCLIPModel

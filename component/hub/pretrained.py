@@ -255,14 +255,20 @@ def quiet_transformers() -> Iterator[None]:
 
     The caller reports in one line what is wrong.
     """
-    with _only_errors(transformers_logging), _only_errors(hub_logging):
-        bar = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            if bar:
-                transformers_logging.enable_progress_bar()
+    with _only_errors(transformers_logging), _only_errors(hub_logging), no_progress_bars():
+        yield
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide transformers' bar "Loading weights", which is gone in a second."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

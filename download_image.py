@@ -88,21 +88,22 @@ def parse_args() -> argparse.Namespace:
         "--allow_private_hosts", action="store_true", help="also fetch from loopback, link-local and private addresses"
     )
     parser.add_argument(
+        "--to_img2dataset",
         "--to_webdataset_input",
         type=output_file,
         metavar="PARQUET",
-        help="download nothing: write the table for img2dataset",
+        help="download nothing: write the table for img2dataset, and print its command",
     )
     args = parser.parse_args()
-    if not args.image_path and not args.to_webdataset_input:
+    if not args.image_path and not args.to_img2dataset:
         parser.error("the following arguments are required: --image_path")
-    parser.require_distinct(args, "train_file", "report", "to_webdataset_input")
+    parser.require_distinct(args, "train_file", "report", "to_img2dataset")
     return args
 
 
 def main() -> int:
     args = parse_args()
-    return hand_over(args) if args.to_webdataset_input else download(args)
+    return hand_over(args) if args.to_img2dataset else download(args)
 
 
 def download(args: argparse.Namespace) -> int:
@@ -146,13 +147,11 @@ def download(args: argparse.Namespace) -> int:
 
 
 def hand_over(args: argparse.Namespace) -> int:
-    from component.download.img2dataset_table import write_img2dataset_table
+    from component.download.img2dataset_table import img2dataset_instructions, write_img2dataset_table
+    from component.ground.cores import usable_cores
 
-    rows = write_img2dataset_table(args.train_file, args.to_webdataset_input)
-    print(f"{rows} rows written. On the machine or cluster that is to download:\n")
-    print(f"img2dataset --url_list {args.to_webdataset_input} --input_format parquet --url_col url \\")
-    print("  --caption_col caption --save_additional_columns '[\"filename\"]' --output_format webdataset \\")
-    print("  --output_folder shards --resize_mode keep_ratio --image_size 256 --resize_only_if_bigger True")
+    rows = write_img2dataset_table(args.train_file, args.to_img2dataset)
+    print(img2dataset_instructions(args.to_img2dataset, rows, usable_cores()))
     return 0
 
 

@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from image_server import ImageServer, image_bytes
 from PIL import Image
 
 from component.download.host_queue import HostQueue
+from component.download.img2dataset_table import img2dataset_instructions, write_img2dataset_table
 from component.download.limits import FetchLimits
 from component.download.outcome import Outcome
 from component.download.report import Report
@@ -658,9 +660,25 @@ def test_the_table_for_img2dataset_keeps_texts_as_they_are(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [('一只,"猫"\n', "http://x/1", "1.jpg"), ("007", "http://x/2", "2.jpg"), ("NA", "http://x/3", "")]
     write_csv(tmp_path / "train.csv", rows, encoding="utf-8-sig")
-    done = run_script(tmp_path, "--to_webdataset_input", str(tmp_path / "links.parquet"))
-    assert done.returncode == 0 and "img2dataset --url_list" in done.stdout
+    done = run_script(tmp_path, "--to_img2dataset", tmp_path / "links.parquet")
+    assert done.returncode == 0 and "img2dataset \\\n  --url_list" in done.stdout
     table = parquet.read_table(tmp_path / "links.parquet")
     assert table.column_names == ["url", "caption", "filename"]
     assert list(zip(*(table[name].to_pylist() for name in ("caption", "url", "filename")), strict=True)) == rows
     assert not (tmp_path / "images").exists()
+
+
+IMG2DATASET = os.environ.get("IMG2DATASET") or shutil.which("img2dataset")
+
+
+@pytest.mark.skipif(not IMG2DATASET, reason="IMG2DATASET is not the path of img2dataset, nor is it installed")
+def test_the_printed_command_of_img2dataset_makes_shards_that_are_read(tmp_path, server):
+    write_csv(tmp_path / "train.csv", [(f"文字 {i}", server.url(f"large/{i}"), f"{i}.jpg") for i in range(3)])
+    table = tmp_path / "links.parquet"
+    said = img2dataset_instructions(str(table), write_img2dataset_table(str(tmp_path / "train.csv"), str(table)), 1)
+    command = re.search(r"^img2dataset(?: \\\n.*)+", said, re.M)[0]
+    arguments = shlex.split(command.replace("\\\n", " "))[1:]
+    subprocess.run([IMG2DATASET, *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    shard = re.search(r'"train_file": "(.*)"', said)[1]
+    (index,) = read_shards(expand(str(tmp_path / shard)))
+    assert sorted(index.texts) == ["文字 0", "文字 1", "文字 2"]

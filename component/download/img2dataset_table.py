@@ -1,5 +1,7 @@
 """The hand-off to img2dataset, for more links than one machine should fetch."""
 
+import shlex
+
 from component.ground.files import new_file
 from component.pairs.parquet import import_pyarrow
 from component.pairs.table import read_table
@@ -24,3 +26,37 @@ def write_img2dataset_table(train_file: str, parquet_file: str) -> int:
             writer.write_table(pyarrow.table(values, schema=schema))
             rows += len(chunk)
     return rows
+
+
+SHARD_PAIRS = 10_000
+
+
+def img2dataset_instructions(parquet_file: str, rows: int, processes: int) -> str:
+    """The command that downloads the table with img2dataset into shards, and what reads the shards afterwards."""
+    options = {
+        "url_list": shlex.quote(parquet_file),
+        "input_format": "parquet",
+        "url_col": "url",
+        "caption_col": "caption",
+        "save_additional_columns": """'["filename"]'""",
+        "output_format": "webdataset",
+        "output_folder": "shards",
+        "number_sample_per_shard": SHARD_PAIRS,
+        "resize_mode": "keep_ratio",
+        "image_size": 256,
+        "resize_only_if_bigger": True,
+        "distributor": "multiprocessing",
+        "processes_count": processes,
+        "thread_count": 64,
+        "incremental_mode": "incremental",
+    }
+    command = "".join(f" \\\n  --{name} {value}" for name, value in options.items())
+    last = max(0, -(-rows // SHARD_PAIRS) - 1)
+    return f"""{rows} rows written. On the machine or cluster that is to download:
+
+img2dataset{command}
+
+On a cluster, --distributor is pyspark or ray. Run the same command again to fetch the shards that are missing.
+The shards are read as they are:  "train_file": "shards/{{00000..{last:05d}}}.tar"
+filter_data.py reads a table and a folder of images; for shards, img2dataset itself leaves out small and narrow images:
+--min_image_size 64 --max_aspect_ratio 3"""

@@ -16,6 +16,7 @@ from component.ground.command import (
     share,
     whole_number,
 )
+from component.pairs.columns import columns_option
 
 
 def part(text: str) -> tuple[int, int]:
@@ -31,7 +32,16 @@ def parse_args() -> argparse.Namespace:
         description="Download the images of a table with the columns url and filename. "
         "Run the same command again to resume: images that exist are skipped, only missing ones are fetched.",
     )
-    parser.add_argument("--train_file", required=True, help="table with the columns url and filename")
+    parser.add_argument(
+        "--train_file",
+        required=True,
+        help="table with a column of URLs: CSV, Parquet, JSON, a folder of such files or a pattern in quotes",
+    )
+    parser.add_argument(
+        "--columns",
+        type=columns_option,
+        help="other names of its columns, such as url=link,filename=path,text=caption",
+    )
     parser.add_argument("--image_path", type=output_folder, help="folder for the images")
     parser.add_argument(
         "--num_threads", type=whole_number("images", most=4096), default=64, help="images in progress (%(default)s)"
@@ -134,7 +144,8 @@ def download(args: argparse.Namespace) -> int:
         limits=limits,
     )
     tally, report_path = Tally(), args.report or default_report(args.train_file, args.part)
-    with Rows(args.train_file, args.image_path, args.part, os.path.dirname(report_path) or ".") as rows:
+    folder = os.path.dirname(report_path) or "."
+    with Rows(args.train_file, args.image_path, args.part, args.columns, folder) as rows:
         with Report(report_path) as report:
             outcomes = download_images(rows, report, settings, args.retry_failed, args.verify)
             with contextlib.closing(outcomes), tqdm(total=len(rows), unit="img", miniters=1) as bar:
@@ -150,7 +161,7 @@ def hand_over(args: argparse.Namespace) -> int:
     from component.download.img2dataset_table import img2dataset_instructions, write_img2dataset_table
     from component.ground.cores import usable_cores
 
-    rows = write_img2dataset_table(args.train_file, args.to_img2dataset)
+    rows = write_img2dataset_table(args.train_file, args.to_img2dataset, args.columns)
     print(img2dataset_instructions(args.to_img2dataset, rows, usable_cores()))
     return 0
 

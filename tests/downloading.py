@@ -21,11 +21,20 @@ LOCAL = FetchLimits(allow_private_hosts=True)
 
 
 @contextlib.contextmanager
-def downloading(folder, part=(1, 1), report_name="download_report.csv", limits=LOCAL, again=None, **settings):
+def downloading(
+    folder,
+    table="train.csv",
+    part=(1, 1),
+    report_name="download_report.csv",
+    columns=None,
+    limits=LOCAL,
+    again=None,
+    **settings,
+):
     """The outcomes of a download in this process, and its report. `again`: options of download_images."""
     settings = DownloadSettings(**{"num_threads": 4, "retries": 0, "patience": 1.0, "limits": limits} | settings)
     with (
-        Rows(str(folder / "train.csv"), str(folder / "images"), part, str(folder)) as rows,
+        Rows(str(folder / table), str(folder / "images"), part, columns, str(folder)) as rows,
         Report(str(folder / report_name)) as report,
         contextlib.closing(download_images(rows, report, settings, **(again or {}))) as outcomes,
     ):

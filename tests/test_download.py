@@ -18,6 +18,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT, python, write_csv
 from downloading import LOCAL, download, downloading, files, report
@@ -28,9 +29,12 @@ from component.download.host_queue import HostQueue
 from component.download.img2dataset_table import img2dataset_instructions, write_img2dataset_table
 from component.download.limits import FetchLimits
 from component.download.outcome import Outcome
-from component.download.report import Report
+from component.download.report import Report, default_report
 from component.ground.files import new_file
+from component.pairs.columns import filename_from_url
 from component.pairs.paths import writable_file
+from component.pairs.shards import read_shards
+from component.pairs.table_files import expand
 
 
 @pytest.fixture
@@ -621,9 +625,9 @@ def test_duplicated_file_names_keep_the_first_url_and_further_captions_cost_noth
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "no such file"),
+        (None, "No such file"),
         (b"", "is empty"),
-        (b"text,link,filename\na,b,c\n", "no column `url` (found: text, link, filename)"),
+        (b"text,address,filename\na,b,c\n", "no column `url` (found: text, address, filename)"),
         ("text,url,filename\n猫,b,狗\n".encode("gb18030"), "is not UTF-8"),
         (b'text,url,filename\na,b,c\nd,"e,f\n', "not a well-formed CSV"),
     ],
@@ -636,6 +640,42 @@ def test_an_unusable_table_is_refused_and_leaves_no_report(tmp_path, content, me
     assert not (tmp_path / "download_report.csv").exists()
 
 
+def test_parquet_without_file_names_is_downloaded_and_its_report_resumed(tmp_path, server):
+    pytest.importorskip("pyarrow")
+    table = pd.DataFrame({"URL": [server.url(f"jpg/{i}") for i in range(3)], "TEXT": list("一二三")})
+    table.to_parquet(tmp_path / "laion.parquet")
+    assert download(tmp_path, table="laion.parquet")[0] == {("ok", ""): 3}
+    names = [filename_from_url(url) for url in table["URL"]]
+    assert files(tmp_path) == sorted(names) and set(report(tmp_path)) == set(names)
+    table.rename(columns={"URL": "link"}).to_parquet(tmp_path / "laion.parquet")
+    assert download(tmp_path, table="laion.parquet", columns={"url": "link"})[0] == {("skipped", "exists"): 3}
+
+
+def test_a_folder_or_pattern_of_tables_is_one_table_and_its_report_is_not_in_it(tmp_path, server):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for i in range(3):  # the name twice.jpg is that of a row in each
+        rows = [("", server.url(f"jpg/{i}"), f"{i}.jpg"), ("", server.url("jpg/twice"), "twice.jpg")]
+        write_csv(folder / f"{i}.csv", rows)
+    for table in (folder, folder / "*.csv"):
+        report_path = default_report(str(table), (1, 1))
+        assert os.path.dirname(report_path) == str(tmp_path)
+        by_reason, _ = download(tmp_path, table=table, report_name=report_path)
+    assert by_reason == {("skipped", "exists"): 4, ("skipped", "repeated"): 2}
+    assert server.hits.total() == 4
+    assert default_report("a/b.csv", (1, 2)) == os.path.join("a", "download_report.1-of-2.csv")
+
+
+def test_joined_reports_of_parts_are_the_report_of_the_whole(tmp_path, server):
+    write_csv(tmp_path / "train.csv", [("", server.url(f"status/404/{i}"), f"{i},\n.jpg") for i in range(8)])
+    paths = [default_report(str(tmp_path / "train.csv"), (index, 2)) for index in (1, 2)]
+    for index, path in enumerate(paths, 1):
+        download(tmp_path, part=(index, 2), report_name=path)
+    joined = pd.concat(pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths)
+    joined.to_csv(tmp_path / "download_report.csv", index=False)
+    assert download(tmp_path)[0] == {("skipped", "failed_before"): 8}
+
+
 def test_a_table_without_rows_is_done_at_once(tmp_path):
     write_csv(tmp_path / "train.csv", [])
     assert run_script(tmp_path, "--fail_over", "0").returncode == 0
@@ -644,7 +684,7 @@ def test_a_table_without_rows_is_done_at_once(tmp_path):
 def test_a_file_of_another_program_is_never_taken_for_a_report(tmp_path, server):
     write_csv(tmp_path / "train.csv", [("", server.url("jpg/x"), "a.jpg")])
     (tmp_path / "notes.csv").write_text("my,notes\n1,2\n")
-    with pytest.raises(ValueError, match="found: my, notes"):
+    with pytest.raises(ValueError, match="is not a download report: its columns are my, notes"):
         download(tmp_path, report_name="notes.csv")
     assert (tmp_path / "notes.csv").read_text() == "my,notes\n1,2\n"
 
@@ -676,9 +716,8 @@ def test_the_printed_command_of_img2dataset_makes_shards_that_are_read(tmp_path,
     write_csv(tmp_path / "train.csv", [(f"文字 {i}", server.url(f"large/{i}"), f"{i}.jpg") for i in range(3)])
     table = tmp_path / "links.parquet"
     said = img2dataset_instructions(str(table), write_img2dataset_table(str(tmp_path / "train.csv"), str(table)), 1)
-    command = re.search(r"^img2dataset(?: \\\n.*)+", said, re.M)[0]
-    arguments = shlex.split(command.replace("\\\n", " "))[1:]
-    subprocess.run([IMG2DATASET, *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    command = said.split("\n\n")[1].replace("img2dataset", shlex.quote(IMG2DATASET), 1)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     shard = re.search(r'"train_file": "(.*)"', said)[1]
     (index,) = read_shards(expand(str(tmp_path / shard)))
     assert sorted(index.texts) == ["文字 0", "文字 1", "文字 2"]

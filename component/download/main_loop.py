@@ -42,7 +42,7 @@ def download_images(
     """
     known_failures = NO_ROWS if retry_failed else report.rows_that("failed")
     known_as_whole = report.rows_that("ok", "verified") if verify else NO_ROWS
-    kept = {os.path.realpath(path) for path in (rows.train_file, report.path)}  # they may be among the images
+    kept = {os.path.realpath(path) for path in (*rows.files, report.path)}  # they may be among the images
     sweep_once = functools.lru_cache(maxsize=10_000)(sweep)
     with _sole_download(rows), Processes(settings, report) as processes:
         in_hand = 0

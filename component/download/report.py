@@ -14,6 +14,7 @@ from component.download.rows import NO_ROWS, row_hashes
 from component.ground.lock import sole_writer
 from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
 from component.pairs.table import read_table
+from component.pairs.table_files import expand
 
 COLUMNS = ["filename", "url", "status", "http_code", "reason", "bytes", "seconds"]  # attributes of an Outcome
 MAX_REASON = 300  # characters
@@ -21,10 +22,17 @@ HEADER = (",".join(COLUMNS) + "\r\n").encode()
 
 
 def default_report(train_file: str, part: tuple[int, int]) -> str:
-    """The default path of the report of the i-th of n parts, next to the table."""
+    """The default path of the report of the i-th of n parts: next to the table.
+
+    Where `train_file` is a folder, or a pattern of several files, it is next to that folder, or to theirs: a report in
+    it would be taken for a file of the table.
+    """
     index, count = part
     name = "download_report.csv" if count == 1 else f"download_report.{index}-of-{count}.csv"
-    return os.path.join(os.path.dirname(train_file), name)
+    folder = os.path.dirname(train_file.rstrip(os.sep))
+    if expand(train_file) != [train_file]:
+        folder = os.path.join(folder, os.pardir)
+    return os.path.normpath(os.path.join(folder, name))
 
 
 class Report:

@@ -1,9 +1,9 @@
-"""The rows of a download table, read once, and what is known of each before any request. 24 bytes of memory a row."""
+"""The rows of a download, read once, and what is known of each before any request. 24 bytes of memory a row."""
 
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from component.download.address import mend_url
 from component.download.folder_names import STRICTEST, NameRules
 from component.pairs.paths import normal_name
 from component.pairs.table import read_table
+from component.pairs.table_files import pair_files
 
 CHUNK_ROWS = 20_000
 NO_ROWS = np.empty(0, dtype=np.uint64)
@@ -22,7 +23,7 @@ class Row(NamedTuple):
     """One row of the table.
 
     Attributes:
-        number: from 1, after the header.
+        number: from 1, without headers, over all files of the table.
         filename, url: the cells as written.
         mended_url: as `mend_url` gives it.
         first: number of the first row with the same file; `number` where that is this row.
@@ -51,29 +52,41 @@ class Rows:
     `image_path` takes for one.
 
     Args:
-        train_file: table with the columns `url` and `filename`.
+        train_file: table with the columns `url` and `filename`, as `read_table` reads it; or several, as a pattern.
         image_path: folder of the images, made if it is missing.
         part: (i, n), i from 1 to n. Rows are dealt by the hash of the file name, so rows that share a name meet in
             one part and no two machines ever write the same file.
+        columns: as for `read_table`.
         temporary_path: folder for the temporary file; None: the system's.
+
+    Attributes:
+        files: the files of the table.
 
     Raises:
         ValueError, FileNotFoundError: as `read_table`.
     """
 
     def __init__(
-        self, train_file: str, image_path: str, part: tuple[int, int] = (1, 1), temporary_path: str | None = None
+        self,
+        train_file: str,
+        image_path: str,
+        part: tuple[int, int] = (1, 1),
+        columns: Mapping[str, str] | None = None,
+        temporary_path: str | None = None,
     ):
+        self.files = pair_files(train_file)
         os.makedirs(image_path, exist_ok=True)
-        self.train_file, self.image_path, self.part = train_file, image_path, part
+        self.image_path, self.part = image_path, part
         self.name_rules = NameRules.of(image_path)
-        self._count = 0
+        self._count, self._first = 0, _FirstRows()
         self._file = tempfile.TemporaryFile(dir=temporary_path)
         try:
-            self._read()
+            for chunk in self._chunks(columns):
+                self._add(chunk)
         except BaseException:
             self._file.close()
             raise
+        del self._first
 
     def __enter__(self):
         return self
@@ -98,36 +111,44 @@ class Rows:
             yield from map(Row, *columns, *known)
             left -= len(hashes)
 
-    def _read(self) -> None:
-        first, number = _FirstRows(), 1
-        index, count = self.part
-        for chunk in read_table(self.train_file, ("url", "filename"), only_required=True, chunk_rows=CHUNK_ROWS):
-            chunk.index = range(number, number + len(chunk))
-            number += len(chunk)
-            chunk["name"] = chunk["filename"].map(normal_name)
-            if count > 1:
-                chunk = chunk[_hashes(chunk["name"].map(STRICTEST.key)) % count == index - 1].copy()
-            chunk["mended"] = chunk["url"].map(mend_url)
-            first_rows, same_url = first.find(
-                _hashes(chunk["name"].map(self.name_rules.key)), _hashes(chunk["mended"]), chunk.index.to_numpy()
-            )
-            names = "filename", "url", "mended"
-            columns = [chunk.index.tolist(), *(chunk[name].tolist() for name in names), first_rows, same_url]
-            try:
-                pickle.dump((columns, _hashes(chunk["name"] + "\0" + chunk["mended"])), self._file)
-                self._file.flush()
-            except OSError as error:
-                raise OSError(error.errno, f"no room for the rows of {self.train_file}: {error.strerror}") from None
-            self._count += len(chunk)
+    def _chunks(self, columns: Mapping[str, str] | None) -> Iterator[pd.DataFrame]:
+        """The rows of the part, with their numbers as index."""
+        number, (index, count) = 1, self.part
+        for path in self.files:
+            for chunk in read_table(path, ("url", "filename"), True, columns, CHUNK_ROWS):
+                chunk.index = range(number, number + len(chunk))
+                number += len(chunk)
+                chunk["name"] = list(map(normal_name, chunk["filename"]))
+                if count > 1:
+                    chunk = chunk[_hashes(map(STRICTEST.key, chunk["name"])) % count == index - 1].copy()
+                yield chunk
+
+    def _add(self, chunk: pd.DataFrame) -> None:
+        chunk["mended"] = list(map(mend_url, chunk["url"]))
+        first_rows, same_url = self._first.find(
+            _hashes(map(self.name_rules.key, chunk["name"])), _hashes(chunk["mended"]), chunk.index.to_numpy()
+        )
+        names = "filename", "url", "mended"
+        columns = [chunk.index.tolist(), *(chunk[name].tolist() for name in names), first_rows, same_url]
+        try:
+            pickle.dump((columns, _pair_hashes(chunk["name"], chunk["mended"])), self._file)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"no room for the rows of the table: {error.strerror}") from None
+        self._count += len(chunk)
 
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
     """(rows,) uint64, by the columns `filename` and `url`."""
-    return _hashes(table["filename"].map(normal_name) + "\0" + table["url"].map(mend_url))
+    return _pair_hashes(map(normal_name, table["filename"]), map(mend_url, table["url"]))
 
 
-def _hashes(column: pd.Series) -> np.ndarray:
-    return pd.util.hash_array(column.to_numpy(dtype=object), categorize=False)
+def _pair_hashes(names: Iterable[str], urls: Iterable[str]) -> np.ndarray:
+    return _hashes(map("\0".join, zip(names, urls, strict=True)))
+
+
+def _hashes(texts: Iterable[str]) -> np.ndarray:
+    return pd.util.hash_array(np.array(list(texts), dtype=object), categorize=False)
 
 
 def _look_up(values: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Which columns of a table hold the text, the file name and the URL, whatever its publisher calls them."""
 
+import argparse
 import functools
 import hashlib
 import logging
@@ -50,6 +51,14 @@ def parse_columns(text: str) -> dict[str, str]:
     if len(columns) != len(pairs):
         raise ValueError(f"{text} names one of text, filename and url twice")
     return columns
+
+
+def columns_option(text: str) -> dict[str, str]:
+    """Type of the option `--columns` of a script."""
+    try:
+        return parse_columns(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def require_columns_option(columns: Mapping[str, str]) -> None:

@@ -319,6 +319,15 @@ def test_a_key_given_twice_is_refused(tmp_path):
         load_arguments(str(tmp_path / "a.json"))
 
 
+def test_a_path_that_the_locale_cannot_pass_on_is_refused(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "gbk")
+    load()
+    with pytest.raises(
+        ValueError, match="`output_dir` is .*/输出, but the encoding of this locale is gbk.*PYTHONUTF8=1"
+    ):
+        load(output_dir=str(tmp_path / "输出"))
+
+
 def test_all_paths_become_absolute(load, data, tmp_path, monkeypatch):
     """With ~ as the parent of the working directory."""
     (tmp_path / "here").mkdir()

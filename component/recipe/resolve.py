@@ -5,6 +5,7 @@ The checks come afterwards and assign nothing.
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ CONFIGS = ("deepspeed", "fsdp_config", "accelerator_config")  # files, or their 
 
 
 def resolve(args) -> None:
-    """Raises ValueError: a path begins with `~name`, but there is no such user; a config file does not exist."""
+    """Raises ValueError: a path begins with `~name`, but there is no such user; a path is not ASCII and the
+    locale not UTF-8; a config file does not exist.
+    """
     _resolve_paths(args)
     _resolve_words(args)
     _resolve_folders(args)
@@ -72,7 +75,14 @@ def _absolute(key: str, path: str) -> str:
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(f"`{key}` is {path}, but there is no such user; write ./ before a name that begins with ~.")
-    return str(Path(expanded).absolute())  # not os.path.abspath: `..` after a symbolic link leads elsewhere
+    absolute = str(Path(expanded).absolute())  # not os.path.abspath: `..` after a symbolic link leads elsewhere
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not absolute.isascii():  # Python would find it, but safetensors takes paths as UTF-8
+        raise ValueError(
+            f"`{key}` is {absolute}, but the encoding of this locale is {encoding}, in which checkpoints cannot be "
+            "saved there. Set the environment variable PYTHONUTF8=1 or LC_ALL=C.UTF-8, or use a path in ASCII."
+        )
+    return absolute
 
 
 def _existing_file(key: str, path: str) -> str:

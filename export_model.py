@@ -1,4 +1,4 @@
-"""Write a BertCLIP checkpoint in another format, and compare what was written with the model."""
+"""Write a BertCLIP checkpoint in another format, and compare the result with the model."""
 
 import argparse
 import sys
@@ -14,24 +14,24 @@ def parse_args() -> argparse.Namespace:
         epilog="formats:\n" + "\n".join(f"  {name:<26}{what}" for name, what in FORMATS.items()),
     )
     parser.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
-    parser.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help="one of those below")
+    parser.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help="one of the formats below")
     parser.add_argument(
         "--output", required=True, type=output_folder, help="new or empty folder, such as output/export"
     )
     parser.add_argument(
-        "--int8", action="store_true", help="onnx: also files of about a third of the size, _quantized"
+        "--int8", action="store_true", help="onnx: also write int8 files of about a third of the size, _quantized"
     )
     parser.add_argument(
-        "--test_file", nargs="+", metavar="FILE", help="with --int8: pairs to say by how much recall falls"
+        "--test_file", nargs="+", metavar="FILE", help="with --int8: pairs on which to measure the loss of recall"
     )
-    parser.add_argument("--image_path", help="folder of their images; shards need none")
+    parser.add_argument("--image_path", help="folder of their images; not needed for shards")
     args = parser.parse_args()
     if args.int8 and args.format != "onnx":
-        parser.error(f"--int8 is for --format onnx, not {args.format}")
+        parser.error(f"--int8 works with --format onnx only, not with {args.format}")
     if args.test_file and not args.int8:
-        parser.error("--test_file is for --int8, which alone loses recall")
+        parser.error("--test_file works with --int8 only: no other export loses recall")
     if args.image_path and not args.test_file:
-        parser.error("--image_path is for --test_file")
+        parser.error("--image_path works with --test_file only")
     return args
 
 
@@ -43,7 +43,7 @@ def main() -> None:
 
         data = read_retrieval_data(args.test_file, args.image_path)
     export(args.model, args.format, args.output, **({"int8": True} if args.int8 else {}))
-    print(f"Saved to {args.output}, and compared with the model.")
+    print(f"Saved to {args.output}; its embeddings equal those of the model.")
     if data:
         print(recall_lost(args, data))
 

@@ -13,6 +13,7 @@ from component.ground.files import write_json
 from component.hub.identity import ModelIdentity, half_digests, identity_of, weights_digest
 from component.hub.kept_digests import file_states, keep_digests, read_digests
 from component.hub.pretrained import BERT_CLIP, find_pretrained, load_pretrained, quiet_transformers
+from component.hub.sentence_transformers import write_sentence_transformers
 from component.model import BertCLIPModel
 from component.processor import load_processor, require_fitting, save_processor
 
@@ -61,8 +62,9 @@ def save_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str)
 
 
 def complete_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str) -> None:
-    """Add to a folder with weights and config what else belongs to a checkpoint: processor and ancestors."""
+    """Add to a folder with weights and config: processor, ancestors, and what sentence-transformers reads."""
     save_processor(processor, folder)
+    write_sentence_transformers(folder, output_name=None)
     if model.ancestors is not None:
         write_json(os.path.join(folder, ANCESTORS), model.ancestors)
 

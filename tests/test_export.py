@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import export_model
-from component.checkpoint import load_checkpoint
+from component.checkpoint import load_checkpoint, save_checkpoint
 from component.embedding import embed_images, embed_texts
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import FORMATS, export
@@ -152,6 +152,27 @@ def test_a_dual_encoder_is_loaded_whole_without_this_repository(environment, ber
     torch.testing.assert_close(F.normalize(torch.tensor(features), dim=-1), text_embeds, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("environment", EVERY_TRANSFORMERS)
+@pytest.mark.parametrize("start", ["cls_path", "chinese_clip_path"])
+def test_a_chinese_clip_is_loaded_without_this_repository(environment, start, request, exported, images, tmp_path):
+    """Cropped images and squeezed ones. get_text_features of transformers 4.57 fails for every Chinese-CLIP."""
+    path = request.getfixturevalue(start)
+    images[0].save(tmp_path / "a.png")
+    code = (
+        "import json, sys\nfrom PIL import Image\n"
+        "from transformers import AutoImageProcessor, AutoModel, AutoTokenizer\n"
+        "folder, image, *texts = sys.argv[1:]\n"
+        "inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors='pt')\n"
+        "inputs |= AutoImageProcessor.from_pretrained(folder)(Image.open(image), return_tensors='pt')\n"
+        "outputs = AutoModel.from_pretrained(folder).eval()(**inputs)\n"
+        "print(json.dumps([outputs.text_embeds.tolist(), outputs.image_embeds.tolist()]))"
+    )
+    folder = exported(path, "chinese-clip")
+    printed = python_elsewhere(code, folder, str(tmp_path / "a.png"), *CAPTIONS, **environment)
+    for found, wanted in zip(json.loads(printed), embeddings(path, images[:1]), strict=True):
+        torch.testing.assert_close(torch.tensor(found), wanted, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("start, name", [case[:2] for case in NATIVE])
 def test_the_methods_named_for_sentence_transformers_give_the_embeddings(start, name, request, exported, images):
     path = request.getfixturevalue(start)
@@ -171,6 +192,15 @@ def test_sentence_transformers_encodes_texts_and_images_as_we_do(start, name, re
     path = request.getfixturevalue(start)
     model = package.SentenceTransformer(exported(path, name), device="cpu")
     text_embeds, image_embeds = embeddings(path, images)
+    assert model.encode(CAPTIONS) == pytest.approx(text_embeds.numpy(), abs=1e-6)
+    assert model.encode(images) == pytest.approx(image_embeds.numpy(), abs=1e-6)
+
+
+def test_sentence_transformers_encodes_a_checkpoint_as_we_do_and_normalises(bert_clip_path, images, tmp_path):
+    package = pytest.importorskip("sentence_transformers", minversion="5.4")
+    save_checkpoint(*load_checkpoint(bert_clip_path), str(tmp_path))
+    model = package.SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=True)
+    text_embeds, image_embeds = embeddings(bert_clip_path, images)
     assert model.encode(CAPTIONS) == pytest.approx(text_embeds.numpy(), abs=1e-6)
     assert model.encode(images) == pytest.approx(image_embeds.numpy(), abs=1e-6)
 
@@ -203,7 +233,7 @@ def test_half_precision_is_kept_and_a_learned_bias_is_named(cls_path, tmp_path, 
     model.save_pretrained(half)
     save_processor(load_processor(cls_path), half)
     export(half, "chinese-clip", output)
-    assert "no place for logit_bias (here -10.0000)" in caplog.text
+    assert "ChineseCLIPModel has no logit_bias (here -10.0000)" in caplog.text
     again = ChineseCLIPModel.from_pretrained(output, dtype="auto").state_dict()
     weights = model.state_dict()
     assert {value.dtype for value in again.values()} == {torch.float16}
@@ -225,10 +255,10 @@ def open_graph(path: str, name: str):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(os.path.join(path, name))
-    names = [place.name for place in session.get_outputs()]
+    names = [node.name for node in session.get_outputs()]
 
     def compute(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = session.run(None, {place.name: inputs[place.name].numpy() for place in session.get_inputs()})
+        found = session.run(None, {node.name: inputs[node.name].numpy() for node in session.get_inputs()})
         return dict(zip(names, map(torch.from_numpy, found), strict=True))
 
     return compute
@@ -263,7 +293,7 @@ def test_onnx_graphs_have_the_names_that_transformers_js_expects(onnx_path):
 
     def names(name: str) -> tuple[set, set]:
         session = onnxruntime.InferenceSession(os.path.join(onnx_path, "onnx", name))
-        return {place.name for place in session.get_inputs()}, {place.name for place in session.get_outputs()}
+        return {node.name for node in session.get_inputs()}, {node.name for node in session.get_outputs()}
 
     tokens, embeds = {"input_ids", "attention_mask"}, {"text_embeds", "image_embeds"}
     for ending in ("", "_quantized"):
@@ -296,7 +326,7 @@ def test_int8_graphs_are_close_to_the_model_and_their_loss_of_recall_is_printed(
 def test_immich_embeds_texts_and_images_from_the_folder_as_we_do(bert_clip_path, tmp_path, images, caplog):
     folder = str(tmp_path / "immich")
     export(bert_clip_path, "immich", folder)
-    assert "no name of M-CLIP for embeddings of 16 numbers" in caplog.text
+    assert "no M-CLIP model with embeddings of width 16" in caplog.text
 
     def read(*names: str) -> dict:
         with open(os.path.join(folder, *names), encoding="utf-8") as file:
@@ -340,7 +370,7 @@ def refused(command, capsys, output, *options) -> str:
         (
             "bert_clip_path",
             "chinese-clip",
-            "BERT's pooler, which ChineseCLIPModel has not",
+            "BERT's pooler, which ChineseCLIPModel lacks",
             "vision-text-dual-encoder",
         ),
         ("chinese_clip_path", "vision-text-dual-encoder", "has no pooler, through which", "--format chinese-clip"),
@@ -383,7 +413,7 @@ def test_an_export_with_other_embeddings_is_refused(kind, error, cls_path):
     embeds = [samples.text_embeds.clone(), samples.image_embeds.clone()]
     samples.require_same(*embeds)
     embeds[kind][-1, 0] += error
-    with pytest.raises(ValueError, match=f"embeds {['texts', 'images'][kind]} otherwise than the model"):
+    with pytest.raises(ValueError, match=f"embeddings of {['texts', 'images'][kind]} differ from the model's"):
         samples.require_same(*embeds)
 
 
@@ -409,9 +439,9 @@ def test_a_missing_package_is_named_before_any_work(package, cls_path, tmp_path,
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (("--format", "bert", "--int8"), "--int8 is for --format onnx, not bert"),
-        (("--format", "onnx", "--test_file", "a.csv"), "--test_file is for --int8"),
-        (("--format", "onnx", "--image_path", "images"), "--image_path is for --test_file"),
+        (("--format", "bert", "--int8"), "--int8 works with --format onnx only, not with bert"),
+        (("--format", "onnx", "--test_file", "a.csv"), "--test_file works with --int8 only"),
+        (("--format", "onnx", "--image_path", "images"), "--image_path works with --test_file only"),
         (("--format", "gguf"), "invalid choice: 'gguf'"),
     ],
 )

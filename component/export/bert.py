@@ -15,25 +15,27 @@ logger = logging.getLogger(__name__)
 
 
 def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
-    """Write what plain `BertModel.from_pretrained` and `BertTokenizer.from_pretrained` load, weights bit for bit.
+    """Write a folder that plain `BertModel.from_pretrained` and `BertTokenizer.from_pretrained` load.
+
+    The weights are the same bit for bit.
 
     Args:
         model_path: BertCLIP or Chinese-CLIP folder, or hub name.
-        output: new or empty folder; it appears whole or not at all.
-        overwrite: also write into a folder that holds files: those of the same name are replaced, others stay.
+        output: new or empty folder; it appears complete or not at all.
+        overwrite: allow a folder with files: files of the same name are replaced, others stay.
 
     Raises:
-        ValueError: `model_path` is not a BertCLIP checkpoint; `output` is not empty, or being written by another run.
+        ValueError: `model_path` is not a BertCLIP checkpoint; or `output` is not empty, or in use by another process.
     """
     with export_folder(model_path, output, overwrite) as folder:
         write(model_path, folder)
 
 
 def write(model_path: str, folder: str) -> None:
-    """Write the BERT. One with "cls" pooling has no pooler to write; a warning says how to load it.
+    """Write the BERT and compare it with the tower. A warning says how to load one without a pooler ("cls" pooling).
 
     Raises:
-        ValueError: what was written does not give the hidden states of the tower.
+        ValueError: the BERT written computes other hidden states than the tower.
     """
     bert = load_model(model_path).text_model
     tokenizer = load_tokenizer(model_path)
@@ -51,12 +53,12 @@ def write(model_path: str, folder: str) -> None:
         again = BertModel.from_pretrained(folder, dtype=bert.dtype, add_pooling_layer=pooling == "pooler").eval()
     with torch.inference_mode():
         found = again(**inputs).last_hidden_state
-        # Sums depend on where the weights lie in memory, and in half precision that can be seen.
+        # Sums depend on how the weights are aligned in memory, which is visible in half precision.
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
-            raise ValueError("The BERT that was written computes otherwise than the tower. Please report it.")
+            raise ValueError("The BERT written computes other hidden states than the tower. Please report this.")
     if pooling == "cls":
         logger.warning(
-            "The BERT of %s has no pooler, as Chinese-CLIP: load it with BertModel.from_pretrained(folder, "
-            "add_pooling_layer=False), and take last_hidden_state[:, 0] for the text.",
+            "The BERT of %s has no pooler, like Chinese-CLIP's: load it with BertModel.from_pretrained(folder, "
+            "add_pooling_layer=False), and use last_hidden_state[:, 0] for the text.",
             model_path,
         )

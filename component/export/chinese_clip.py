@@ -1,4 +1,4 @@
-"""A native ChineseCLIPModel folder: transformers loads it without code of ours."""
+"""A native ChineseCLIPModel folder, which transformers loads without our code."""
 
 from transformers import ChineseCLIPConfig, ChineseCLIPModel, ChineseCLIPProcessor
 from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
@@ -11,13 +11,13 @@ def write(model_path: str, folder: str) -> None:
     """Write the weights, bit for bit, with Chinese-CLIP's config, processor and tokenizer.
 
     Raises:
-        ValueError: the model has a pooler, for which Chinese-CLIP has no place.
+        ValueError: the model has a pooler, which Chinese-CLIP lacks.
     """
     model, processor = load_checkpoint(model_path)
     if model.config.text_pooling != "cls":
         raise ValueError(
-            f"{model_path} embeds texts through BERT's pooler, which ChineseCLIPModel has not: there they would be "
-            "embedded otherwise. Train with text_pooling 'cls', or take --format vision-text-dual-encoder."
+            f"{model_path} embeds texts through BERT's pooler, which ChineseCLIPModel lacks, so its embeddings would "
+            "differ. Train with text_pooling 'cls', or use --format vision-text-dual-encoder."
         )
     text_config, vision_config = tower_settings(model.config)
     config = ChineseCLIPConfig(
@@ -26,7 +26,12 @@ def write(model_path: str, folder: str) -> None:
         projection_dim=model.config.projection_dim,
         logit_scale_init_value=model.config.logit_scale_init_value,
     )
-    settings = processor.image_processor.to_dict()
-    settings.pop("image_processor_type")
-    native = ChineseCLIPProcessor(ChineseCLIPImageProcessorPil(**settings), processor.tokenizer)
-    write_native(model, processor, ChineseCLIPModel, config, native, folder)
+    image_processor = processor.image_processor
+    if image_processor.size.height:  # images are squeezed to squares, as Chinese-CLIP does
+        settings = image_processor.to_dict()
+        settings.pop("image_processor_type")
+        image_processor = ChineseCLIPImageProcessorPil(**settings)
+    # Else CLIP's own: Chinese-CLIP's of transformers 4 cannot scale the shorter edge.
+    write_native(
+        model, processor, ChineseCLIPModel, config, ChineseCLIPProcessor(image_processor, processor.tokenizer), folder
+    )

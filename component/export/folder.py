@@ -1,4 +1,4 @@
-"""Where an export goes: a folder that appears whole or not at all, and takes the place of nothing."""
+"""The output folder of an export: it appears complete or not at all, and never replaces files unasked."""
 
 import os
 import shutil
@@ -11,22 +11,22 @@ from component.ground.lock import sole_writer
 
 @contextmanager
 def export_folder(model_path: str, output: str, overwrite: bool | None = None) -> Iterator[str]:
-    """The path of an empty folder that gets the name `output` when the block ends, or is removed when it fails.
+    """Yield an empty folder that is renamed to `output` when the block ends, or removed when it fails.
 
     Args:
-        overwrite: also where `output` holds files: those of the same name are replaced, others stay. None: no, and
-            there is no option for it that the error could name.
+        overwrite: allow an `output` with files: files of the same name are replaced, others stay. None: no, and the
+            error does not suggest --overwrite, because the script has no such option.
 
     Raises:
-        ValueError: `output` is not empty, no place for a new folder, or being written by another run.
+        ValueError: `output` is not empty, cannot be a new folder, or is in use by another process.
     """
     output = os.path.realpath(output)
     if os.path.exists(output) and not os.path.isdir(output):
-        raise ValueError(f"{output} is a file; a folder is needed.")
+        raise ValueError(f"{output} is a file. Give a folder.")
     if output == os.path.realpath(model_path):
-        raise ValueError(f"{output} is the model itself; give another folder.")
+        raise ValueError(f"{output} is the model itself. Give another folder.")
     if os.path.ismount(output):
-        raise ValueError(f"{output} is a mount point, which no new folder can replace. Give a folder inside it.")
+        raise ValueError(f"{output} is a mount point, which cannot be replaced. Give a folder inside it.")
     os.makedirs(os.path.dirname(output), exist_ok=True)
     with sole_writer(output):
         if os.path.isdir(output) and os.listdir(output) and not overwrite:
@@ -39,7 +39,7 @@ def export_folder(model_path: str, output: str, overwrite: bool | None = None) -
 
 
 def _keep(old: str, new: str) -> None:
-    """Another file of a folder that is replaced: it moves along, without being copied where that is possible."""
+    """Link a file of the replaced folder into the new one, or copy it if the disk has no links. New files win."""
     if os.path.lexists(new):
         return
     try:

@@ -1,4 +1,4 @@
-"""A part of the model as an ONNX graph, and the model again from two of them, computed by onnxruntime.
+"""Parts of the model as ONNX graphs, and a model made of two such graphs that onnxruntime computes.
 
 Shapes: B texts or images, T tokens, D projection width.
 """
@@ -16,7 +16,7 @@ from component.configuration import BertCLIPConfig
 from component.ground.optional import import_optional
 from component.model import BertCLIPModel
 
-_MOST_BYTES = 2**31 - 2**24  # of one file of protobuf; the graph itself takes its part
+_MOST_BYTES = 2**31 - 2**24  # limit of a protobuf file, less room for the graph
 _AXES = {
     "input_ids": {0: "num_texts", 1: "length"},
     "attention_mask": {0: "num_texts", 1: "length"},
@@ -32,7 +32,7 @@ class _Graph(nn.Module):
 
 
 class TextGraph(_Graph):
-    """(B, T) tokens of any kind of integer → (B, D), L2-normalised."""
+    """(B, T) tokens of any integer type → (B, D), L2-normalised."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         features = self.model.get_text_features(input_ids=input_ids.long(), attention_mask=attention_mask.long())
@@ -47,7 +47,7 @@ class ImageGraph(_Graph):
 
 
 class PairGraph(_Graph):
-    """Tokens and pixels → logits_per_image, logits_per_text, text_embeds, image_embeds, as `BertCLIPModel`."""
+    """Tokens and pixels → logits_per_image, logits_per_text, text_embeds, image_embeds of `BertCLIPModel`."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
@@ -55,27 +55,27 @@ class PairGraph(_Graph):
 
 
 def require_onnx() -> None:
-    """Raise ModuleNotFoundError, which names the package, where one of the three is missing."""
+    """Raise ModuleNotFoundError if one of the packages that ONNX needs is not installed."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(package, "ONNX", "export")
 
 
 def token_inputs(dtype: torch.dtype = torch.long) -> dict[str, Tensor]:
-    """Tokens to trace a graph with; their number is not what it is bound to."""
+    """Example tokens for tracing; the traced graph takes any number of them."""
     return {"input_ids": torch.full((2, 5), 1, dtype=dtype), "attention_mask": torch.ones(2, 5, dtype=dtype)}
 
 
 def pixel_inputs(config: BertCLIPConfig, name: str = "pixel_values") -> dict[str, Tensor]:
-    """The same, of pixels."""
+    """Example pixels for tracing."""
     edge = config.vision_config.image_size
     return {name: torch.zeros(3, config.vision_config.num_channels, edge, edge)}
 
 
 def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: str) -> None:
-    """Write a graph for any number of texts, tokens and images; weights of 2 GB and more lie beside it.
+    """Write a graph for any number of texts, tokens and images; weights above 2 GB go to a file of their own.
 
     Args:
-        inputs: by the names that they get; given to `graph` in this order.
+        inputs: name in the graph → example, in the order of the arguments of `graph`.
     """
     size = sum(value.numel() * value.element_size() for value in graph.state_dict().values())
     with _quiet():
@@ -93,16 +93,16 @@ def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
 
 
 def quantize_graph(path: str, output: str) -> None:
-    """Write the same graph with int8 weights; what goes through them is quantized as it comes."""
+    """Write the graph with int8 weights; activations are quantized dynamically."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():  # without the patch embedding: onnxruntime has no int8 convolution for it
+    with _quiet():  # not the patch embedding: onnxruntime has no int8 convolution for it
         quantize_dynamic(path, output, op_types_to_quantize=["MatMul", "Gather"], weight_type=QuantType.QUInt8)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of exporter and quantizer, of torchvision and the like, which nothing here needs."""
+    """Suppress the warnings of exporter and quantizer, for example that torchvision is missing."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -120,7 +120,7 @@ def open_graph(path: str):
 
 
 class GraphModel:
-    """A text and an image graph in the place of a `BertCLIPModel`, for `embed_texts` and `embed_images`."""
+    """A text graph and an image graph that `embed_texts` and `embed_images` accept as a `BertCLIPModel`."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
@@ -138,9 +138,9 @@ class GraphModel:
 
     @staticmethod
     def _run(session, *inputs: Tensor) -> Tensor:
-        kinds = {"tensor(int32)": torch.int32, "tensor(int64)": torch.int64, "tensor(float)": torch.float32}
-        given = {
-            place.name: value.to(kinds[place.type]).numpy()
-            for place, value in zip(session.get_inputs(), inputs, strict=True)
+        dtypes = {"tensor(int32)": torch.int32, "tensor(int64)": torch.int64, "tensor(float)": torch.float32}
+        feed = {
+            node.name: value.to(dtypes[node.type]).numpy()
+            for node, value in zip(session.get_inputs(), inputs, strict=True)
         }
-        return torch.from_numpy(session.run(None, given)[0])
+        return torch.from_numpy(session.run(None, feed)[0])

@@ -1,7 +1,7 @@
-"""A folder of models for Immich's search, in its cache of CLIP models.
+"""A folder for Immich's search, to be put into its cache of CLIP models.
 
-What it reads there: textual.py and visual.py in machine-learning/immich_ml/models/clip of immich-app/immich, where a
-model of M-CLIP takes input_ids and attention_mask, int32.
+What Immich reads: textual.py and visual.py in machine-learning/immich_ml/models/clip of immich-app/immich; an M-CLIP
+model takes input_ids and attention_mask as int32.
 """
 
 import logging
@@ -27,15 +27,15 @@ from component.processor import save_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Immich knows the width of an embedding by the name of the folder, which has to be one that it knows.
+# Immich derives the embedding width from the name of the folder, and accepts only names of its list.
 NAMES = {512: "XLM-Roberta-Large-Vit-B-32", 640: "XLM-Roberta-Large-Vit-B-16Plus", 768: "XLM-Roberta-Large-Vit-L-14"}
 _CONTEXT_LENGTH = 77  # every query is padded to it
 
 
 def write(model_path: str, folder: str) -> None:
-    """Write textual/ and visual/, each a graph and what Immich does before it, and config.json.
+    """Write textual/ and visual/, each a graph with its preprocessing, and config.json.
 
-    A warning says under which name Immich takes the folder, and what it does otherwise than the image processor.
+    Warnings say which name the folder needs in Immich, and how Immich's preprocessing differs from ours.
     """
     require_onnx()
     model, processor = load_checkpoint(model_path)
@@ -43,7 +43,7 @@ def write(model_path: str, folder: str) -> None:
     os.mkdir(textual)
     os.mkdir(visual)
     samples = embed_samples(model.cpu(), processor)
-    graphs = [os.path.join(part, "model.onnx") for part in (textual, visual)]
+    graphs = [os.path.join(tower, "model.onnx") for tower in (textual, visual)]
     export_graph(TextGraph(model), token_inputs(torch.int32), ["text_embeds"], graphs[0])
     export_graph(ImageGraph(model), pixel_inputs(model.config, "image"), ["image_embeds"], graphs[1])
     save_tokenizer(processor.tokenizer, textual)
@@ -77,18 +77,23 @@ def write(model_path: str, folder: str) -> None:
     text_embeds = embed_texts(exported, processor, samples.texts).embeds
     samples.require_same(text_embeds, embed_images(exported, processor, samples.images).embeds)
     if width in NAMES:
-        logger.warning("Immich takes this folder under the name %s, and none that it does not know.", NAMES[width])
+        logger.warning(
+            "Name this folder %s in Immich's cache: it accepts only names that it knows. Keep a copy: Immich deletes "
+            "a folder that it cannot load.",
+            NAMES[width],
+        )
     else:
         logger.warning(
-            "Immich has no name of M-CLIP for embeddings of %d numbers, but for %s: it may not take this folder.",
+            "Immich knows no M-CLIP model with embeddings of width %d, only %s: it may reject this folder. Keep a "
+            "copy: Immich deletes a folder that it cannot load.",
             width,
             ", ".join(map(str, NAMES)),
         )
     if not images.do_center_crop:
-        logger.warning("Versions of Immich that do not know resize_mode crop images, which this model sees squeezed.")
+        logger.warning("Versions of Immich without resize_mode crop images, but this model expects them squeezed.")
     elif images.size.shortest_edge != edge:
         logger.warning(
-            "Immich scales the shorter edge of an image to %d, where this model's processor scales it to %s.",
+            "Immich scales the shorter edge of an image to %d, but this model's processor scales it to %s.",
             edge,
             images.size.shortest_edge,
         )

@@ -1,4 +1,4 @@
-"""Folders that transformers' own two-tower classes load without code of ours."""
+"""Folders that transformers' own two-tower classes load, without our code."""
 
 import logging
 import os
@@ -10,8 +10,8 @@ from transformers import CLIPProcessor, PretrainedConfig, PreTrainedModel, Proce
 
 from component.configuration import BertCLIPConfig
 from component.export.samples import Samples, embed_samples
-from component.export.sentence_transformers import write_sentence_transformers
 from component.hub.pretrained import loading
+from component.hub.sentence_transformers import write_sentence_transformers
 from component.model import BertCLIPModel
 from component.processor import save_processor
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def tower_settings(config: BertCLIPConfig) -> tuple[dict, dict]:
-    """The settings of text and vision tower, without what only BertCLIP or the folder they came from knows."""
+    """The settings of text and vision tower, without keys of BertCLIP and of the folder that they come from."""
     towers = config.text_config.to_dict(), config.vision_config.to_dict()
     for settings in towers:
         for key in ("model_type", "architectures", "text_pooling", "_name_or_path"):
@@ -36,23 +36,23 @@ def write_native(
     folder: str,
     rename: Callable[[str], str] = str,
 ) -> None:
-    """Write config.json, the weights bit for bit, the processor, and what sentence-transformers reads; then compare.
+    """Write config.json, the weights bit for bit, the processor and the files for sentence-transformers; then verify.
 
-    A bias of the sigmoid loss, which none of these classes has a place for, is left out, and a warning says so.
+    None of these classes has the bias of the sigmoid loss: it is left out with a warning.
 
     Args:
-        model, processor: what is exported. The model is in fp32 afterwards.
-        native_class, config, native_processor: what it becomes.
-        rename: name of a weight of ours → its name in the file.
+        model, processor: what to export. The model is converted to fp32.
+        native_class, config, native_processor: what to write it as.
+        rename: name of one of our weights → its name in the file.
 
     Raises:
-        ValueError: what was written does not load whole, or embeds the samples otherwise.
+        ValueError: the folder does not load completely, or its embeddings of the samples differ.
     """
     weights = model.state_dict()
     if (bias := weights.pop("logit_bias", None)) is not None:
         logger.warning(
-            "%s has no place for logit_bias (here %.4f): embeddings and rankings stay, but add it to the logits "
-            "before a sigmoid.",
+            "%s has no logit_bias (here %.4f): embeddings and rankings are the same, but add it to the logits before "
+            "a sigmoid.",
             native_class.__name__,
             bias.item(),
         )
@@ -65,7 +65,7 @@ def write_native(
         metadata={"format": "pt"},
     )
     save_processor(native_processor, folder)
-    write_sentence_transformers(folder)
+    write_sentence_transformers(folder, output_name="pooler_output")
     _check(native_class, type(native_processor), folder, embed_samples(model.cpu(), processor))
 
 
@@ -76,7 +76,7 @@ def _check(
         model, info = native_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         processor = processor_class.from_pretrained(folder)
     if any(info.values()):
-        raise ValueError(f"The export does not load whole: {info}. Please report it.")
+        raise ValueError(f"The export does not load completely: {info}. Please report this.")
     inputs = processor(text=samples.texts, images=samples.images, padding=True, return_tensors="pt")
     with torch.inference_mode():
         outputs = model.eval()(**inputs)

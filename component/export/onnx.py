@@ -1,4 +1,4 @@
-"""ONNX graphs in the folder that transformers.js expects."""
+"""ONNX graphs in the folder layout of transformers.js."""
 
 import os
 
@@ -31,8 +31,8 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
     """Write onnx/text_model.onnx, vision_model.onnx and model.onnx, in fp32, with config.json and the processor.
 
     Args:
-        int8: also the same with `_quantized` in the name, of about a third of the size. Those are not compared: only
-            labelled data can say how much recall they lose.
+        int8: also write int8 versions of about a third of the size, named `_quantized`. They are not compared with
+            the model: only labelled data can tell how much recall they lose.
     """
     require_onnx()
     model, processor = load_checkpoint(model_path)
@@ -46,7 +46,7 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
         PairGraph(model), {**tokens, **pixels}, [*logits, "text_embeds", "image_embeds"], _path(folder, "model")
     )
     config = model.config.to_dict()
-    config.pop("auto_map", None)  # there are no weights here for the classes that it names
+    config.pop("auto_map", None)  # the classes that it names would find no weights here
     write_json(os.path.join(folder, "config.json"), config)
     save_processor(processor, folder)
 
@@ -55,8 +55,8 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
     samples.require_same(text_embeds, embed_images(graphs, processor, samples.images).embeds)
     inputs = processor(text=samples.texts, images=samples.images, padding=True, return_tensors="pt")
     session = open_graph(_path(folder, "model"))
-    given = {place.name: inputs[place.name].numpy() for place in session.get_inputs()}
-    outputs = dict(zip([place.name for place in session.get_outputs()], session.run(None, given), strict=True))
+    feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
+    outputs = dict(zip([node.name for node in session.get_outputs()], session.run(None, feed), strict=True))
     samples.require_same(torch.from_numpy(outputs["text_embeds"]), torch.from_numpy(outputs["image_embeds"]))
     if int8:
         for name in NAMES:
@@ -64,10 +64,10 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
 
 
 def load_graphs(folder: str, ending: str = "") -> GraphModel:
-    """The two towers of an exported folder, as `embed_texts` and `embed_images` take a model.
+    """The two towers of an exported folder, as a model for `embed_texts` and `embed_images`.
 
     Args:
-        ending: "_quantized" for the int8 ones.
+        ending: "_quantized" for the int8 versions.
     """
     with loading(folder):
         config = BertCLIPConfig.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A few texts and images that an export is compared by with the model that it was made from.
+"""A few texts and images by which an export is compared with its model.
 
 Shapes: n samples, D projection width.
 """
@@ -15,15 +15,15 @@ from component.model import BertCLIPModel
 
 TEXTS = ("一只小狗在摇尾巴", "红色的圆", "A photo of 2 cats, 2024.", "", "山" * 600)
 SIZES = ((224, 224), (90, 300), (64, 48))
-TOLERANCE = 1e-5  # of each number of an embedding of length 1
+TOLERANCE = 1e-5  # per component of a normalised embedding
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What goes in, and what the model makes of it.
+    """Inputs, and the model's embeddings of them.
 
     Attributes:
-        texts: short ones, an empty one, and one that has to be cut.
+        texts: short ones, an empty one, and one that is truncated.
         images: RGB, of several shapes.
         text_embeds, image_embeds: (n, D) fp32, L2-normalised.
     """
@@ -34,7 +34,7 @@ class Samples:
     image_embeds: Tensor
 
     def require_same(self, text_embeds: Tensor, image_embeds: Tensor) -> None:
-        """Raise ValueError where the export has other embeddings, (n, D) and normalised, than the model."""
+        """Raise ValueError if these embeddings, (n, D) and L2-normalised, differ from those of the model."""
         for kind, found, expected in (
             ("texts", text_embeds, self.text_embeds),
             ("images", image_embeds, self.image_embeds),
@@ -42,13 +42,13 @@ class Samples:
             error = (found - expected).abs().max().item()
             if not error <= TOLERANCE:
                 raise ValueError(
-                    f"The export embeds {kind} otherwise than the model, by up to {error:.1e}; nothing was written. "
-                    "Please report it, with the config.json of the model."
+                    f"The export's embeddings of {kind} differ from the model's by up to {error:.1e}; nothing was "
+                    "written. Please report this, with the config.json of the model."
                 )
 
 
 def embed_samples(model: BertCLIPModel, processor: CLIPProcessor) -> Samples:
-    """Embed the samples in fp32, which the model is turned into."""
+    """Embed the samples in fp32. The model is converted to fp32."""
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES]
     model.float()

@@ -1,4 +1,4 @@
-"""A VisionTextDualEncoderModel folder, which sentence-transformers loads too."""
+"""A VisionTextDualEncoderModel folder, which transformers and sentence-transformers load without our code."""
 
 from transformers import (
     BertConfig,
@@ -13,15 +13,15 @@ from component.export.native import tower_settings, write_native
 
 
 def write(model_path: str, folder: str) -> None:
-    """Write the weights, bit for bit, with config, processor and tokenizer, and what sentence-transformers reads.
+    """Write the weights, bit for bit, with config, processor, tokenizer and the files for sentence-transformers.
 
     Raises:
-        ValueError: the model has no pooler, and this one takes its texts from there.
+        ValueError: the model has no pooler, but VisionTextDualEncoderModel embeds texts through one.
     """
     model, processor = load_checkpoint(model_path)
     if model.config.text_pooling != "pooler":
         raise ValueError(
-            f"{model_path} has no pooler, through which VisionTextDualEncoderModel embeds texts. Take --format "
+            f"{model_path} has no pooler, through which VisionTextDualEncoderModel embeds texts. Use --format "
             "chinese-clip, which needs none."
         )
     text_config, vision_config = tower_settings(model.config)
@@ -36,5 +36,5 @@ def write(model_path: str, folder: str) -> None:
 
 
 def _name(name: str) -> str:
-    # transformers 4 finds the vision tower under these names alone, and 5 finds it under them too.
+    # transformers 4 knows the vision tower only by these names; 5 accepts them as well.
     return f"vision_model.{name}" if name.startswith("vision_model.") else name

@@ -437,11 +437,29 @@ def test_a_new_run_does_not_mix_with_another(run, tmp_path, checkpoint_1, caplog
         resume = str(shutil.copytree(checkpoint_1, tmp_path / "elsewhere" / "checkpoint-1"))
     keys = dict(num_train_epochs=2, save_steps=4, resume_from_checkpoint=resume)
     error = run(**keys)
-    assert "holds checkpoints of another run (checkpoint-1 is the last)" in error and "overwrite_output_dir" in error
+    assert "already contains a run (checkpoint-final)" in error and "overwrite_output_dir" in error
     assert run(**keys, overwrite_output_dir=True) is None
     assert "removes from" in caplog.text and "checkpoint-1, checkpoint-final, train_results.json" in caplog.text
     assert [os.path.basename(path) for path in checkpoints(str(tmp_path / "output"))] == ["checkpoint-4"]
     assert (tmp_path / "output" / "notes.txt").exists() and (tmp_path / "output" / "checkpoint-5").exists()
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_another_run_does_not_overwrite_a_final_model(run, tmp_path, resume):
+    """Such as the demo, which saves no other checkpoint."""
+    assert run(save_strategy="no", max_steps=1) is None
+    other = dict(save_strategy="no", max_steps=1, learning_rate=0.5)
+    assert "already contains a run (checkpoint-final)" in run(**other, resume_from_checkpoint=resume)
+    assert run(**other, resume_from_checkpoint=resume, overwrite_output_dir=True) is None
+
+
+def test_a_run_that_ended_between_the_final_model_and_its_results_is_repeated(run, tmp_path):
+    keys = dict(save_strategy="no", max_steps=1)
+    assert run(**keys) is None
+    record = read(tmp_path, "output", "run.json")
+    (tmp_path / "output" / "run.json").write_text(json.dumps({**record, "finished": None}))
+    assert run(**keys, resume_from_checkpoint="auto") is None
+    assert read(tmp_path, "output", "run.json")["finished"] == 1
 
 
 def test_auto_resumes_only_the_run_that_the_folder_belongs_to(train_args, tmp_path, checkpoint_1):
@@ -456,7 +474,7 @@ def test_auto_resumes_only_the_run_that_the_folder_belongs_to(train_args, tmp_pa
     assert checkpoint_to_resume(args) == checkpoint_1
 
     shutil.rmtree(checkpoint_1)
-    with pytest.raises(ValueError, match="holds checkpoints of another run .checkpoint-9"):
+    with pytest.raises(ValueError, match="already contains a run .checkpoint-final"):
         checkpoint_to_resume(args)
 
 

@@ -24,6 +24,7 @@ UNFINISHED = "_unfinished"
 RECORD = "resume.json"
 BATCH = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 DAMAGED = "damaged"
+FINAL = "checkpoint-final"
 TORCH_ENDINGS = (".pt", ".pth", ".bin")  # zip files of torch.save, which have checksums of their own
 
 

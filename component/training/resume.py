@@ -14,6 +14,7 @@ from component.training.best import figures_of
 from component.training.checkpoint_files import (
     BATCH,
     DAMAGED,
+    FINAL,
     batch_of,
     is_checkpoint,
     read_record,
@@ -167,18 +168,29 @@ def _checkpoints_of_run(output_dir: str) -> list[str]:
 
 
 def _require_own_folder(checkpoint: str | None, args) -> None:
-    """A new run may not begin in a folder with checkpoints of another, because the two would be mixed."""
+    """A new run may not begin in a folder with checkpoints of another: it would mix with or overwrite them."""
     if args.overwrite_output_dir or (checkpoint and _is_inside(checkpoint, args.output_dir)):
         return
     others = saved_checkpoints(args.output_dir)
-    if args.resume_from_checkpoint == "auto":  # a damaged checkpoint cannot be mistaken for one of the new run
+    is_auto = args.resume_from_checkpoint == "auto"
+    if is_auto:  # a damaged checkpoint cannot be mistaken for one of the new run
         others = [path for path in others if _is_whole(path)]
+    final = os.path.join(args.output_dir, FINAL)
+    if is_checkpoint(final) and not (is_auto and _is_cut_short(args)):
+        others.append(final)
     if others:
         raise ValueError(
-            f"{args.output_dir} holds checkpoints of another run ({os.path.basename(others[-1])} is the last). To "
-            "continue that run, set resume_from_checkpoint to auto, or to the folder of a checkpoint; for a new run, "
-            "set another output_dir, or overwrite_output_dir to true, which removes that run."
+            f"{args.output_dir} already contains a run ({os.path.basename(others[-1])}). To continue that run, set "
+            "resume_from_checkpoint to auto, or to the folder of a checkpoint; for a new run, set another output_dir, "
+            "or overwrite_output_dir to true, which removes that run."
         )
+
+
+def _is_cut_short(args) -> bool:
+    """Whether these arguments ask for the run in output_dir again, which ended between checkpoint-final and its
+    results."""
+    before = read_run(args.output_dir)
+    return before is not None and not before.finished and run_of(args, before).recipe == before.recipe
 
 
 def _require_continuable(checkpoint: str, args) -> dict[str, int]:
@@ -221,7 +233,7 @@ def _is_whole(path: str) -> bool:
 
 
 def _remove_runs(output_dir: str) -> None:
-    final = os.path.join(output_dir, "checkpoint-final")
+    final = os.path.join(output_dir, FINAL)
     folders = [*saved_checkpoints(output_dir), *([final] if is_checkpoint(final) else [])]
     files = [path for name in WRITTEN if os.path.isfile(path := os.path.join(output_dir, name))]
     if folders or files:

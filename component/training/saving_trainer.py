@@ -6,7 +6,7 @@ from accelerate.utils import gather_object
 
 from component.checkpoint import complete_checkpoint
 from component.ground.files import replace_folder
-from component.training.checkpoint_files import UNFINISHED, naming_full_disk, remove_unfinished
+from component.training.checkpoint_files import FINAL, UNFINISHED, naming_full_disk, remove_unfinished
 from component.training.interruption import RunFailed
 from component.training.lora import load_adapter, merged_state_dict, save_adapter
 from component.training.model_card import write_model_card
@@ -29,12 +29,12 @@ class SavingTrainer(ResumableTrainer):
     def save_final(self) -> None:
         """Save the model to `checkpoint-final` in output_dir. The folder appears only when it is complete."""
         self._require_finite_weights()
-        new = os.path.join(self.args.output_dir, UNFINISHED, "checkpoint-final")
+        new = os.path.join(self.args.output_dir, UNFINISHED, FINAL)
         with naming_full_disk(self.args.output_dir):
             self.save_model(new, _internal_call=True)  # the push waits for the results
             if self.args.should_save:
                 self._write_model_card(new)
-                replace_folder(new, os.path.join(self.args.output_dir, "checkpoint-final"))
+                replace_folder(new, os.path.join(self.args.output_dir, FINAL))
                 remove_unfinished(self.args.output_dir)
         self.accelerator.wait_for_everyone()
 
@@ -85,7 +85,7 @@ class SavingTrainer(ResumableTrainer):
     def describe_final(self) -> None:
         """Write the model card of `checkpoint-final` again, with the results measured since it was saved."""
         if self.args.should_save:
-            self._write_model_card(os.path.join(self.args.output_dir, "checkpoint-final"))
+            self._write_model_card(os.path.join(self.args.output_dir, FINAL))
 
     def create_model_card(self, *args, **kwargs) -> None:
         # Called by push_to_hub. The parent would overwrite our card with its own.

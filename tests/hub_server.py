@@ -1,4 +1,4 @@
-"""A stand-in for the part of the Hub's API that uploads and downloads use; what is committed is kept in memory."""
+"""A local server with the part of the Hub's API for uploads and downloads. Commits are kept in memory."""
 
 import base64
 import hashlib
@@ -7,15 +7,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves a model `somebody/clip` from port 0 on.
+    """Serves a model `somebody/clip` on a free port.
 
     Args:
-        files: name → content, of the model that it gives.
+        files: name → content of the files of the model.
 
     Attributes:
         commits: the files of each commit, oldest first.
         asked: the paths of all requests for files.
-        refuse_with: a status to answer to every request for a file, as what is no Hub does.
+        refuse_with: status of the answer to every request for a file, as from a server that is not a Hub.
     """
 
     def __init__(self, files: dict[str, bytes] | None = None):

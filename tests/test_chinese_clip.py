@@ -1,4 +1,4 @@
-"""BertCLIP from the weights of a ChineseCLIPModel, against that model itself."""
+"""BertCLIP with the weights of a ChineseCLIPModel, compared with that model."""
 
 import json
 import os
@@ -51,14 +51,14 @@ def batch(texts: int, tokens: int, height: int = 32, width: int = 32) -> dict:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 9), (5, 24), (2, 7, 48, 64), (4, 2, 64, 32)])
-def test_embeddings_logits_and_loss_are_chinese_clips(model, peer, shape):
+def test_embeddings_logits_and_loss_equal_chinese_clips(model, peer, shape):
     inputs = {**batch(*shape), "return_loss": True, "interpolate_pos_encoding": len(shape) > 2}
     ours, theirs = model(**inputs), peer(**inputs)
     for key in ("loss", "text_embeds", "image_embeds", "logits_per_image", "logits_per_text"):
         torch.testing.assert_close(ours[key], theirs[key], atol=1e-6, rtol=1e-6)
 
 
-def test_it_has_chinese_clips_weights_key_for_key_and_loads_in_silence(chinese_clip_path, peer, capfd):
+def test_it_has_chinese_clips_weights_key_for_key_and_loads_silently(chinese_clip_path, peer, capfd):
     model, report = BertCLIPModel.from_pretrained(chinese_clip_path, output_loading_info=True)
     assert not any(report.values()) and "[transformers]" not in capfd.readouterr().err
     assert (model.config.model_type, model.config.text_pooling) == ("clip", "cls")
@@ -68,7 +68,7 @@ def test_it_has_chinese_clips_weights_key_for_key_and_loads_in_silence(chinese_c
     }
 
 
-def test_a_pooler_that_an_old_folder_also_holds_is_passed_by(model, peer, tmp_path):
+def test_a_pooler_in_an_old_folder_is_ignored(model, peer, tmp_path):
     extra = {
         "text_model.pooler.dense.weight": torch.ones(32, 32),
         "text_model.embeddings.position_ids": torch.arange(24),
@@ -80,7 +80,7 @@ def test_a_pooler_that_an_old_folder_also_holds_is_passed_by(model, peer, tmp_pa
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_groups_have_the_embeddings_of_the_whole_and_recomputed_ones_keep_nothing(model, recompute):
+def test_groups_have_the_embeddings_of_the_whole_batch_and_recomputed_ones_keep_no_activations(model, recompute):
     inputs = batch(3, 9)
     inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     sizes = []
@@ -91,7 +91,7 @@ def test_groups_have_the_embeddings_of_the_whole_and_recomputed_ones_keep_nothin
     assert (sum(sizes) < 10_000) == recompute
 
 
-def test_the_text_tower_alone_gives_the_same_feature(chinese_clip_path, model, peer, tmp_path):
+def test_the_text_tower_alone_gives_the_same_features(chinese_clip_path, model, peer, tmp_path):
     inputs = {key: batch(3, 9)[key] for key in ("input_ids", "attention_mask")}
     expected = peer.text_model(**inputs).last_hidden_state[:, 0]
     tower = BertCLIPTextModel.from_pretrained(chinese_clip_path).eval()
@@ -133,7 +133,7 @@ def test_a_checkpoint_loads_with_every_class_of_the_contract(chinese_clip_path, 
 
 
 @pytest.mark.parametrize("size", [(50, 40), (20, 90), (32, 32)])
-def test_pictures_are_squeezed_to_a_square_as_chinese_clip_does(chinese_clip_path, tmp_path, size):
+def test_images_are_resized_to_a_square_as_chinese_clip_does(chinese_clip_path, tmp_path, size):
     image = Image.effect_noise(size, 50).convert("RGB")
     image.save(tmp_path / "a.png")
     expected = ChineseCLIPImageProcessorPil.from_pretrained(chinese_clip_path)(image, return_tensors="pt").pixel_values
@@ -159,14 +159,14 @@ def trainer(train_args, chinese_clip_path):
 
 
 def losses(trainer: CLIPTrainer) -> list[float]:
-    for module in trainer.model.modules():  # its random draws depend on the order of the calls
+    for module in trainer.model.modules():  # dropout depends on the order of the calls
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_ten_steps_with_everything_unlocked_are_those_of_a_bare_loop_over_chinese_clip(trainer, peer):
+def test_ten_steps_with_everything_unlocked_equal_a_plain_loop_over_chinese_clip(trainer, peer):
     keys = dict(freeze_vision=False, lr_scheduler_type="constant", learning_rate=3e-4, max_grad_norm=1e9)
     built = trainer(per_device_train_batch_size=4, train_sampling_strategy="sequential", max_steps=10, **keys)
     halves = [built.train_dataset.__getitems__(range(first, first + 4)) for first in (0, 4)]
@@ -187,7 +187,7 @@ def test_ten_steps_with_everything_unlocked_are_those_of_a_bare_loop_over_chines
 @pytest.mark.parametrize(
     "keys", [{"contrastive_chunk_size": 3}, {"image_feature_cache": "off"}, {"loss_type": "siglip"}]
 )
-def test_locked_tuning_caches_and_chunks_do_what_they_do_elsewhere(trainer, keys, peer):
+def test_locked_tuning_caches_and_chunks_work_as_with_any_model(trainer, keys, peer):
     keys = {"per_device_train_batch_size": 8, "max_steps": 3, "learning_rate": 1e-3, **keys}
     plain = losses(trainer(**{**keys, "contrastive_chunk_size": None, "image_feature_cache": "auto"}))
     built = trainer(**keys)
@@ -196,7 +196,7 @@ def test_locked_tuning_caches_and_chunks_do_what_they_do_elsewhere(trainer, keys
     assert all(torch.equal(value, tower[key]) for key, value in built.model.vision_model.state_dict().items())
 
 
-def test_texts_and_pictures_are_embedded_from_the_folder_itself(chinese_clip_path, peer, data):
+def test_texts_and_images_are_embedded_from_the_folder(chinese_clip_path, peer, data):
     model, processor = load_checkpoint(chinese_clip_path)
     paths = [str(data / "images" / f"{n}.png") for n in range(8)]
     inputs = processor(text=CAPTIONS, images=[Image.open(path) for path in paths], return_tensors="pt", padding=True)
@@ -207,7 +207,9 @@ def test_texts_and_pictures_are_embedded_from_the_folder_itself(chinese_clip_pat
     torch.testing.assert_close(embed_images(model, processor, paths).embeds, theirs.image_embeds, atol=1e-6, rtol=1e-6)
 
 
-def test_its_bert_is_saved_without_a_pooler_and_a_line_says_how_to_load_it(chinese_clip_path, peer, tmp_path, caplog):
+def test_its_bert_is_saved_without_a_pooler_and_a_warning_says_how_to_load_it(
+    chinese_clip_path, peer, tmp_path, caplog
+):
     path = str(tmp_path / "bert")
     save_bert(chinese_clip_path, path)
     assert "add_pooling_layer=False" in caplog.text and caplog.text.count("\n") == 1

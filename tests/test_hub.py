@@ -1,4 +1,4 @@
-"""A saved folder in the hands of somebody who has transformers, and not this repository."""
+"""A saved folder loaded by transformers alone, without this repository."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ELSEWHERE = os.path.join(os.path.dirname(__file__), "without_repository.py")
 
 @pytest.fixture(scope="module")
 def folders(bert_clip_path, chinese_clip_path, tmp_path_factory):
-    """Folders as training writes them, of both poolings, with and without logit_bias."""
+    """Folders as training saves them, with both poolings, with and without logit_bias."""
     root = tmp_path_factory.mktemp("hub")
     for name in FOLDERS:
         source = bert_clip_path if name.startswith("pooler") else chinese_clip_path
@@ -38,7 +38,7 @@ def folders(bert_clip_path, chinese_clip_path, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=EVERY_TRANSFORMERS)
 def elsewhere(request, folders, tmp_path_factory) -> dict:
-    """What without_repository.py finds in each folder."""
+    """The results of without_repository.py for each folder."""
     output = tmp_path_factory.mktemp("elsewhere")
     environment = {**ENVIRONMENT, "HF_HOME": str(output / "hf"), "HF_HUB_OFFLINE": "1", **request.param}
     command = [sys.executable, ELSEWHERE, output, *(folders / name for name in FOLDERS)]
@@ -49,18 +49,18 @@ def elsewhere(request, folders, tmp_path_factory) -> dict:
 
 @pytest.fixture(params=FOLDERS)
 def both(request, folders, elsewhere) -> tuple:
-    """Our model, and what was found in its folder elsewhere."""
+    """Our model, and the results for its folder without this repository."""
     return load_checkpoint(str(folders / request.param))[0], elsewhere[request.param]
 
 
-def test_auto_model_has_our_weights_key_for_key_and_none_of_its_own(both):
+def test_auto_model_has_our_weights_key_for_key_and_no_others(both):
     ours, theirs = both
     assert theirs["keys"] == sorted(ours.state_dict()) and not any(theirs["info"].values())
     assert theirs["config"]["model_type"] == "clip"
     assert theirs["config"]["vision_config"]["projection_dim"] == theirs["config"]["projection_dim"] == 16
 
 
-def test_its_outputs_are_ours(both):
+def test_its_outputs_equal_ours(both):
     ours, theirs = both
     outputs = ours(**theirs["inputs"], return_loss=True)
     for key, value in theirs["both"].items():
@@ -95,7 +95,7 @@ def test_transformers_own_vision_towers_load_it(both):
     torch.testing.assert_close(theirs["projected"], ours.get_image_features(pixel_values))
 
 
-def test_saved_again_there_and_here_it_still_loads(both, folders, elsewhere, tmp_path):
+def test_a_folder_that_is_saved_again_still_loads(both, folders, elsewhere, tmp_path):
     ours, theirs = both
     torch.testing.assert_close(theirs["saved_again"], theirs["both"]["text_embeds"])
     ours.save_pretrained(tmp_path)
@@ -106,7 +106,7 @@ def test_saved_again_there_and_here_it_still_loads(both, folders, elsewhere, tmp
         assert (folder / "modeling_bertclip.py").read_text() == open(CODE).read()
 
 
-def test_where_a_folder_came_from_is_not_written_into_the_next(folders, tmp_path):
+def test_the_origin_of_a_folder_is_not_written_into_the_next(folders, tmp_path):
     shutil.copytree(folders / "cls", tmp_path / "hub")
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     config["auto_map"] = {key: f"somebody/clip--{value}" for key, value in config["auto_map"].items()}
@@ -115,7 +115,7 @@ def test_where_a_folder_came_from_is_not_written_into_the_next(folders, tmp_path
     assert "somebody" not in (tmp_path / "config.json").read_text()
 
 
-def test_other_peoples_clip_stays_theirs(clip_path):
+def test_loading_a_plain_clip_does_not_change(clip_path):
     from transformers import AutoModel
 
     assert type(AutoModel.from_pretrained(clip_path)).__module__.startswith("transformers.")
@@ -129,7 +129,7 @@ def hub():
     server.shutdown()
 
 
-def test_what_is_pushed_loads_and_has_our_card(hub, train_args, data, tmp_path):
+def test_a_pushed_model_loads_and_has_our_card(hub, train_args, data, tmp_path):
     args_file = train_args(
         test_file=str(data / "train.csv"),
         push_to_hub=True,

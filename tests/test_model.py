@@ -1,4 +1,4 @@
-"""BertCLIPModel against transformers' own classes with the same weights."""
+"""BertCLIPModel compared with transformers' own classes and the same weights."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_same_image_side_as_clip_model(clip_path, bert_path, batch):
     assert torch.equal(model.logit_scale, clip.logit_scale)
 
 
-def test_text_tower_is_the_bert_and_its_projection_starts_as_a_linear_layer(clip_path, bert_path, batch):
+def test_text_tower_is_the_bert_and_its_projection_starts_like_a_linear_layer(clip_path, bert_path, batch):
     model = BertCLIPModel.from_vision_text_pretrained(clip_path, bert_path).eval()
     bert = BertModel.from_pretrained(bert_path).eval()
     text = {key: batch[key] for key in ("input_ids", "attention_mask")}
@@ -64,7 +64,7 @@ def test_text_tower_is_the_bert_and_its_projection_starts_as_a_linear_layer(clip
     assert abs(model.text_projection.weight.std() / (bound / 3**0.5) - 1) < 0.1
 
 
-def test_text_projection_of_clip_is_kept_where_it_fits(tmp_path, clip_path, bert_path):
+def test_text_projection_of_clip_is_kept_if_it_fits(tmp_path, clip_path, bert_path):
     config = CLIPModel.from_pretrained(clip_path).config
     config.text_config.hidden_size = 32
     clip = CLIPModel(config)
@@ -91,7 +91,7 @@ def test_return_dict_false_gives_seven_values_with_the_loss_first(model, batch):
         assert torch.equal(value, outputs[key])
 
 
-def test_token_type_ids_may_be_passed_or_left_out(model, batch):
+def test_token_type_ids_are_optional(model, batch):
     zeros = torch.zeros_like(batch["input_ids"])
     assert torch.equal(model(**batch).text_embeds, model(**batch, token_type_ids=zeros).text_embeds)
 
@@ -135,12 +135,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
 
 @pytest.fixture
 def groups(batch) -> dict:
-    """The batch in groups of unlike lengths, the last text alone."""
+    """The batch in groups of different lengths; the last group has one text."""
     order = [1, 0, 2]
     return {**{key: value[order] for key, value in batch.items()}, "text_groups": [(1, 5), (2, 9)]}
 
 
-def test_groups_have_the_embeddings_of_the_whole(model, batch, groups):
+def test_groups_have_the_embeddings_of_the_whole_batch(model, batch, groups):
     whole, grouped = model(**batch), model(**groups)
     for key in ("text_embeds", "image_embeds"):
         torch.testing.assert_close(grouped[key], whole[key][[1, 0, 2]], atol=1e-5, rtol=1e-5)
@@ -170,7 +170,7 @@ def test_recomputed_groups_have_the_same_gradients_with_dropout(model, groups, l
         torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-5)
 
 
-def test_recomputing_keeps_nothing_of_the_towers(model, groups):
+def test_recomputing_keeps_no_activations_of_the_towers(model, groups):
     model.train()
 
     def kept(recompute):
@@ -182,7 +182,7 @@ def test_recomputing_keeps_nothing_of_the_towers(model, groups):
     assert kept(True) < kept(False) / 10
 
 
-def test_siglip_gives_the_model_a_bias_that_is_saved_and_clip_takes_it_away(model, batch, tmp_path):
+def test_siglip_adds_a_bias_that_is_saved_and_clip_removes_it(model, batch, tmp_path):
     plain = model(**batch)
     model.set_loss("siglip")
     assert model.logit_bias == -10 and model.logit_scale.exp().item() == pytest.approx(10)
@@ -203,7 +203,7 @@ def test_siglip_gives_the_model_a_bias_that_is_saved_and_clip_takes_it_away(mode
     assert torch.equal(loaded(**batch).logits_per_text, loaded(**batch).logits_per_image.T)
 
 
-def test_every_parameter_gets_a_gradient_and_a_locked_tower_none(model, batch):
+def test_every_parameter_gets_a_gradient_except_in_a_locked_tower(model, batch):
     model.train()
     model(**batch, return_loss=True).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -219,7 +219,7 @@ def test_every_parameter_gets_a_gradient_and_a_locked_tower_none(model, batch):
 
 
 @pytest.mark.parametrize("trainable_blocks", [1, 2])
-def test_unlocked_blocks_get_gradients_and_the_rest_stays_in_eval_mode(model, batch, trainable_blocks):
+def test_only_unlocked_blocks_get_gradients_and_leave_eval_mode(model, batch, trainable_blocks):
     model.lock_vision(trainable_blocks)
     model.train()
     model(**batch, return_loss=True).loss.backward()
@@ -230,7 +230,7 @@ def test_unlocked_blocks_get_gradients_and_the_rest_stays_in_eval_mode(model, ba
     assert all(not part.training and all(p.grad is None for p in part.parameters()) for part in locked)
 
 
-def test_blocks_that_the_tower_has_not_are_refused(model):
+def test_more_blocks_than_the_tower_has_are_refused(model):
     for blocks in (3, -1):
         with pytest.raises(ValueError, match="the vision tower has 2"):
             model.lock_vision(blocks)
@@ -291,7 +291,7 @@ def test_saving_and_loading_keeps_every_weight(model, tmp_path):
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
 
 
-def test_config_dicts_of_old_files_win():
+def test_config_dicts_of_old_files_have_priority():
     config = BertCLIPConfig(
         text_config={"hidden_size": 32, "num_attention_heads": 2},
         text_config_dict={"hidden_size": 64, "num_attention_heads": 2},

@@ -1,4 +1,4 @@
-"""Pretrained folders: what is refused, what is made new with a word, and what loads in silence."""
+"""Pretrained folders: what is refused, what gets new weights with a warning, and what loads silently."""
 
 import json
 import logging
@@ -43,13 +43,13 @@ SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, interme
 
 @pytest.fixture
 def towers(train_args):
-    """Load what `train_clip.py` would train; keyword arguments are keys of the JSON."""
+    """Load the model that `train_clip.py` would train; keyword arguments are keys of the JSON."""
     return lambda **keys: load_model(load_arguments(train_args(**keys)))[0]
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """Copy a folder, with changed keys in its config.json (None: left out)."""
+    """Copy a folder and change keys of its config.json (None: remove the key)."""
 
     def copy(path: str, **config) -> str:
         new = str(tmp_path / "copy")
@@ -121,7 +121,7 @@ def test_a_setting_of_the_image_tower_is_refused_too(towers, copy, clip_path, ke
 
 
 def test_a_class_that_contradicts_its_kind_is_refused(towers, bert_path, tmp_path, copy):
-    """RoBERTa has BERT's names and shapes, and other positions: nothing else gives it away."""
+    """RoBERTa has BERT's names and shapes, but other positions, which nothing else shows."""
     RobertaModel(RobertaConfig(**SMALL, max_position_embeddings=24)).save_pretrained(tmp_path / "roberta")
     shutil.copy(f"{bert_path}/vocab.txt", tmp_path / "roberta")
     for kind in ("bert", None):
@@ -131,7 +131,7 @@ def test_a_class_that_contradicts_its_kind_is_refused(towers, bert_path, tmp_pat
         shutil.rmtree(path)
 
 
-def test_a_lying_config_is_told_by_the_weights(towers, copy, tmp_path, bert_path):
+def test_a_wrong_config_is_found_by_the_weights(towers, copy, tmp_path, bert_path):
     albert = AlbertModel(AlbertConfig(**SMALL, embedding_size=32, max_position_embeddings=24))
     albert.save_pretrained(tmp_path / "albert")
     path = copy(str(tmp_path / "albert"), model_type="bert", architectures=None)
@@ -141,7 +141,7 @@ def test_a_lying_config_is_told_by_the_weights(towers, copy, tmp_path, bert_path
 
 
 @pytest.mark.parametrize("lacking", ["embeddings.word_embeddings.weight", "encoder.layer.1.output.dense.bias"])
-def test_a_bert_that_lacks_a_weight_is_refused_by_its_name(towers, copy, bert_path, lacking):
+def test_the_error_for_a_missing_weight_of_a_bert_names_it(towers, copy, bert_path, lacking):
     path = copy(bert_path)
     weights = load_file(f"{path}/model.safetensors")
     del weights[lacking]
@@ -150,18 +150,18 @@ def test_a_bert_that_lacks_a_weight_is_refused_by_its_name(towers, copy, bert_pa
         towers(bert_pretrain_path=path)
 
 
-def test_a_bert_of_other_shapes_than_its_config_is_refused(towers, copy, bert_path):
+def test_a_bert_whose_shapes_differ_from_its_config_is_refused(towers, copy, bert_path):
     with pytest.raises(ValueError, match=r"word_embeddings.weight is \(\d+, 32\), but \(99, 32\) by config.json"):
         towers(bert_pretrain_path=copy(bert_path, vocab_size=99))
 
 
-def test_layers_that_the_config_leaves_out_are_counted(towers, copy, bert_path, caplog):
+def test_layers_that_the_config_does_not_have_are_counted(towers, copy, bert_path, caplog):
     model = towers(bert_pretrain_path=copy(bert_path, num_hidden_layers=1))
     assert len(model.text_model.encoder.layer) == 1
     assert "has 16 weights that the model does not use (the first: encoder.layer.1" in caplog.text
 
 
-def test_a_bert_without_a_pooler_gets_a_new_one_and_a_line_says_so(towers, copy, bert_path, caplog):
+def test_a_bert_without_a_pooler_gets_a_new_one_with_a_warning(towers, copy, bert_path, caplog):
     path = copy(bert_path)
     weights = load_file(f"{path}/model.safetensors")
     save_file({k: v for k, v in weights.items() if "pooler" not in k}, f"{path}/model.safetensors", {"format": "pt"})
@@ -176,7 +176,7 @@ def test_a_bert_without_a_pooler_gets_a_new_one_and_a_line_says_so(towers, copy,
 
 
 @pytest.mark.parametrize("kind", ["bert", None])
-def test_a_bert_with_prefix_heads_and_old_names_loads_without_a_word(towers, copy, bert_path, kind, capfd, caplog):
+def test_a_bert_with_prefix_heads_and_old_names_loads_silently(towers, copy, bert_path, kind, capfd, caplog):
     path = copy(bert_path, model_type=kind, architectures=["BertForMaskedLM"])
     weights = load_file(f"{path}/model.safetensors")
     old = {
@@ -203,7 +203,7 @@ def test_an_image_tower_of_another_kind_is_refused(towers, copy, clip_path, kind
 
 
 @pytest.mark.parametrize("model_class", [CLIPVisionModel, CLIPVisionModelWithProjection])
-def test_a_lone_image_tower_is_taken_and_what_is_new_is_said(towers, clip_path, tmp_path, model_class, caplog):
+def test_a_single_image_tower_gets_new_projections_with_a_warning(towers, clip_path, tmp_path, model_class, caplog):
     path = str(tmp_path / "vision")
     config = CLIPModel.from_pretrained(clip_path).config.vision_config
     config.projection_dim = 16
@@ -228,7 +228,7 @@ def test_a_clip_without_its_image_tower_is_refused(towers, clip_path, copy, tmp_
         towers(clip_pretrain_path=path)
 
 
-def test_a_projection_of_another_width_than_its_config_is_refused(towers, copy, clip_path):
+def test_a_projection_whose_width_differs_from_its_config_is_refused(towers, copy, clip_path):
     with pytest.raises(ValueError, match=r"visual_projection.weight is \(16, 48\), but \(24, 48\)"):
         towers(clip_pretrain_path=copy(clip_path, projection_dim=24))
 
@@ -254,14 +254,14 @@ def load_whole(request, towers, tmp_path):
     }[request.param]
 
 
-def test_a_plain_clip_is_no_bert_clip(load_whole, clip_path):
+def test_a_plain_clip_is_not_a_bert_clip(load_whole, clip_path):
     with pytest.raises(ValueError, match="is not a BertCLIP checkpoint: .* pair a CLIP with a BERT") as error:
         load_whole(clip_path)
     assert clip_path in one_line(error)
 
 
 @pytest.mark.parametrize("lacking", ["text_model.pooler.dense.weight", "text_projection.weight", "logit_scale"])
-def test_a_bert_clip_that_lacks_a_weight_is_refused_by_its_name(load_whole, copy, bert_clip_path, lacking):
+def test_the_error_for_a_missing_weight_of_a_bert_clip_names_it(load_whole, copy, bert_clip_path, lacking):
     path = copy(bert_clip_path)
     weights = load_file(f"{path}/model.safetensors")
     del weights[lacking]
@@ -270,7 +270,7 @@ def test_a_bert_clip_that_lacks_a_weight_is_refused_by_its_name(load_whole, copy
         load_whole(path)
 
 
-def test_a_bert_clip_of_other_shapes_than_its_config_is_refused(load_whole, copy, bert_clip_path):
+def test_a_bert_clip_whose_shapes_differ_from_its_config_is_refused(load_whole, copy, bert_clip_path):
     with pytest.raises(ValueError, match=r"text_projection.weight is \(16, 32\), but \(8, 32\) by config.json"):
         load_whole(copy(bert_clip_path, projection_dim=8))
 
@@ -287,7 +287,7 @@ FAULTS = {
     "no json": lambda path: _truncate(f"{path}/config.json"),
     "json of a list": lambda path: _write(f"{path}/config.json", "[]"),
     "binary json": lambda path: _write(f"{path}/config.json", "\udcff"),
-    "a bin that is none": lambda path: os.rename(f"{path}/model.safetensors", f"{path}/pytorch_model.bin"),
+    "safetensors named bin": lambda path: os.rename(f"{path}/model.safetensors", f"{path}/pytorch_model.bin"),
     "a pointer": lambda path: _write(f"{path}/model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
     "a lost shard": lambda path: (
         os.remove(f"{path}/model.safetensors"),
@@ -307,7 +307,7 @@ def _write(path, text):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_folder_is_one_line_with_its_name(copy, bert_clip_path, towers, fault):
+def test_the_error_for_a_damaged_folder_is_one_line_with_its_name(copy, bert_clip_path, towers, fault):
     path = copy(bert_clip_path)
     FAULTS[fault](path)
     for load in (load_checkpoint, lambda path: towers(clip_pretrain_path=path, load_from_bert_clip=True)):
@@ -317,7 +317,7 @@ def test_a_damaged_folder_is_one_line_with_its_name(copy, bert_clip_path, towers
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_bert_is_one_line_with_its_name(copy, bert_path, towers, fault):
+def test_the_error_for_a_damaged_bert_is_one_line_with_its_name(copy, bert_path, towers, fault):
     path = copy(bert_path)
     FAULTS[fault](path)
     with pytest.raises(ValueError) as error:
@@ -325,7 +325,7 @@ def test_a_damaged_bert_is_one_line_with_its_name(copy, bert_path, towers, fault
     assert path in one_line(error) and len(str(error.value)) < 500
 
 
-# ---- tokenizer, embeddings and texts belong together ----
+# ---- tokenizer, embeddings and texts ----
 
 
 def _add_token(path: str) -> None:
@@ -336,7 +336,7 @@ def _add_token(path: str) -> None:
 
 @pytest.fixture
 def checked(train_args, data):
-    """What train_clip.py does before the first step."""
+    """Do what train_clip.py does before the first step."""
 
     def check(texts: list[str], **keys) -> None:
         rows = [f"{text},{number}.png" for number, text in enumerate(texts)]
@@ -440,7 +440,7 @@ def test_a_special_token_in_a_text_is_text(bert_clip_path, tmp_path):
 def test_a_token_without_an_embedding_is_an_error_before_the_first_step(checked, copy, bert_path, caplog):
     path = copy(bert_path)
     _add_token(path)
-    checked(["一只小猪在吃饭"], bert_pretrain_path=path)  # only the tokens that occur count
+    checked(["一只小猪在吃饭"], bert_pretrain_path=path)  # only tokens that occur matter
     size = len(BertTokenizerFast.from_pretrained(path))
     assert said(caplog)[0].startswith(f"{path} has {size} tokens, but the text tower has embeddings for {size - 1}")
     with pytest.raises(
@@ -459,7 +459,7 @@ def test_a_text_with_a_token_without_an_embedding_is_named(copy, bert_clip_path)
 
 
 @pytest.mark.parametrize(("texts", "share"), [(["红色的圆"], "0.0%"), (["红色的龘", "红色的圆圆圆"], "10.0%")])
-def test_the_share_of_unknown_characters_stands_in_the_start_line(checked, texts, share, caplog):
+def test_the_share_of_unknown_characters_is_logged_at_the_start(checked, texts, share, caplog):
     caplog.set_level(logging.INFO, "component")
     checked(texts)
     assert said(caplog)[-1].endswith(f"; unknown characters ([UNK]): {share}")
@@ -480,7 +480,7 @@ def test_many_unknown_characters_are_a_warning_and_nearly_all_an_error(checked, 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Take this address for the Hub's, as HF_ENDPOINT does when Python starts."""
+    """Use this address for the Hub, as HF_ENDPOINT does when Python starts."""
 
     def at(address: str) -> None:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
@@ -494,7 +494,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def no_hub(hub) -> str:
-    with socket.socket() as server:  # bound and not listening: what asks is refused at once
+    with socket.socket() as server:  # bound but not listening: connections are refused at once
         server.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         hub(address)
@@ -502,7 +502,9 @@ def no_hub(hub) -> str:
 
 
 @pytest.mark.parametrize("key", ["bert_pretrain_path", "clip_pretrain_path"])
-def test_a_mistyped_folder_is_said_with_its_key_and_no_hub_is_asked(towers, tmp_path, monkeypatch, key, no_hub):
+def test_the_error_for_a_mistyped_folder_names_its_key_and_the_hub_is_not_asked(
+    towers, tmp_path, monkeypatch, key, no_hub
+):
     monkeypatch.chdir(tmp_path)
     for path in ("data/bert-emojj", "./bert", "a/b/c", "模型/bert", "~/none"):
         with pytest.raises(ValueError, match=f"`{key}`: .* is not a model folder"):
@@ -512,7 +514,7 @@ def test_a_mistyped_folder_is_said_with_its_key_and_no_hub_is_asked(towers, tmp_
 
 
 @pytest.mark.parametrize("name", ["bert-emojj", "some/bert"])
-def test_a_hub_that_does_not_answer_is_one_line_with_key_and_the_ways_out(towers, no_hub, name, capfd):
+def test_the_error_for_a_hub_that_does_not_answer_names_the_key_and_what_to_do(towers, no_hub, name, capfd):
     with pytest.raises(
         ValueError, match=f"`bert_pretrain_path`: {name} is not a folder .*{no_hub}.* not answer"
     ) as error:
@@ -521,9 +523,7 @@ def test_a_hub_that_does_not_answer_is_one_line_with_key_and_the_ways_out(towers
     assert "Retry" not in capfd.readouterr().err
 
 
-def test_what_was_downloaded_before_is_taken_where_the_hub_is_far(
-    no_hub, bert_clip_path, tmp_path, monkeypatch, capfd
-):
+def test_an_earlier_download_is_used_if_the_hub_is_out_of_reach(no_hub, bert_clip_path, tmp_path, monkeypatch, capfd):
     commit = "0" * 40
     repository = tmp_path / "models--some--clip"
     shutil.copytree(bert_clip_path, repository / "snapshots" / commit)
@@ -546,7 +546,7 @@ def hub_server(hub, bert_clip_path, tmp_path, monkeypatch) -> Iterator[HubServer
         server.shutdown()
 
 
-def test_a_name_that_the_hub_does_not_have_is_one_line_with_its_key(towers, hub_server):
+def test_the_error_for_an_unknown_hub_name_is_one_line_with_its_key(towers, hub_server):
     expected = "`bert_pretrain_path`: some/bert is neither a folder .* nor a model of the Hub: some/bert is not a"
     with pytest.raises(ValueError, match=expected) as error:
         towers(bert_pretrain_path="some/bert")
@@ -554,7 +554,7 @@ def test_a_name_that_the_hub_does_not_have_is_one_line_with_its_key(towers, hub_
 
 
 @pytest.mark.parametrize("status", [200, 401, 403, 404, 429, 503])
-def test_a_server_that_gives_no_models_is_asked_once_and_said_in_one_line(towers, hub_server, status, capfd):
+def test_a_server_that_serves_no_models_is_asked_once_and_reported_in_one_line(towers, hub_server, status, capfd):
     hub_server.refuse_with = status
     expected = f"`bert_pretrain_path`: some/bert is not a folder .*{hub_server.url}.*status {status}.*HF_ENDPOINT"
     with pytest.raises(ValueError, match=expected) as error:
@@ -563,13 +563,13 @@ def test_a_server_that_gives_no_models_is_asked_once_and_said_in_one_line(towers
     assert len(hub_server.asked) == 1 and capfd.readouterr().err == ""
 
 
-def test_an_endpoint_that_is_no_address_is_said(hub):
+def test_an_endpoint_that_is_not_an_address_is_refused(hub):
     hub("hf-mirror.com")
     with pytest.raises(ValueError, match=r"the Hub \(hf-mirror.com\) is not an address, which begins with https://"):
         load_checkpoint("some/clip")
 
 
-def test_weights_that_do_not_come_are_one_line_with_the_ways_out(hub_server, capfd):
+def test_the_error_for_an_incomplete_download_is_one_line_with_what_to_do(hub_server, capfd):
     hub_server.files["model.safetensors"] = b"cut short"
     with pytest.raises(ValueError, match="somebody/clip cannot be loaded: .* HF_ENDPOINT") as error:
         load_checkpoint("somebody/clip")
@@ -588,7 +588,7 @@ filter_data --clip_model somebody/clip --train_file {data}/train.csv --image_pat
 """
 
 
-def test_every_script_takes_a_model_from_the_hub_that_hf_endpoint_names(hub_server, data, train_args, tmp_path):
+def test_every_script_loads_a_model_from_the_hub_at_hf_endpoint(hub_server, data, train_args, tmp_path):
     code = (
         "import importlib, sys\nfrom component.ground.command import run_script\n"
         "for line in sys.argv[1:]:\n"

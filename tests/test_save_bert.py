@@ -1,4 +1,4 @@
-"""save_bert_checkpoint.py: the text tower on its own, through its command line."""
+"""save_bert_checkpoint.py: save the text tower as a BERT, through the command line."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def bert_out(bert_clip_path, tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("tokenizer_class", [BertTokenizer, BertTokenizerFast])
-def test_saved_bert_gives_the_outputs_of_the_tower_inside_bit_for_bit(bert_clip_path, bert_out, tokenizer_class):
+def test_saved_bert_gives_the_outputs_of_the_text_tower_bit_for_bit(bert_clip_path, bert_out, tokenizer_class):
     tower = BertCLIPModel.from_pretrained(bert_clip_path).text_model.eval()
     bert, info = BertModel.from_pretrained(bert_out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -37,20 +37,20 @@ def test_saved_bert_gives_the_outputs_of_the_tower_inside_bit_for_bit(bert_clip_
     assert torch.equal(found.pooler_output, expected.pooler_output)
 
 
-def test_saved_tokenizer_is_that_of_the_checkpoint(bert_clip_path, bert_out):
+def test_saved_tokenizer_equals_that_of_the_checkpoint(bert_clip_path, bert_out):
     text = "一只小狗 NA 在摇尾巴 x"
     expected = BertTokenizerFast.from_pretrained(bert_clip_path)(text)["input_ids"]
     assert BertTokenizer.from_pretrained(bert_out)(text)["input_ids"] == expected
     assert BertTokenizer.from_pretrained(bert_out).model_max_length == 24
 
 
-def test_config_says_plain_bert(bert_out):
+def test_config_is_that_of_a_plain_bert(bert_out):
     with open(os.path.join(bert_out, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
     assert (config["model_type"], config["architectures"]) == ("bert", ["BertModel"])
 
 
-def test_half_precision_weights_stay_as_they_are(bert_clip_path, tmp_path):
+def test_half_precision_weights_do_not_change(bert_clip_path, tmp_path):
     half = str(tmp_path / "half")
     model = BertCLIPModel.from_pretrained(bert_clip_path).half()
     model.save_pretrained(half)
@@ -82,7 +82,7 @@ def test_overwrite_replaces_the_model_and_leaves_other_files(bert_clip_path, tmp
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_save_that_fails_leaves_all_as_it_was_and_can_be_repeated(bert_clip_path, tmp_path, monkeypatch, overwrite):
+def test_a_failed_save_changes_nothing_and_can_be_repeated(bert_clip_path, tmp_path, monkeypatch, overwrite):
     old = {"mine.txt": "mine", "config.json": "old"} if overwrite else {}
     (tmp_path / "bert").mkdir()
     for name, content in old.items():
@@ -113,7 +113,7 @@ def test_two_saves_to_one_folder_do_not_mix(bert_clip_path, tmp_path):
 
 
 @pytest.mark.parametrize("bad", ["clip_path", "nowhere/at/all"])
-def test_what_is_no_checkpoint_is_one_clear_line(bad, request, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_is_not_a_checkpoint_is_refused_in_one_line(bad, request, tmp_path, monkeypatch, capsys):
     path = request.getfixturevalue(bad) if bad == "clip_path" else bad
     capsys.readouterr()  # of the fixture
     options = ["--model", path, "--output", str(tmp_path / "bert")]

@@ -1,6 +1,6 @@
-"""What a stranger does with a saved folder: transformers alone, in a process that does not have this repository.
+"""Load saved folders with transformers alone, in a process without this repository.
 
-Usage: without_repository.py OUTPUT FOLDER …; a dict of each folder's results goes to OUTPUT/FOLDER's name.
+Usage: without_repository.py OUTPUT FOLDER …; saves a dict of results for each folder to OUTPUT/<name>.pt.
 """
 
 import os
@@ -47,7 +47,7 @@ def results(folder: str) -> dict:
     found["feature_extraction"] = pipeline("image-feature-extraction", folder, **trusting)(image)
     found["vision"] = CLIPVisionModel.from_pretrained(folder)(**images).pooler_output
     found["projected"] = CLIPVisionModelWithProjection.from_pretrained(folder)(**images).image_embeds
-    # Whoever trains on without this repository saves a folder that loads the same way.
+    # A model that is trained further without this repository is saved as a folder that loads the same way.
     model.save_pretrained(f"{folder}-again")
     again = AutoModel.from_pretrained(f"{folder}-again", **trusting).eval()
     found["saved_again"] = again(**texts).text_embeds
@@ -59,4 +59,4 @@ if __name__ == "__main__":
     with torch.no_grad():
         for folder in folders:
             torch.save(results(folder), os.path.join(output, os.path.basename(folder) + ".pt"))
-    assert "component" not in sys.modules  # though it may be installed
+    assert "component" not in sys.modules  # it may be installed, but must not be used

@@ -201,7 +201,7 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def name_beside(path: str, ending: str) -> str:
+def hidden_sibling(path: str, ending: str) -> str:
     """Path of a hidden file next to another: .<its name>.<ending>, with a digest in place of a long name."""
     folder, name = os.path.split(path)
     if len(os.fsencode(name)) > _MAX_NAME_BYTES:
@@ -210,7 +210,7 @@ def name_beside(path: str, ending: str) -> str:
 
 
 def _temporary_name(path: str, kind: str = "tmp") -> str:
-    return name_beside(path, f"{_MACHINE}-{secrets.token_hex(4)}.{kind}")
+    return hidden_sibling(path, f"{_MACHINE}-{secrets.token_hex(4)}.{kind}")
 
 
 def _open_temporary(path: str) -> tuple[str, int]:

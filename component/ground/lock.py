@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from filelock import FileLock, Timeout
 
-from component.ground.files import name_beside, sweep
+from component.ground.files import hidden_sibling, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def sole_writer(path: str | None, inside: bool = False) -> Iterator[None]:
         yield
         return
     path = os.path.realpath(path)
-    lock_file = os.path.join(path, LOCK) if inside else name_beside(path, "lock")
+    lock_file = os.path.join(path, LOCK) if inside else hidden_sibling(path, "lock")
     is_new = inside and not os.path.isdir(path)
     if is_new:
         os.makedirs(path, exist_ok=True)

@@ -69,7 +69,7 @@ class ModelIdentity:
 
 def _changed(before: dict[str, Any], after: dict[str, Any], owner: str) -> list[str]:
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if "tokenizer" in keys:  # a digest, which nobody can read
+    if "tokenizer" in keys:  # only a digest, which would tell a user nothing
         return ["the tokenizer"]
     return [f"{key}{owner and f' of {owner}'} was {before.get(key)}, is {after.get(key)}" for key in keys]
 

@@ -94,7 +94,7 @@ def main() -> None:
             require_writable(args.histogram)
             histogram = ScoreHistogram()
             scorer = ClipScorer(args.clip_model, args.batch_size, histogram.add)
-        check = PairCheck(args.image_path, rules, scorer.transform if scorer else None)
+        check = PairCheck(args.image_path, rules, scorer.crop if scorer else None)
         with tqdm(total=total, unit="row") as bar:
             for chunk, reasons in judge_pairs(args.train_file, check, scorer, args.min_similarity, args.num_workers):
                 output.add(chunk, reasons)

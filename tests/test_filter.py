@@ -49,9 +49,9 @@ def read(path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def reasons(folder, *judge, transform=None, **rules) -> list[str]:
+def reasons(folder, *judge, **rules) -> list[str]:
     """The reason for each row without its details, computed in this process and one worker."""
-    check = PairCheck(str(folder / "images"), FilterRules(**rules), transform)
+    check = PairCheck(str(folder / "images"), FilterRules(**rules))
     judged = judge_pairs(str(folder / "train.csv"), check, *judge, num_workers=1)
     return [reason.partition(":")[0] for _, chunk in judged for reason in chunk]
 

@@ -4,18 +4,16 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from component.image.centre_crop import CentreCrop
 from component.image.check import check_image
 from component.image.load import BadImageError, MissingImageError, decode, read_bytes
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
 from component.pairs.caption import is_caption
 from component.pairs.paths import image_file
-
-if TYPE_CHECKING:  # it brings torch, which only the workers of a CLIP filter need
-    from component.image.transform import ImageTransform
 
 HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
@@ -72,12 +70,12 @@ class PairCheck:
 
     Args:
         image_path: folder of the images.
-        transform: of the CLIP model that scores the pairs; None without one.
+        crop: of the CLIP model that scores the pairs; None without one.
     """
 
     image_path: str
     rules: FilterRules
-    transform: "ImageTransform | None" = None
+    crop: CentreCrop | None = None
 
     def __call__(self, texts: Sequence[str], filenames: Sequence[str]) -> list[Finding]:
         """Check some pairs.
@@ -97,7 +95,7 @@ class PairCheck:
             return Finding(f"bad_filename: {error}")
         try:
             content = read_bytes(path, self.image_path)
-            if self.transform:
+            if self.crop:
                 image = decode(content, stills_only=True)  # once, for the rules and for the model
             else:
                 image = check_image(content, HASH_SIDE if self.rules.near_duplicates else 1)
@@ -112,7 +110,7 @@ class PairCheck:
             "",
             _digest(text, content) if self.rules.exact_duplicates else 0,
             perceptual_hash(image.rgb) if self.rules.near_duplicates else 0,
-            self.transform.crop(*image) if self.transform else None,
+            np.asarray(self.crop(*image)) if self.crop else None,
         )
 
 

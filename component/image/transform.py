@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from component.image.centre_crop import CentreCrop
 from component.image.load import decode
 
 MAX_ASPECT = 4 / 3  # of random crops, portrait or landscape
@@ -32,7 +33,7 @@ class ImageTransform:
 
     def __init__(self, image_processor, min_crop_area: float | None = None, flip: bool = False, draft: bool = False):
         self.image_processor, self.min_crop_area, self.flip = image_processor, min_crop_area, flip
-        self._draft_edge = None
+        self.centre_crop, self._draft_edge = CentreCrop.of(image_processor), None
         if draft:
             size = image_processor.size
             edge = size.shortest_edge or max(size.height, size.width)
@@ -64,7 +65,7 @@ class ImageTransform:
             rgb, size: as in `DecodedImage`.
         """
         if self.min_crop_area is None:
-            rgb = self._crop_centre(rgb, size)
+            rgb = self.centre_crop(rgb, size)
         else:
             rgb = self._crop_anywhere(rgb, generator)
         if self.flip and _uniform(0, 1, generator) < 0.5:
@@ -75,24 +76,6 @@ class ImageTransform:
         """B images from `read` → (B, 3, H, W) float32."""
         pixels = np.stack(images)
         return torch.from_numpy(np.stack([self._values[c][pixels[..., c]] for c in range(3)], axis=1))
-
-    def _crop_centre(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        # `size`, not image.size: the size of a draft is rounded, which can move the centre by a pixel of the result.
-        processor = self.image_processor
-        if processor.do_resize:
-            image = image.resize(self._scaled(*size), processor.resample)
-        if processor.do_center_crop:
-            width, height = processor.crop_size.width, processor.crop_size.height
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))  # black beyond the image
-        return image
-
-    def _scaled(self, width: int, height: int) -> tuple[int, int]:
-        size = self.image_processor.size
-        if not size.shortest_edge:
-            return size.width, size.height
-        long = int(size.shortest_edge * max(width, height) / min(width, height))
-        return (size.shortest_edge, long) if width <= height else (long, size.shortest_edge)
 
     def _crop_anywhere(self, image: Image.Image, generator: torch.Generator | None) -> Image.Image:
         """A random crop, scaled to the tower's size (Inception, arXiv:1409.4842, section 6)."""

@@ -5,6 +5,7 @@ import os
 import sys
 
 from component.ground.command import Parser, input_folder, number, output_file, run_script, share, whole_number
+from component.pairs.columns import columns_option
 
 RULES = "min_text max_text min_chinese min_side max_aspect exact_duplicates near_duplicates".split()
 
@@ -14,9 +15,19 @@ def parse_args() -> argparse.Namespace:
         description="Keep the rows whose caption is not empty and whose image exists, decodes to its end and is not a "
         "GIF. All other rules are off by default. Nothing is deleted without --delete_bad_images."
     )
-    parser.add_argument("--train_file", required=True, help="CSV with the columns text and filename")
+    parser.add_argument(
+        "--train_file",
+        required=True,
+        help="table with a column of captions and one of file names: CSV, Parquet, JSON, a folder of such files or "
+        "a pattern in quotes",
+    )
+    parser.add_argument(
+        "--columns", type=columns_option, help="other names of its columns, such as text=caption,filename=path"
+    )
     parser.add_argument("--image_path", required=True, type=input_folder, help="folder of the images")
-    parser.add_argument("--out_file", type=output_file, help="CSV for the kept rows, in the same order and columns")
+    parser.add_argument(
+        "--out_file", type=output_file, help="table for the kept rows, in the same order: .csv, .tsv or .parquet"
+    )
     parser.add_argument("--report", type=output_file, help="CSV that lists each dropped row and the reason")
     parser.add_argument("--dry_run", action="store_true", help="print the funnel; write no out_file, delete nothing")
     parser.add_argument(
@@ -62,9 +73,15 @@ def parse_args() -> argparse.Namespace:
     if args.clip_model and not args.histogram:
         args.histogram = os.path.splitext(args.out_file or args.train_file)[0] + "-similarity.png"
     parser.require_distinct(args, "train_file", "out_file", "report", "histogram")
-    for path in filter(None, (args.out_file, args.report)):
-        if path.lower().endswith((".gz", ".bz2", ".xz", ".zst", ".zip", ".parquet", ".xlsx")):
-            parser.error(f"{path} will be a plain CSV; give a name that ends in .csv, and pack it afterwards")
+    if args.report and not args.report.lower().endswith((".csv", ".txt")):
+        parser.error(f"--report {args.report} will be a plain CSV; give a name that ends in .csv")
+    if args.out_file:
+        from component.pairs.table import check_table_name
+
+        try:
+            check_table_name(args.out_file)
+        except ValueError as error:
+            parser.error(f"--out_file {error}")
     return args
 
 
@@ -86,7 +103,7 @@ def main() -> None:
     scorer = histogram = None
     funnel = Funnel()
     with sole_writer(args.histogram), FilterOutput(out_file, args.report) as output:
-        total = count_rows(args.train_file)
+        total = count_rows(args.train_file, args.columns)
         if args.clip_model:
             from component.filter.clip_score import ClipScorer
             from component.report.histogram import ScoreHistogram
@@ -96,7 +113,9 @@ def main() -> None:
             scorer = ClipScorer(args.clip_model, args.batch_size, histogram.add)
         check = PairCheck(args.image_path, rules, scorer.crop if scorer else None)
         with tqdm(total=total, unit="row") as bar:
-            for chunk, reasons in judge_pairs(args.train_file, check, scorer, args.min_similarity, args.num_workers):
+            for chunk, reasons in judge_pairs(
+                args.train_file, check, scorer, args.min_similarity, args.num_workers, args.columns
+            ):
                 output.add(chunk, reasons)
                 funnel.add(reasons)
                 if bad_images:

@@ -403,7 +403,7 @@ def test_a_table_without_rows_gives_a_table_without_rows(tmp_path, images):
 @pytest.mark.parametrize(
     "content, options, message",
     [
-        ("text,url\na,b\n", [], "no column `filename` (found: text, url)"),
+        ("text,id\na,b\n", [], "no column `filename` (found: text, id)"),
         ("", [], "is empty"),
         ("text,filename\na,b\n", ["--min_chinese", "3"], "from 0 to 1"),
         ("text,filename\na,b\n", ["--min_text", "9", "--max_text", "2"], "above max_text"),
@@ -492,10 +492,39 @@ def test_kept_rows_read_back_unchanged_whatever_they_contain(tmp_path):
     assert kept.values.tolist() == [row for number, row in enumerate(rows) if number % 3 != 1]
 
 
-@pytest.mark.parametrize("name", ["out.csv.gz", "out.parquet", "OUT.ZIP"])
-def test_a_name_that_promises_another_format_is_refused(tmp_path, images, monkeypatch, capsys, name):
-    arguments = ["--train_file", "t.csv", "--image_path", str(images), "--out_file", str(tmp_path / name)]
-    monkeypatch.setattr(sys, "argv", ["filter_data.py", *arguments])
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--out_file", "out.csv.gz", "a table is written as .csv, .tsv or .parquet, not as .gz"),
+        ("--out_file", "out.xls", "not as .xls"),
+        ("--report", "report.parquet", "will be a plain CSV; give a name that ends in .csv"),
+    ],
+)
+def test_a_name_that_promises_another_format_is_refused(tmp_path, images, monkeypatch, capsys, option, name, message):
+    arguments = ["--train_file", "t.csv", "--image_path", str(images), "--out_file", str(tmp_path / "out.csv")]
+    monkeypatch.setattr(sys, "argv", ["filter_data.py", *arguments, option, str(tmp_path / name)])
     with pytest.raises(SystemExit, match="2"):
         filter_data.parse_args()
-    assert "will be a plain CSV; give a name that ends in .csv" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_parquet_comes_in_and_goes_out_by_the_name_of_the_file(tmp_path, images, monkeypatch, capsys):
+    (images / "a.jpg").write_bytes(image_bytes(1))
+    (tmp_path / "parts").mkdir()
+    for part, names in enumerate((["a.jpg", "gone.jpg"], ["a.jpg"])):
+        table = {"caption": [f"图{part}"] * len(names), "path": names, "id": ["007"] * len(names)}
+        pd.DataFrame(table).to_parquet(tmp_path / "parts" / f"part-{part}.parquet")
+    for source in ("parts", "parts/part-{0,1}.parquet"):
+        arguments = ["--train_file", str(tmp_path / source), "--image_path", str(images), "--num_workers", "1"]
+        arguments += ["--columns", "filename=path", "--out_file", str(tmp_path / "out.parquet")]
+        monkeypatch.setattr(sys, "argv", ["filter_data.py", *arguments])
+        filter_data.main()
+        kept = pd.read_parquet(tmp_path / "out.parquet")  # two chunks
+        assert kept.to_dict("list") == {"text": ["图0", "图1"], "filename": ["a.jpg"] * 2, "id": ["007"] * 2}
+
+
+def test_tables_of_other_columns_are_not_written_into_one(tmp_path, images):
+    for name, header in (("a", "text,filename"), ("b", "filename,text")):
+        (tmp_path / f"{name}.csv").write_text(header + "\nx,y\n")
+    with pytest.raises(ValueError, match=r"b.csv has the columns filename, text, the tables before it text, filename"):
+        list(judge_pairs(str(tmp_path / "[ab].csv"), PairCheck(str(images), FilterRules()), num_workers=1))

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -17,6 +17,7 @@ from component.ground.cores import usable_cores
 from component.image.perceptual_hash import NearDuplicates
 from component.pairs.paths import normal_name
 from component.pairs.table import read_table
+from component.pairs.table_files import pair_files
 
 COLUMNS = ("text", "filename")
 CHUNK_ROWS = 1024  # read, scored and written together
@@ -26,9 +27,16 @@ TASKS_AHEAD = 4  # per process, while a chunk is scored and written; with their 
 Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[float]]
 
 
-def count_rows(train_file: str) -> int:
-    """Number of rows. Reads the whole table, so that a malformed row is found before the work starts."""
-    return sum(map(len, read_table(train_file, COLUMNS, only_required=True)))
+def count_rows(train_file: str, columns: Mapping[str, str] | None = None) -> int:
+    """Number of rows. Reads the whole table, so that a malformed row is found before the work starts.
+
+    Args:
+        train_file, columns: as for `judge_pairs`.
+    """
+    files = pair_files(train_file)
+    return sum(
+        len(chunk) for file in files for chunk in read_table(file, COLUMNS, only_required=True, columns=columns)
+    )
 
 
 def judge_pairs(
@@ -37,6 +45,7 @@ def judge_pairs(
     score: Scorer | None = None,
     min_score: float | None = None,
     num_workers: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[pd.DataFrame, list[str]]]:
     """Yield the table in order, in chunks, with a reason for each row: "" if it is kept.
 
@@ -44,17 +53,19 @@ def judge_pairs(
     not push out its twin whose caption is right.
 
     Args:
-        train_file: CSV with the columns `text` and `filename`, and any others.
+        train_file: table with a column of captions and one of file names, and any others; a folder of such tables,
+            or a pattern, as for `pair_files`.
         score: (captions, pixels of `Finding`) → similarities of the pairs that pass the rules; called once per chunk.
         min_score: drop pairs with a lower similarity; None keeps all.
         num_workers: processes; by default one per core that this process may use.
+        columns: see `read_table`.
 
     Raises:
         ValueError, FileNotFoundError: `train_file` cannot be read.
         OSError: a worker process died; or an image cannot be read, for a reason that says nothing about the image.
     """
     duplicates = _Duplicates(check)
-    for chunk, findings in _checked(train_file, check, num_workers or usable_cores()):
+    for chunk, findings in _checked(_chunks(train_file, columns), check, num_workers or usable_cores()):
         reasons = [finding.reason for finding in findings]
         texts, filenames = chunk["text"].tolist(), chunk["filename"].tolist()
         good = [row for row, reason in enumerate(reasons) if not reason]
@@ -92,14 +103,29 @@ class _Duplicates:
         return ""
 
 
-def _checked(train_file: str, check: PairCheck, num_workers: int) -> Iterator[tuple[pd.DataFrame, list[Finding]]]:
+def _chunks(train_file: str, columns: Mapping[str, str] | None) -> Iterator[pd.DataFrame]:
+    names = None
+    for file in pair_files(train_file):
+        for chunk in read_table(file, COLUMNS, columns=columns, chunk_rows=CHUNK_ROWS):
+            if names not in (None, list(chunk)):
+                raise ValueError(
+                    f"{file} has the columns {', '.join(chunk)}, the tables before it {', '.join(names)}: they cannot "
+                    "be written into one table. Filter them one by one."
+                )
+            names = list(chunk)
+            yield chunk
+
+
+def _checked(
+    table: Iterator[pd.DataFrame], check: PairCheck, num_workers: int
+) -> Iterator[tuple[pd.DataFrame, list[Finding]]]:
     """Yield the chunks and their findings in order, while the worker processes check the following rows."""
     # spawn: a forked child would inherit the locks of the threads that torch runs in this process.
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_live_as_parent)
     chunks, tasks, findings = deque(), deque(), []
     with pool:
         try:
-            for chunk in read_table(train_file, COLUMNS, chunk_rows=CHUNK_ROWS):
+            for chunk in table:
                 chunks.append(chunk)
                 texts, filenames = chunk["text"].tolist(), chunk["filename"].tolist()
                 for start in range(0, len(chunk), TASK_ROWS):

@@ -15,6 +15,7 @@ from component.image.load import BadImageError
 from component.pairs.columns import KNOWN_NAMES, ChooseColumns, find_columns, is_image_column
 
 HEAD = b"PAR1"  # the first bytes of a file
+ROW_GROUP_ROWS = 100_000
 
 
 def import_pyarrow():
@@ -118,19 +119,29 @@ class ParquetWriter:
 
     def __init__(self, file: BinaryIO):
         self._file, self._pyarrow, self._writer = file, import_pyarrow(), None
+        self._tables, self._rows = [], 0  # of the row group that is not written yet
 
     def append(self, chunk: pd.DataFrame) -> None:
         schema = self._pyarrow.schema([(name, self._pyarrow.string()) for name in chunk.columns])
         if self._writer is None:
             self._writer = self._pyarrow.parquet.ParquetWriter(self._file, schema)
         columns = [chunk.iloc[:, position].tolist() for position in range(chunk.shape[1])]
-        self._writer.write_table(self._pyarrow.table(columns, schema=schema))
+        self._tables.append(self._pyarrow.table(columns, schema=schema))
+        self._rows += len(chunk)
+        if self._rows >= ROW_GROUP_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        self._writer.write_table(self._pyarrow.concat_tables(self._tables))
+        self._tables, self._rows = [], 0
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, error_type, *exc_info):
         if self._writer:
+            if self._tables and error_type is None:
+                self._write()
             self._writer.close()
 
 

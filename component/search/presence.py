@@ -1,7 +1,7 @@
 """Is it there at all? A search always finds something; this judges whether anything of it may be what was meant.
 
 If images fit a text, they stand out from the rest; if none fits, many are about equally near. So the measure is the
-share that the TOP best images have in softmax(SCALE · cosine) over the whole gallery; ten rather than one, because
+share that the TOP best images have in softmax(SCALE · cosine) over the whole gallery; five rather than one, because
 several may fit. What share a text without an image reaches differs between models and galleries: the threshold is
 measured with the gallery's random texts, after leaving out the images that are nearest to each of them.
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from component.search.gallery import Gallery
 
-SCALE, TOP = 20, 10
+SCALE, TOP = 20, 5
 _ALIKE = 0.7  # cosine of an image with the best one, from which it is left out with it
-_QUANTILE = 0.9  # of the random texts without an image stay below the threshold
+_QUANTILE = 0.85  # of the random texts without an image stay below the threshold
 _ROWS_AT_A_TIME = 65_536
 
 

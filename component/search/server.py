@@ -4,6 +4,7 @@ Images are addressed by the digest of their content, so no path is part of a URL
 gallery is never shown for another on the same port. starlette is imported here, in `guard` and in `question`.
 """
 
+import gc
 import os
 import threading
 from functools import lru_cache
@@ -27,7 +28,7 @@ from component.search.zip_stream import zip_stream
 
 MAX_ZIP_IMAGES = 500
 NUM_SAMPLES = 24  # images on the page before the first search
-_QUERY_EDGE = 1024  # pixels, of large JPEGs that are searched with: several times what a tower sees
+_QUERY_EDGE = 1024  # pixels, to which large images that are searched with are reduced: several times what a tower sees
 _LOCAL = Access()
 _PAGE = Path(__file__).parent / "page"
 
@@ -114,8 +115,8 @@ class _Answers:
 
     def __init__(self, searcher: Searcher):
         self.searcher, self.gallery = searcher, searcher.gallery
-        # One at a time: of two decodings or two forward passes at once neither would be faster, and memory is bounded.
-        self._decoding, self._embedding = threading.Lock(), threading.Lock()
+        # One question and one decoding at a time: two at once would take twice the memory and be no faster.
+        self._answering, self._decoding = threading.Lock(), threading.Lock()
         self._overview = lru_cache(maxsize=1)(self._make_overview)
 
     def about(self) -> dict:
@@ -134,18 +135,18 @@ class _Answers:
             }
 
     def search(self, question: Question) -> dict:
-        query = Query(
-            texts=question.texts("texts"),
-            minus=question.texts("minus"),
-            images=[self._decode(question.image)] if question.image else [],
-            like=question.rows("like"),
-            image_weight=question.number("image_weight", 0, 1, 0.5),
-        )
         top_k, offset = (
             int(question.number("top_k", 1, MAX_TOP_K, 20)),
             int(question.number("offset", 0, MAX_TOP_K, 0)),
         )
-        with self._embedding:
+        with self._answering:
+            query = Query(
+                texts=question.texts("texts"),
+                minus=question.texts("minus"),
+                images=[self._decode(question.image)] if question.image else [],
+                like=question.rows("like"),
+                image_weight=question.number("image_weight", 0, 1, 0.5),
+            )
             answer = self.searcher.answer(query, top_k, question.where(), offset)
         return {"gallery": self.gallery.about.get("id"), **answer.as_json()}
 
@@ -155,10 +156,9 @@ class _Answers:
             raise ValueError("labels: expected at least two")
         if not question.image:
             raise ValueError("expected an image")
-        image = self._decode(question.image)
-        with self._embedding, torch.inference_mode():
+        with self._answering, torch.inference_mode():
             classes = embed_classes(self.searcher.model, self.searcher.processor, labels)
-            cosines = classes @ self.searcher.embed(Query(images=[image]))
+            cosines = classes @ self.searcher.embed(Query(images=[self._decode(question.image)]))
             shares = (cosines * self.searcher.model.logit_scale.exp().float().cpu()).softmax(dim=0)
         order = shares.argsort(descending=True).tolist()
         return {
@@ -193,4 +193,9 @@ class _Answers:
 
     def _decode(self, content: bytes) -> Image.Image:
         with self._decoding:
-            return decode(content, edge=_QUERY_EDGE).rgb
+            image = decode(content, edge=_QUERY_EDGE).rgb
+            factor = min(image.size) // _QUERY_EDGE
+            if factor > 1:
+                image = image.reduce(factor)
+                gc.collect()  # Pillow's images refer to themselves, and these take hundreds of megabytes
+            return image

@@ -1,6 +1,8 @@
 """Train BertCLIP from a JSON of arguments: build model and data, check them, train, save and evaluate."""
 
 import logging
+import os
+import shlex
 import signal
 import sys
 
@@ -111,6 +113,20 @@ def save_and_evaluate(trainer, train_metrics: dict[str, float]) -> None:
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     mark_finished(trainer.args, trainer.state.global_step)
+    log_next_steps(trainer.args)
+
+
+def log_next_steps(args) -> None:
+    def short(path: str) -> str:
+        relative = os.path.relpath(path)
+        return shlex.quote(path if relative.startswith("..") else relative)
+
+    model, gallery = (short(os.path.join(args.output_dir, name)) for name in ("checkpoint-final", "gallery"))
+    images = short(args.image_path) if os.path.isdir(args.image_path or "") else "FOLDER"
+    logger.info("the model is in %s. Next, compare images with texts, or search images in the browser:", model)
+    logger.info("python predict_similarity.py --model %s --html similarity.html", model)
+    logger.info("python search_image.py index --model %s --images %s --gallery %s", model, images, gallery)
+    logger.info("python search_image.py serve --gallery %s", gallery)
 
 
 def log_on_first_process(process_index: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import fields
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 from transformers import TrainingArguments
@@ -114,6 +115,16 @@ def test_a_list_of_files_comes_from_the_file_or_from_set(train_args, data):
     assert load_arguments(train_args(), [f"train_file={json.dumps(names)}"]).train_file == names
     with pytest.raises(ValueError, match="`train_file`: /.*/nowhere.csv: no such file"):
         load_arguments(train_args(train_file=[*names, "nowhere.csv"]))
+
+
+def test_a_missing_test_file_comes_with_the_command_that_makes_it(load, data):
+    with pytest.raises(ValueError, match="`test_file`: .*held.csv: no such file.* python -c ") as error:
+        load(test_file=str(data / "held.csv"))
+    assert "\n" not in str(error.value)
+    _, code = shlex.split(re.search("-c '.*' and", str(error.value))[0])[:2]
+    exec(code, {})
+    train, test = pd.read_csv(data / "train_without_test.csv"), pd.read_csv(data / "held.csv")
+    assert len(train) + len(test) == 8 and len(test) >= 1 and not set(train.filename) & set(test.filename)
 
 
 def test_shards_alone_need_no_image_path(load, data):

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import textwrap
@@ -82,6 +83,11 @@ def test_every_class_loads_what_a_run_saves(train_args, data, clip_path, tmp_pat
         "checkpoint-final",
     }
     assert load_arguments(str(output / "train_args.json")).max_steps == 3
+    *_, model_line, predict, index, serve = re.findall(r"(?m)^\S+ (.*)$", result.stderr)
+    assert f"the model is in {output}/checkpoint-final" in model_line and f"serve --gallery {output}/gallery" in serve
+    for line in (predict, index):
+        words = shlex.split(line.replace("similarity.html", str(tmp_path / "similarity.html")))
+        assert run_python(*words[1:]).returncode == 0
 
     # the logs
     history = read(output, "trainer_state.json")["log_history"]

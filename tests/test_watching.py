@@ -214,6 +214,7 @@ def test_waiting_for_data_is_reported_with_what_helps(trainer, data, caplog):
         (rows(image=lambda n: f"{n}.png", count=20), {}, "t.csv: 12 of the 20 images checked"),
         (rows(), dict(max_seq_length=5), "t.csv: 100.0% of the captions are truncated to max_seq_length 5"),
         (rows(), {}, "t.csv: 50.0% of the captions repeat"),
+        (rows(), dict(warmup_steps=1000), "the warm-up takes 1000 steps, but the run has only 1 (4 per epoch)"),
     ],
 )
 def test_doubtful_data_is_reported_before_training(run, data, caplog, train, keys, symptom):

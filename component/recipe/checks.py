@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from dataclasses import fields
 
 from component.ground.files import require_writable_folder
@@ -27,7 +28,8 @@ def check_files(args) -> None:
         try:
             check_pair_files(files, args.image_path)
         except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"`{key}`: {error}") from None
+            can_split = key == "test_file" and isinstance(error, FileNotFoundError)
+            raise ValueError(f"`{key}`: {error}{_how_to_split(args) if can_split else ''}") from None
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
         path = getattr(args, key)
         if path and not is_hub_name(path) and not os.path.isfile(os.path.join(path, "config.json")):
@@ -36,6 +38,23 @@ def check_files(args) -> None:
         require_writable_folder(args.output_dir)
     except ValueError as error:
         raise ValueError(f"`output_dir`: {error}.") from None
+
+
+def _how_to_split(args) -> str:
+    """How to split a test set off the training set, if that is one CSV."""
+    train, test = args.train_file, args.test_file
+    if not (isinstance(train, str) and isinstance(test, str) and train.lower().endswith(".csv")):
+        return " Leave test_file out to train without evaluation."
+    rest = f"{os.path.splitext(train)[0]}_without_test.csv"
+    command = (
+        f"import pandas; pairs = pandas.read_csv({train!r}); images = pairs.filename.drop_duplicates(); "
+        f"is_test = pairs.filename.isin(images.sample(frac=0.1)); pairs[is_test].to_csv({test!r}, index=False); "
+        f"pairs[~is_test].to_csv({rest!r}, index=False)"
+    )
+    return (
+        f" To hold out a tenth of the images of train_file, run python -c {shlex.quote(command)} and set train_file "
+        f"to {rest}. Leave test_file out to train without evaluation."
+    )
 
 
 def help_of(args, key: str) -> str:

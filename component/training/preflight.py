@@ -29,6 +29,7 @@ def preflight(args: CLIPTrainingArguments, model: BertCLIPModel, train: Pairs, t
         _require_images(dataset)
     require_known_tokens(args, model, *tables)
     require_steps(args, len(train))
+    _warn_of_long_warmup(args, len(train))
     _require_hub_repository(args)
     for table in tables:
         _warn_of_truncated_captions(args, model, table)
@@ -74,11 +75,31 @@ def require_steps(args: CLIPTrainingArguments, num_pairs: int) -> None:
             f"{batch} (per_device_train_batch_size × {args.world_size} processes). Set it to false, or use smaller "
             "batches."
         )
-    steps = math.ceil(num_pairs / (batch * args.gradient_accumulation_steps))
+    steps = _steps_per_epoch(args, num_pairs)
     if args.max_steps < 1 and args.num_train_epochs * steps < 1:
         raise ValueError(
             f"`num_train_epochs` is {args.num_train_epochs:g}, which is less than one step: an epoch has {steps}. "
             "Raise it, or set max_steps to 1."
+        )
+
+
+def _steps_per_epoch(args: CLIPTrainingArguments, num_pairs: int) -> int:
+    batch = args.per_device_train_batch_size * args.world_size
+    batches = num_pairs // batch if args.dataloader_drop_last else math.ceil(num_pairs / batch)
+    return math.ceil(batches / args.gradient_accumulation_steps)
+
+
+def _warn_of_long_warmup(args: CLIPTrainingArguments, num_pairs: int) -> None:
+    """A recipe for millions of pairs has a warm-up that a small data set never leaves."""
+    per_epoch = _steps_per_epoch(args, num_pairs)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    warmup = args.get_warmup_steps(steps)
+    if warmup > steps / 2 and args.lr_scheduler_type != "constant":
+        peak = args.learning_rate * min(1, steps / warmup)
+        logger.warning(
+            "the warm-up takes %d steps, but the run has only %d (%d per epoch): for most of it the learning rate is "
+            "still rising, up to %.2g, and the model hardly learns. Set warmup_steps to %d, or train longer.",
+            *(warmup, steps, per_epoch, peak, max(steps // 10, 1)),
         )
 
 

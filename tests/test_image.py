@@ -185,6 +185,19 @@ def test_every_road_gives_the_same_verdict_on_a_damaged_file_and_raises_nothing_
         assert others == [first] * 3
 
 
+def test_every_road_gives_the_same_verdict_on_a_lossless_jpeg():
+    """SOF3, which libjpeg decodes only at full size and in its own colours; here 16 x 8 pixels of grey 128."""
+    frame = b"\xff\xc3" + struct.pack(">HBHHBBBB", 11, 8, 8, 16, 1, 1, 0x11, 0)
+    table = b"\xff\xc4" + struct.pack(">HB16sB", 20, 0, bytes([1] + [0] * 15), 0)  # one code: no difference
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0)
+    content = b"\xff\xd8" + frame + table + scan + bytes(16) + b"\xff\xd9"
+    roads = load_image, check_image, lambda file: decode(file, 1), lambda file: shrink_image(file, io.BytesIO(), 4)
+    verdicts = {verdict(road, content) for road in roads}
+    assert len(verdicts) == 1
+    if verdicts == {""}:  # libjpeg-turbo 3 decodes it
+        assert load_image(content).getpixel((3, 3)) == (128, 128, 128)
+
+
 def test_a_damaged_tiff_writes_nothing_to_the_terminal(capfd):
     content = io.BytesIO()
     Image.new("1", (40, 40)).save(content, "TIFF", compression="group4")

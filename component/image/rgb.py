@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from component.image.container import EIGHT_OR_SIXTEEN_BITS, Samples, exif_orientation
+from component.image.tiff import EIGHT_OR_SIXTEEN_BITS, Samples, exif_orientation
 
 _STRIP_PIXELS = 2**20
 _TURNS = {

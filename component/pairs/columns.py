@@ -43,22 +43,17 @@ ChooseColumns = Callable[[Sequence[str]], list[tuple[str, int]]]
 warn_once = functools.lru_cache(logger.warning)
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """`text=caption,url=URL` → {"text": "caption", "url": "URL"}. Raises ValueError."""
+def columns_option(text: str) -> dict[str, str]:
+    """Type of the option `--columns` of a script: `text=caption,url=URL` → {"text": "caption", "url": "URL"}."""
     pairs = [pair.partition("=") for pair in text.split(",")]
     columns = {name.strip(): column.strip() for name, _, column in pairs}
-    require_columns_option(columns)
-    if len(columns) != len(pairs):
-        raise ValueError(f"{text} names one of text, filename and url twice")
-    return columns
-
-
-def columns_option(text: str) -> dict[str, str]:
-    """Type of the option `--columns` of a script."""
     try:
-        return parse_columns(text)
+        require_columns_option(columns)
+        if len(columns) != len(pairs):
+            raise ValueError("names one of text, filename and url twice")
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return columns
 
 
 def require_columns_option(columns: Mapping[str, str]) -> None:

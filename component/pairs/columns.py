@@ -50,7 +50,7 @@ def columns_option(text: str) -> dict[str, str]:
     try:
         require_columns_option(columns)
         if len(columns) != len(pairs):
-            raise ValueError("names one of text, filename and url twice")
+            raise ValueError("expected each of text, filename and url once at most")
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
     return columns

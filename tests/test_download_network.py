@@ -1,6 +1,7 @@
 """The download when hosts, or this machine's own network, are away or ask for patience."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -48,11 +49,14 @@ def test_the_only_host_that_refuses_connections_for_a_moment_loses_no_row(tmp_pa
         assert download(tmp_path, num_threads=16, retries=1, patience=10.0)[0] == {("ok", ""): 300}
 
 
-def test_when_all_hosts_fall_silent_at_once_the_network_is_away_and_no_host_is_blamed(tmp_path):
+def test_when_all_hosts_fall_silent_at_once_the_network_is_away_and_no_host_is_blamed(tmp_path, caplog):
     servers = [ImageServer() for _ in range(3)]
     write_rows(tmp_path, servers, 90, "slow")
     with blinking(servers, after_hits=12, seconds=2.5):  # longer than the patience with a host, 0.5 s
         assert download(tmp_path, patience=0.5)[0] == {("ok", ""): 90}
+    away, back = caplog.messages
+    assert away == "No host answers: this machine's network is away. Waiting for it, up to 5 s."
+    assert re.fullmatch(r"A host answers again, after \d s\.", back)
 
 
 def test_a_network_that_stays_away_stops_the_run_which_is_resumed_without_loss(tmp_path):

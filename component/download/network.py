@@ -1,5 +1,6 @@
 """Whether this machine's own network is there: asked of hosts that have answered before."""
 
+import logging
 import threading
 import time
 
@@ -7,6 +8,8 @@ from urllib3.util import Url
 
 from component.download.connection import accepts_connections
 from component.download.job import DownloadSettings, IsNetworkAway
+
+logger = logging.getLogger(__name__)
 
 WITNESSES = 5  # the hosts that answered last
 NETWORK_PATIENCE = 10  # times the patience with a host
@@ -29,11 +32,14 @@ class Network:
         self._lock = threading.Lock()
         self._witnesses: dict[str, Url] = {}  # in the order of their last answers
         self._answered_at = time.monotonic()
+        self._is_away = False
 
     def answered(self, address: Url) -> None:
         """A host has answered a request."""
         with self._lock:
-            self._answered_at = time.monotonic()
+            if self._is_away:
+                logger.warning("A host answers again, after %.0f s.", time.monotonic() - self._answered_at)
+            self._answered_at, self._is_away = time.monotonic(), False
             self._witnesses.pop(address.netloc, None)
             self._witnesses[address.netloc] = address
             if len(self._witnesses) > WITNESSES:
@@ -64,4 +70,8 @@ class Network:
                 f"No host has answered for {seconds:.0f} s, not even those that did before: the network of this "
                 "machine, its resolver or the proxy is away. Run the same command again to resume."
             )
+        with self._lock:
+            if is_away and not self._is_away:
+                logger.warning("No host answers: this machine's network is away. Waiting for it, up to %.0f s.", limit)
+            self._is_away |= is_away
         return is_away

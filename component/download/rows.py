@@ -118,20 +118,18 @@ class Rows:
             for chunk in read_table(path, ("url", "filename"), True, columns, CHUNK_ROWS):
                 chunk.index = range(number, number + len(chunk))
                 number += len(chunk)
-                chunk["name"] = list(map(normal_name, chunk["filename"]))
                 if count > 1:
-                    chunk = chunk[_hashes(map(STRICTEST.key, chunk["name"])) % count == index - 1].copy()
+                    keys = map(STRICTEST.key, map(normal_name, chunk["filename"]))
+                    chunk = chunk[_hashes(keys) % count == index - 1]
                 yield chunk
 
     def _add(self, chunk: pd.DataFrame) -> None:
-        chunk["mended"] = list(map(mend_url, chunk["url"]))
-        first_rows, same_url = self._first.find(
-            _hashes(map(self.name_rules.key, chunk["name"])), _hashes(chunk["mended"]), chunk.index.to_numpy()
-        )
-        names = "filename", "url", "mended"
-        columns = [chunk.index.tolist(), *(chunk[name].tolist() for name in names), first_rows, same_url]
+        numbers, filenames, urls = chunk.index.to_numpy(), chunk["filename"].tolist(), chunk["url"].tolist()
+        names, mended = list(map(normal_name, filenames)), list(map(mend_url, urls))
+        first_rows = self._first.find(_hashes(map(self.name_rules.key, names)), _hashes(mended), numbers)
+        columns = [numbers.tolist(), filenames, urls, mended, *first_rows]
         try:
-            pickle.dump((columns, _pair_hashes(chunk["name"], chunk["mended"])), self._file)
+            pickle.dump((columns, _pair_hashes(names, mended)), self._file)
             self._file.flush()
         except OSError as error:
             raise OSError(error.errno, f"no room for the rows of the table: {error.strerror}") from None

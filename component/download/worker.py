@@ -111,7 +111,7 @@ class _Worker:
         self._queue.close()
         deadline = time.monotonic() + GRACE_SECONDS
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(0.0 if self._is_stopped else max(0.0, deadline - time.monotonic()))
         self._is_stopped = True
         for _ in self._threads:
             self._writing.acquire()

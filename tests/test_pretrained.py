@@ -454,7 +454,7 @@ def test_a_text_with_a_token_without_an_embedding_is_named(copy, bert_clip_path)
     _add_token(path)
     model, processor = load_checkpoint(path)
     embed_texts(model, processor, CAPTIONS[1:])
-    with pytest.raises(ValueError, match="'一只小狗在摇尾巴' has a token of id .* but the text tower has"):
+    with pytest.raises(ValueError, match="'一只小狗在摇尾巴' contains token id .* but the text tower has only"):
         embed_texts(model, processor, CAPTIONS)
 
 

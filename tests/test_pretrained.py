@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CAPTIONS, ENVIRONMENT, ROOT, python
@@ -428,13 +429,17 @@ def test_a_vocabulary_with_a_byte_order_mark_is_refused(towers, copy, bert_path)
         towers(bert_pretrain_path=path)
 
 
-def test_a_special_token_in_a_text_is_text(bert_clip_path, tmp_path):
-    """Training, search and prediction take the tokenizer from one place; a saved one keeps the setting."""
-    tokenizer = load_tokenizer(bert_clip_path)
-    save_tokenizer(tokenizer, str(tmp_path))
-    for loaded in (tokenizer, BertTokenizerFast.from_pretrained(tmp_path)):
-        ids = loaded("小[PAD][SEP]狗")["input_ids"]
-        assert loaded.pad_token_id not in ids and ids.count(loaded.sep_token_id) == 1
+def test_a_special_token_in_a_text_is_text(train_args, data, bert_clip_path, tmp_path):
+    """In training, in search and prediction, and with what is saved."""
+    text = "小[PAD][SEP]狗"
+    (data / "t.csv").write_text(f"text,filename\n{text},0.png\n", encoding="utf-8")
+    args = load_arguments(train_args(train_file=str(data / "t.csv")))
+    _, processor = load_model(args)
+    ids = processor.tokenizer(text)["input_ids"]
+    assert processor.tokenizer.pad_token_id not in ids and ids.count(processor.tokenizer.sep_token_id) == 1
+    assert load_datasets(args, processor)[0].table.tokens(np.array([0]))[0].tolist() == ids
+    save_tokenizer(processor.tokenizer, str(tmp_path))
+    assert BertTokenizerFast.from_pretrained(tmp_path)(text)["input_ids"] == ids
 
 
 def test_a_token_without_an_embedding_is_an_error_before_the_first_step(checked, copy, bert_path, caplog):

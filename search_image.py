@@ -98,7 +98,7 @@ def run_index(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from component.report.search import bad_images_csv, index_summary
-    from component.search.index import Progress, Sources, update
+    from component.search.index import Loading, Progress, Sources, update
     from component.search.open import gallery_to_write
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
@@ -108,7 +108,7 @@ def run_index(args: argparse.Namespace) -> int:
     ):
         sources = Sources(args.images, args.image_path, args.exclude)
         progress = Progress(on_total=bar.reset, on_batch=bar.update)
-        report = update(gallery, *model, sources, args.batch_size, args.num_workers, progress)
+        report = update(gallery, *model, sources, Loading(args.batch_size, args.num_workers), progress)
         if is_first:
             bar.close()
             print(index_summary(report, gallery))

@@ -1,10 +1,10 @@
-"""Search in a gallery beside other engines, over the same made-up vectors, in one run.
+"""Compare the search in a gallery with other engines, over the same synthetic vectors.
 
     pip install usearch lancedb faiss-cpu
     python benchmarks/search_bench.py --rows 100000 1000000
 
-Vectors lie in clusters, and queries (as texts do) in a cone of their own at some distance from all images. Recall is
-against numpy in fp32. Engines that are not installed are left out. The table goes to standard output as Markdown.
+Vectors lie in clusters; queries lie in a cone of their own at some distance from all images, as texts do. Recall is
+relative to numpy in fp32. Engines that are not installed are left out. Prints a table in Markdown.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     for rows in args.rows:
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
             make(rows, Path(folder))
-            for engine in args.engines:  # each in a process of its own, for its memory
+            for engine in args.engines:  # each in its own process, to measure its memory
                 done = subprocess.run(
                     [sys.executable, __file__, "--one", engine, folder], capture_output=True, text=True
                 )
@@ -46,24 +46,24 @@ def main() -> None:
 
 
 def make(rows: int, folder: Path) -> None:
-    """Vectors, 1% more of them, queries and their true answers, as .npy."""
+    """Write vectors, 1% more of them, queries and their true answers as .npy."""
     random = np.random.default_rng(0)
     centres = unit(random.normal(size=(1000, WIDTH)) + 2 * random.normal(size=WIDTH))
     gap = unit(random.normal(size=WIDTH))  # from where images lie to where texts lie
     vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float16, (rows, WIDTH))
     for start in range(0, rows, 50_000):
         size = min(50_000, rows - start)
-        part = centres[random.integers(0, len(centres), size)] + random.normal(0, 0.03, (size, WIDTH))
-        vectors[start : start + size] = unit(part)
+        chunk = centres[random.integers(0, len(centres), size)] + random.normal(0, 0.03, (size, WIDTH))
+        vectors[start : start + size] = unit(chunk)
     queries = unit(centres[random.integers(0, len(centres), QUERIES)] + random.normal(0, 0.03, (QUERIES, WIDTH)) + gap)
     more = unit(centres[random.integers(0, len(centres), rows // 100)] + random.normal(0, 0.03, (rows // 100, WIDTH)))
     best = np.full((QUERIES, 2 * TOP_K), -np.inf), np.zeros((QUERIES, 2 * TOP_K), np.int64)
     for start in range(0, rows, 50_000):
         scores = queries.astype(np.float32) @ vectors[start : start + 50_000].astype(np.float32).T
-        places = np.tile(np.arange(start, start + scores.shape[1]), (QUERIES, 1))
-        scores, places = np.hstack([best[0], scores]), np.hstack([best[1], places])
+        ids = np.tile(np.arange(start, start + scores.shape[1]), (QUERIES, 1))
+        scores, ids = np.hstack([best[0], scores]), np.hstack([best[1], ids])
         order = np.argsort(-scores, axis=1)[:, : 2 * TOP_K]
-        best = np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1)
+        best = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
     np.save(folder / "queries.npy", queries.astype(np.float32))
     np.save(folder / "more.npy", more.astype(np.float16))
     np.save(folder / "truth.npy", best[1][:, :TOP_K])
@@ -75,11 +75,11 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def measure(name: str, folder: str) -> None:
     vectors = np.load(Path(folder) / "vectors.npy", mmap_mode="r")
-    queries, more, truth = (np.load(Path(folder) / f"{part}.npy") for part in ("queries", "more", "truth"))
-    place = Path(folder) / name
-    place.mkdir()
+    queries, more, truth = (np.load(Path(folder) / f"{file}.npy") for file in ("queries", "more", "truth"))
+    own_folder = Path(folder) / name
+    own_folder.mkdir()
     started = time.perf_counter()
-    engine = ENGINES[name](vectors, place)
+    engine = ENGINES[name](vectors, own_folder)
     build = time.perf_counter() - started
     engine.search(queries[0])
     seconds, right = [], 0
@@ -92,8 +92,8 @@ def measure(name: str, folder: str) -> None:
     engine.add(more)
     engine.search(queries[0])
     added = time.perf_counter() - started
-    disk = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    shutil.rmtree(place)
+    disk = sum(path.stat().st_size for path in own_folder.rglob("*") if path.is_file())
+    shutil.rmtree(own_folder)
     p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

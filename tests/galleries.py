@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from component.search.index import Sources, update
+from component.search.index import Loading, Sources, update
 from component.search.open import gallery_to_write, open_searcher
 
 
@@ -28,10 +28,10 @@ def folder(tmp_path):
 def index(bert_clip_path, folder, tmp_path):
     """Index sources, by default `folder`, into `tmp_path / gallery`."""
 
-    def index(*sources, gallery="gallery", batch_size=5, image_path=None, exclude=(), **options):
+    def index(*sources, gallery="gallery", batch_size=5, image_path=None, exclude=()):
         found = Sources([str(source) for source in sources or [folder]], image_path, exclude)
         with gallery_to_write(str(tmp_path / gallery), bert_clip_path, "cpu") as opened:
-            return update(*opened, found, batch_size=batch_size, **options)
+            return update(*opened, found, Loading(batch_size, num_workers=0))
 
     return index
 

@@ -31,8 +31,10 @@ from component.search.approximate import APPROXIMATE_INDEX, open_index
 from component.search.export import export_gallery
 from component.search.gallery import ROWS, VECTORS, Gallery, is_gallery
 from component.search.open import gallery_to_write, open_searcher
+from component.search.presence import absence_threshold
 from component.search.query import Filter, Query
 from component.search.rows import ImageFile
+from component.search.searcher import Searcher
 from component.search.thumbnails import thumbnail
 from component.search.writer import GalleryWriter
 
@@ -198,7 +200,7 @@ def test_one_unreadable_item_never_stops_the_rest(index, folder, tmp_path, monke
 
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(os, "scandir", refuse)
-    report = index(num_workers=0)
+    report = index()
     assert set(report.unreadable) == {broken, str(folder / "红")} and (report.added, report.deleted) == (11, 0)
     monkeypatch.undo()
     assert index().added == 1 and len(paths(Gallery(str(tmp_path / "gallery")))) == 24
@@ -490,21 +492,74 @@ def test_the_faiss_index_finds_what_the_exact_search_finds(searcher, approximate
         assert approximate.search(query, 10, where) == searcher.search(query, 10, where)
 
 
-def test_probes_are_raised_until_the_recall_holds(tmp_path):
+def gallery_of(folder, vectors: torch.Tensor, texts: torch.Tensor) -> GalleryWriter:
+    """A gallery without a model: these vectors are its images, these its random texts."""
+    gallery = GalleryWriter.create(str(folder), vectors.shape[1], random_texts=texts.tolist(), fingerprint="")
+    files = [ImageFile(f"/{row}.png", FileState(row, 1, 1, 1)) for row in range(len(vectors))]
+    gallery.add(files, [row.to_bytes(16, "big") for row in range(len(vectors))], [None] * len(files), vectors.numpy())
+    return gallery
+
+
+def random_vectors(number: int, width: int, seed: int) -> torch.Tensor:
+    vectors = torch.from_numpy(np.random.default_rng(seed).normal(size=(number, width))).float()
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def test_probes_are_raised_until_the_recall_holds(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
-    vectors = torch.nn.functional.normalize(torch.randn(5000, 8), dim=1)
-    texts = torch.nn.functional.normalize(torch.randn(50, 8), dim=1)
-    gallery = GalleryWriter.create(str(tmp_path), 8, random_texts=texts.tolist(), fingerprint="")
-    files = [ImageFile(f"/{row}.png", FileState(row, 1, 1, 1)) for row in range(5000)]
-    gallery.add(files, [bytes([row % 256]) for row in range(5000)], [None] * 5000, vectors.numpy())
-    index = open_index(gallery)
-    few = [set(rows) for rows in index._probe(texts, 10, torch.ones(5000, dtype=bool), 1)]
-    best = (texts @ torch.from_numpy(gallery.vectors()).float().T).topk(10).indices.tolist()
-    assert np.mean([len(a & set(b)) for a, b in zip(few, best, strict=True)]) < 9.5 <= 10 * index.recall
-    narrow = torch.zeros(5000, dtype=bool)
-    narrow[:300] = True
-    for query in texts:
-        assert set(index.search(query, 20, narrow).tolist()) >= set((vectors[:300] @ query).topk(10).indices.tolist())
+    vectors, texts = random_vectors(5000, 32, 0), random_vectors(50, 32, 1)
+    index = open_index(gallery_of(tmp_path, vectors, texts))
+    assert 8 < index.probes and index.recall >= 0.95
+    narrow = torch.arange(5000) < 300
+    for exact_rows in (0, 50_000):
+        monkeypatch.setattr("component.search.approximate.MAX_EXACT_ROWS", exact_rows)
+        found = [set(index.search(text, 20, narrow).tolist()) for text in texts]
+        best = (texts @ vectors[:300].T).topk(10).indices.tolist()
+        assert all(rows <= set(range(300)) and len(rows) >= 20 for rows in found)
+        assert np.mean([len(a & set(b)) for a, b in zip(found, best, strict=True)]) >= 9.5
+
+
+def test_a_text_without_an_image_is_told_from_one_with(tmp_path):
+    vectors, texts = random_vectors(2000, 64, 0), random_vectors(200, 64, 1)
+    gallery = gallery_of(tmp_path, vectors, texts)
+    assert absence_threshold(gallery_of(tmp_path / "few", vectors[:10], texts)) is None
+    gallery.note(absence_threshold=absence_threshold(gallery))
+    model, asked = None, []
+    searcher = Searcher(gallery, model, model)
+    searcher.embed = lambda query: asked.pop()
+    with_image = torch.nn.functional.normalize(vectors[:100] + random_vectors(100, 64, 2), dim=1)
+    absent = []
+    for queries in (with_image, random_vectors(100, 64, 3)):
+        asked[:] = list(queries)
+        absent.append(sum(searcher.answer(Query(texts=["x"]), fold).probably_absent for fold in [1] * 100))
+    assert absent[0] <= 5 and absent[1] >= 60
+    asked[:] = [with_image[0]] * 2
+    assert searcher.answer(Query(like=[0])).probably_absent is None
+    assert searcher.answer(Query(texts=["x"]), where=Filter(folder="/nowhere")).probably_absent is None
+
+
+def test_a_gallery_of_format_1_answers_and_is_brought_up_to_date(index, folder, searcher, tmp_path):
+    query = searcher.embed(Query(texts=["红色的圆"]))
+    before = [(hit.image.path, hit.score) for hit in searcher.search(query, 30)]
+    with closing(sqlite3.connect(tmp_path / "gallery" / ROWS)) as database, database:
+        for column in ("ctime_ns", "inode", "caption", "taken"):
+            database.execute(f"ALTER TABLE images DROP COLUMN {column}")
+        for column in ("ctime_ns", "inode"):
+            database.execute(f"ALTER TABLE bad_images DROP COLUMN {column}")
+        database.execute("ALTER TABLE images RENAME COLUMN shard TO place")
+        database.execute("ALTER TABLE images RENAME COLUMN status TO deleted")
+        database.execute("DELETE FROM about WHERE key IN ('id', 'num_rows', 'absence_threshold', 'absence_images')")
+        database.execute("UPDATE about SET value = '1' WHERE key = 'format'")
+    old = open_searcher(str(tmp_path / "gallery"), device="cpu")
+    assert [(hit.image.path, hit.score) for hit in old.search(query, 30)] == before
+    assert old.answer(Query(texts=["红"])).probably_absent is None
+    report = index()
+    assert (report.unchanged, report.added) == (24, 0)
+    new = open_searcher(str(tmp_path / "gallery"), device="cpu")
+    assert [(hit.image.path, hit.score) for hit in new.search(query, 30)] == before
+    os.rename(folder / "blue" / "0.png", tmp_path / "between")  # now the whole state of each file is known
+    os.rename(tmp_path / "between", folder / "blue" / "0.png")
+    assert index().moved == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "older"])

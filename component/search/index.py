@@ -38,6 +38,22 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How images are read: `batch_size` per forward pass, by `num_workers` processes.
+
+    num_workers None: none for few images, otherwise one per core, at most 8.
+    """
+
+    batch_size: int = 64
+    num_workers: int | None = None
+
+    def workers_for(self, images: int) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(8, usable_cores()) if images > 4 * self.batch_size else 0
+
+
+@dataclass(frozen=True)
 class Progress:
     """Callbacks of the first process: `on_total` with the number of images to embed, `on_batch` with those done."""
 
@@ -50,8 +66,7 @@ def update(
     model: BertCLIPModel,
     processor: CLIPProcessor,
     sources: Sources,
-    batch_size: int = 64,
-    num_workers: int | None = None,
+    loading: Loading = Loading(),
     progress: Progress = Progress(),
 ) -> IndexReport:
     """Scan the sources, and add, move and mark rows until the gallery describes what is there.
@@ -60,7 +75,6 @@ def update(
 
     Args:
         gallery: of `gallery_to_write`; None in all processes but the first.
-        num_workers: processes that read and decode; None: none for few images, otherwise one per core, at most 8.
     """
     state, report = PartialState(), IndexReport()
     new: list[ImageFile] = []
@@ -70,9 +84,7 @@ def update(
     shared = [new]
     broadcast_object_list(shared)
     (new,) = shared
-    if num_workers is None:
-        num_workers = min(8, usable_cores()) if len(new) > 4 * batch_size else 0
-    for batch in _embedded(model, processor, new, batch_size, num_workers):
+    for batch in _embedded(model, processor, new, loading):
         if not state.is_main_process:
             continue
         images = batch.images
@@ -148,15 +160,16 @@ class _Files:
 
 @torch.inference_mode()
 def _embedded(
-    model: BertCLIPModel, processor: CLIPProcessor, files: Sequence[ImageFile], batch_size: int, num_workers: int
+    model: BertCLIPModel, processor: CLIPProcessor, files: Sequence[ImageFile], loading: Loading
 ) -> Iterator[_Batch]:
     """Yield the batches of all processes, with their vectors."""
     process = PartialState()
-    batches = [list(range(len(files))[start : start + batch_size]) for start in range(0, len(files), batch_size)]
+    size = loading.batch_size
+    batches = [list(range(len(files))[start : start + size]) for start in range(0, len(files), size)]
     loader = DataLoader(
         range(len(files)),
         batch_sampler=batches[process.process_index :: process.num_processes],
-        num_workers=num_workers,
+        num_workers=loading.workers_for(len(files)),
         collate_fn=_Files(files, ImageTransform(processor.image_processor)).load,
         pin_memory=model.device.type == "cuda",
     )

@@ -137,7 +137,8 @@ def announced(gallery: Gallery, address: Address) -> Iterator[None]:
     path = os.path.join(gallery.folder, PORT_FILE)
     content = json.dumps({"gallery": gallery.about.get("id"), "url": address.local_url, "pid": os.getpid()})
     with contextlib.suppress(OSError), new_file(path, sync=False) as file:
-        os.fchmod(file.fileno(), 0o600)  # the token is in it
+        if hasattr(os, "fchmod"):  # not on Windows
+            os.fchmod(file.fileno(), 0o600)  # the token is in it
         file.write(content)
     try:
         yield

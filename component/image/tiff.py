@@ -199,9 +199,9 @@ def _samples(directory: _Directory) -> Samples:
 
 def _widen_colour_map(directory: _Directory, tiff: bytearray) -> None:
     """Repair a palette that holds 8-bit values although TIFF's have 16, as libtiff does."""
-    if directory.number(_PHOTOMETRIC, default=1) != _PALETTE:
-        return
-    colours = directory.numbers(_COLOUR_MAP)
-    if len(colours) > 2 and max(colours) < 256:
+    is_palette = directory.number(_PHOTOMETRIC, default=1) == _PALETTE
+    has_shorts = any(tag == _COLOUR_MAP and kind == _SHORT for tag, kind, _, _ in directory.entries)
+    colours = directory.numbers(_COLOUR_MAP) if is_palette and has_shorts else ()
+    if len(colours) > 4 and max(colours) < 256:  # more than fit into the entry itself
         wide = [257 * colour for colour in colours]
         struct.pack_into(f"{directory.order}{len(wide)}H", tiff, directory.offset(_COLOUR_MAP), *wide)

@@ -3,8 +3,16 @@
 import argparse
 import sys
 
-from component.ground.command import Parser, input_file, output_file, output_folder, run_script, whole_number
+from component.ground.command import (
+    Parser,
+    input_file,
+    output_file,
+    output_folder,
+    run_script,
+    whole_number,
+)
 from component.ground.plain_text import one_line
+from component.pairs.columns import columns_option
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +33,12 @@ def parse_args() -> argparse.Namespace:
         "--class_names",
         type=input_file,
         help="zero-shot: text file, one class per line: folder<TAB>name, or names in folder order",
+    )
+    parser.add_argument(
+        "--columns",
+        type=columns_option,
+        metavar="NAMES",
+        help="names of the columns, such as text=caption,url=URL",
     )
     parser.add_argument(
         "--image_path",
@@ -65,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from component.report.evaluation_page import retrieval_page, zero_shot_page
 
     if args.test_file:
-        data = read_retrieval_data(args.test_file, args.image_path)
+        data = read_retrieval_data(args.test_file, args.image_path, args.columns)
         names, num_texts, measure = data.image_names, len(data.texts), evaluate_retrieval
         table, write, page = report.retrieval_table, report.write_retrieval_report, retrieval_page
     else:

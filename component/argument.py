@@ -65,6 +65,13 @@ class CLIPTrainingArguments(TrainingArguments):
         },
     )
     test_file: str | list[str] | None = field(default=None, metadata={"help": "The same for evaluation; null: none."})
+    columns: str | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the columns of train_file and test_file, such as text=caption,filename=image; null: as "
+            "published data sets call them."
+        },
+    )
     image_path: str | None = field(
         default=None,
         metadata={"help": "Folder that file names are relative to, or the tsv of a .jsonl. Shards need none."},

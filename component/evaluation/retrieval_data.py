@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -48,7 +48,9 @@ class StoredImages(Sequence):
         return load_image(store.read(locator))
 
 
-def read_retrieval_data(test_file: str | Sequence[str], image_path: str | None) -> RetrievalData:
+def read_retrieval_data(
+    test_file: str | Sequence[str], image_path: str | None, columns: Mapping[str, str] | None = None
+) -> RetrievalData:
     """Read labelled pairs in any of the formats of `read_pair_files`.
 
     In tables and shards, equal texts are one query, and all their images are right answers. Each line of a .jsonl and
@@ -59,12 +61,12 @@ def read_retrieval_data(test_file: str | Sequence[str], image_path: str | None) 
         ValueError: a file is malformed (the message names the line) or has no pairs.
         OSError: a file does not exist.
     """
-    check_pair_files(test_file, image_path)
+    check_pair_files(test_file, image_path, columns)
     texts: dict[tuple[str, str | None], int] = {}
     images: dict[str, int] = {}
     pairs: dict[tuple[int, int], None] = {}
     found, num_empty = [], 0
-    for store, chunk in read_pair_files(test_file, image_path, whole_gallery=True):
+    for store, chunk in read_pair_files(test_file, image_path, columns, whole_gallery=True):
         queries = chunk["query"] if "query" in chunk else itertools.repeat(None)
         for text, locator, query in zip(chunk["text"].str.strip(), chunk["filename"], queries, strict=False):
             if query != GALLERY and not is_caption(text):

@@ -31,7 +31,7 @@ KNOWN_NAMES = {
         *("filename", "filepath", "imagepath", "imagefile", "imgpath", "image", "img", "path", "imagename"),
         *("imageid", "文件名", "图片"),
     ),
-    "url": ("imageurl", "imgurl", "url", "link", "链接"),
+    "url": ("imageurl", "imgurl", "url", "链接"),
 }
 _SEPARATORS = {"，": "full-width commas", "、": "“、”"}
 _LISTED = re.compile(r"""\[\s*(?:(['"])(.*?)\1.*|(.*?))\s*\]""", re.DOTALL)  # ['http://…'], the first of several
@@ -43,23 +43,27 @@ ChooseColumns = Callable[[Sequence[str]], list[tuple[str, int]]]
 warn_once = functools.lru_cache(logger.warning)
 
 
-def columns_option(text: str) -> dict[str, str]:
-    """Type of the option `--columns` of a script: `text=caption,url=URL` → {"text": "caption", "url": "URL"}."""
+def parse_columns(text: str) -> dict[str, str]:
+    """Read an option such as `text=caption,url=URL`: required name → name of the column.
+
+    Raises:
+        ValueError: with what is expected.
+    """
     pairs = [pair.partition("=") for pair in text.split(",")]
     columns = {name.strip(): column.strip() for name, _, column in pairs}
+    if len(columns) != len(pairs) or not all(name in KNOWN_NAMES and column for name, column in columns.items()):
+        raise ValueError("expected some of text=…, filename=… and url=…, such as text=caption,url=URL")
+    return columns
+
+
+def columns_option(text: str) -> dict[str, str]:
+    """Type of the option `--columns` of a script."""
     try:
         require_columns_option(columns)
         if len(columns) != len(pairs):
             raise ValueError("expected each of text, filename and url once at most")
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-    return columns
-
-
-def require_columns_option(columns: Mapping[str, str]) -> None:
-    """Raise ValueError unless `columns` maps some of text, filename and url to names of columns."""
-    if not columns or not all(key in KNOWN_NAMES and column for key, column in columns.items()):
-        raise ValueError("expected text=…, filename=… or url=…, separated by commas, such as text=caption,url=URL")
 
 
 def find_columns(

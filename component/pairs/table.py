@@ -41,6 +41,8 @@ def read_table(
         ImportError: the file is Parquet and pyarrow is not installed.
     """
     for part in parts_of(path):
+        if not os.path.isfile(part):
+            raise FileNotFoundError(f"{part}: no such file. Expected a table with the columns {', '.join(required)}.")
         kind = kind_of(part)
         if kind not in _READERS:
             raise ValueError(f"{part} holds captions as {kind.value}, not a table with one row for each pair.")
@@ -68,9 +70,9 @@ class _Choice:
         if "text" in self._columns:
             chunk = with_one_text(chunk)
         if "url" in self._columns:
-            chunk["url"] = list(map(clean_url, chunk["url"]))
+            chunk["url"] = chunk["url"].map(clean_url)
         if self._columns.get("filename", "") is None:
-            chunk["filename"] = list(map(filename_from_url, chunk["url"]))
+            chunk["filename"] = chunk["url"].map(filename_from_url)
         return chunk[list(self._required)] if self._only_required else chunk
 
 
@@ -82,7 +84,7 @@ def with_one_text(chunk: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_table_name(path: str) -> None:
-    """Raise ValueError unless `new_table` writes the format that a name asks for."""
+    """Raise ValueError unless `new_table` writes the format that the ending of a name says."""
     ending = os.path.splitext(path)[1].lower()
     if ending not in (*_SEPARATORS, ".parquet"):
         raise ValueError(f"{path}: a table is written as .csv, .tsv or .parquet, not as {ending}")

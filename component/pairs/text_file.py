@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, TextIO
 
@@ -135,33 +135,60 @@ def _encoding_fault(path: str) -> str:
             offset += len(line)
             if num_bad == _ENOUGH_LINES:
                 break
-    guess = _guess_encoding(sample)
+    guesses = _guess_encodings(sample)
+    names = " or ".join(name for name, _ in guesses)
     if good > replaced:
         lines = "one line" if num_bad == 1 else f"{num_bad} lines" + " or more" * (num_bad == _ENOUGH_LINES)
-        looks = f", which look{'s' * (num_bad == 1)} like {guess[0]}" if guess else ""
+        looks = f", which look{'s' * (num_bad == 1)} like {names}" if guesses else ""
         return (
             f"{path} is UTF-8 but for {lines}{looks} ({first}). Mend that, or leave such bytes out: "
             f"{_convert(path, 'utf-8 -c')}"
         )
-    if guess:
-        return f"{path} is not UTF-8 ({first}) but looks like {guess[0]}. Convert it: {_convert(path, guess[1])}"
+    if len(guesses) == 1:
+        return f"{path} is not UTF-8 ({first}) but looks like {names}. Convert it: {_convert(path, guesses[0][1])}"
+    if guesses:
+        return (
+            f"{path} is not UTF-8 ({first}) but looks like {names}. Convert it from the one that gives the right "
+            f"text: {_convert(path, guesses[0][1])} (or -f {', -f '.join(codec for _, codec in guesses[1:])})"
+        )
     return f"{path} is not UTF-8 ({first}). Save it as UTF-8; `file {shlex.quote(path)}` may tell what it is."
 
 
-def _guess_encoding(sample: bytes) -> tuple[str, str] | None:
-    """(name, iconv's name) of the Chinese encoding in which most of the characters would be everyday ones."""
-    shares = {}
-    # Both standards put the everyday characters first, under these first bytes.
-    for name, codec, leads, least_trail in (
-        ("GBK", "gb18030", range(0xB0, 0xD8), 0xA1),
-        ("Big5", "big5", range(0xA4, 0xC7), 0x40),
-    ):
+def _guess_encodings(sample: bytes) -> list[tuple[str, str]]:
+    """(name, iconv's name) of the East Asian encodings that fit a sample: several if none fits better."""
+    fitting = {}
+    for name, codec, is_usual, is_typical, least in _ENCODINGS:
         text = [character for character in sample.decode(codec, errors="replace") if character > "\x7f"]
         codes = [character.encode(codec, errors="ignore") for character in text]
-        everyday = sum(len(code) == 2 and code[0] in leads and code[1] >= least_trail for code in codes)
-        shares[name, codec] = everyday / max(len(codes), 1)
-    best = max(shares, key=shares.get)
-    return best if shares[best] > 0.5 else None
+        if text and sum(map(is_usual, codes)) > len(text) / 2:
+            fitting[name, codec.replace("_", "-")] = sum(map(is_typical, text)) / len(text) >= least
+    return [found for found, is_sure in fitting.items() if is_sure] or list(fitting)
+
+
+def _two_bytes(leads: Sequence[int], least_trail: int = 0x40) -> Callable[[bytes], bool]:
+    return lambda code: len(code) == 2 and code[0] in leads and code[1] >= least_trail
+
+
+_COMMON = set(
+    "的一是不了人我在有他这這中大来來上国國个個到说說们們为為子和你地出也时時年得就那要下以生会會自去之过"
+    "過家学學对對可里裡后後小心多天能好都没沒日起还還成只隻看文无無开開手用主行方又如前所本见見头頭面公同"
+    "三已老从動两兩长長红紅"
+)
+# Name, codec, which codes most of the characters have, which characters are typical and their least share. The Chinese
+# standards put the usual characters first, under these first bytes, where those of the others are too.
+_ENCODINGS = (
+    ("GBK", "gb18030", _two_bytes(range(0xB0, 0xD8), 0xA1), _COMMON.__contains__, 0.1),
+    ("Big5", "big5", _two_bytes(range(0xA4, 0xC7)), _COMMON.__contains__, 0.1),
+    ("EUC-KR", "euc_kr", _two_bytes(range(0xB0, 0xC9), 0xA1), lambda letter: "\uac00" <= letter <= "\ud7a3", 0.8),
+    ("Shift_JIS", "shift_jis", _two_bytes(range(0x81, 0xA0)), lambda letter: "\u3041" <= letter <= "\u30ff", 0.3),
+    (
+        "EUC-JP",
+        "euc_jp",
+        _two_bytes((*range(0xA4, 0xA6), *range(0xB0, 0xD0)), 0xA1),
+        lambda letter: "\u3041" <= letter <= "\u30ff",
+        0.3,
+    ),
+)
 
 
 def read_lines(path: str) -> dict[int, str]:

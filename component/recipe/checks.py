@@ -8,6 +8,7 @@ from dataclasses import fields
 from component.ground.files import require_writable_folder
 from component.hub.model_path import is_hub_name
 from component.modeling_bertclip import POOLINGS
+from component.pairs.columns import parse_columns
 from component.pairs.sources import check_pair_files, needs_folder
 from component.pairs.table_files import pair_files
 
@@ -21,12 +22,16 @@ def check_files(args) -> None:
             f"`bert_pretrain_path` is missing: {help_of(args, 'bert_pretrain_path')} "
             "To start from a whole BertCLIP folder, set load_from_bert_clip to true."
         )
+    try:
+        columns = parse_columns(args.columns) if args.columns else None
+    except ValueError as error:
+        raise ValueError(f"`columns` is {args.columns!r}; {error}.") from None
     for key in ("train_file", "test_file"):
         files = getattr(args, key) or []
-        if not args.image_path and any(map(needs_folder, pair_files(files))):
+        if not args.image_path and any(needs_folder(path, columns) for path in pair_files(files)):
             raise ValueError(f"`image_path` is missing: {help_of(args, 'image_path')}")
         try:
-            check_pair_files(files, args.image_path)
+            check_pair_files(files, args.image_path, columns)
         except (ValueError, FileNotFoundError) as error:
             can_split = key == "test_file" and isinstance(error, FileNotFoundError)
             raise ValueError(f"`{key}`: {error}{_how_to_split(args) if can_split else ''}") from None

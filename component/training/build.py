@@ -15,6 +15,7 @@ from component.hub.identity import image_tower
 from component.hub.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.pairs.columns import parse_columns
 from component.pairs.pair_table import KEY_FORMAT
 from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
@@ -88,11 +89,10 @@ def load_datasets(
         processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
     )
     folder = None if whole_texts or args.pair_table == "off" else args.pair_table
-    work = SharedWork(args.dataloader_num_workers)
+    columns = parse_columns(args.columns) if args.columns else None
+    reading = {"columns": columns, "folder": folder, "work": SharedWork(args.dataloader_num_workers)}
     return tuple(
-        PairDataset(file, args.image_path, processor, max_seq_length, transform, folder=folder, work=work)
-        if file
-        else None
+        PairDataset(file, args.image_path, processor, max_seq_length, transform, **reading) if file else None
         for file, transform in ((args.train_file, augmented), (args.test_file, None))
     )
 

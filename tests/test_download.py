@@ -625,7 +625,7 @@ def test_duplicated_file_names_keep_the_first_url_and_further_captions_cost_noth
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "No such file"),
+        (None, "no such file"),
         (b"", "is empty"),
         (b"text,address,filename\na,b,c\n", "no column `url` (found: text, address, filename)"),
         ("text,url,filename\n猫,b,狗\n".encode("gb18030"), "is not UTF-8"),

@@ -13,25 +13,11 @@ logger = logging.getLogger(__name__)
 # `ImageURL` and ` Image URL` are one name. In Zero, `Url` is the web page and `ImageUrl` the image.
 KNOWN_NAMES = {
     "text": (
-        *(
-            "text",
-            "caption",
-            "captions",
-            "texts",
-            "title",
-            "querytext",
-            "imagequery",
-            "query",
-            "sentence",
-            "sentences",
-        ),
-        *("raw", "description", "alttext", "alt", "captionzh", "文本", "描述", "标题"),
-    ),
-    "filename": (
-        *("filename", "filepath", "imagepath", "imagefile", "imgpath", "image", "img", "path", "imagename"),
-        *("imageid", "文件名", "图片"),
-    ),
-    "url": ("imageurl", "imgurl", "url", "链接"),
+        "text caption captions texts title querytext imagequery query sentence sentences raw description alttext alt "
+        "captionzh 文本 描述 标题"
+    ).split(),
+    "filename": "filename filepath imagepath imagefile imgpath image img path imagename imageid 文件名 图片".split(),
+    "url": "imageurl imgurl url 链接".split(),
 }
 _SEPARATORS = {"，": "full-width commas", "、": "“、”"}
 _LISTED = re.compile(r"""\[\s*(?:(['"])(.*?)\1.*|(.*?))\s*\]""", re.DOTALL)  # ['http://…'], the first of several

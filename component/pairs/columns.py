@@ -45,9 +45,7 @@ def parse_columns(text: str) -> dict[str, str]:
 def columns_option(text: str) -> dict[str, str]:
     """Type of the option `--columns` of a script."""
     try:
-        require_columns_option(columns)
-        if len(columns) != len(pairs):
-            raise ValueError("expected each of text, filename and url once at most")
+        return parse_columns(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 

@@ -145,13 +145,14 @@ def clip_path(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def bert_clip_path(tmp_path_factory, clip_path, bert_path) -> str:
     """A BertCLIP folder as training writes it."""
+    from component.checkpoint import save_checkpoint
     from component.model import BertCLIPModel
-    from component.processor import load_processor, save_processor
+    from component.processor import load_processor
 
     path = str(tmp_path_factory.mktemp("bert_clip"))
     torch.manual_seed(2)
-    BertCLIPModel.from_vision_text_pretrained(clip_path, bert_path).save_pretrained(path)
-    save_processor(load_processor(clip_path, bert_path, max_length=24), path)
+    model = BertCLIPModel.from_vision_text_pretrained(clip_path, bert_path)
+    save_checkpoint(model, load_processor(clip_path, bert_path, max_length=24), path)
     return path
 
 

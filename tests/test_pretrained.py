@@ -281,7 +281,7 @@ def _truncate(path):
 
 
 FAULTS = {
-    "empty folder": lambda path: [os.remove(f"{path}/{name}") for name in os.listdir(path)],
+    "empty folder": lambda path: (shutil.rmtree(path), os.mkdir(path)),
     "no weights": lambda path: os.remove(f"{path}/model.safetensors"),
     "half weights": lambda path: _truncate(f"{path}/model.safetensors"),
     "empty weights": lambda path: os.truncate(f"{path}/model.safetensors", 0),
@@ -544,7 +544,9 @@ def test_an_earlier_download_is_used_if_the_hub_is_out_of_reach(no_hub, bert_cli
 def hub_server(hub, bert_clip_path, tmp_path, monkeypatch) -> Iterator[HubServer]:
     """A Hub with a BertCLIP, `somebody/clip`, whose downloads go to a folder of this test."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with HubServer({file.name: file.read_bytes() for file in Path(bert_clip_path).iterdir()}) as server:
+    folder = Path(bert_clip_path)
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with HubServer(files) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         hub(server.url)
         yield server

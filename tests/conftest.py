@@ -1,4 +1,4 @@
-"""Small towers and small data, made anew for each test session: no network, seconds on a CPU."""
+"""Small towers and small data, made once per test session: no network, seconds on a CPU."""
 
 import atexit
 import csv
@@ -56,7 +56,7 @@ EVERY_TRANSFORMERS = [
 
 
 def python(*arguments, processes: int = 1) -> list[str]:
-    """A command line: Python, or torchrun of so many processes, with these arguments."""
+    """A command line: Python, or torchrun with several processes, and these arguments."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
 
@@ -84,7 +84,7 @@ def write_csv(path, rows, header=("text", "url", "filename"), encoding="utf-8") 
 
 @pytest.fixture(scope="module")
 def browser():
-    """A real browser; the test is skipped where there is none."""
+    """A real browser; the test is skipped if none is installed."""
     playwright = pytest.importorskip("playwright.sync_api")
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None) or pytest.skip("no Chromium")
@@ -121,7 +121,7 @@ def bert_path(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def clip_path(tmp_path_factory) -> str:
-    """A CLIPModel folder with its image processor. Vision width 48, projection 16, pictures of 32 px."""
+    """A CLIPModel folder with its image processor. Vision width 48, projection 16, images of 32 px."""
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -158,7 +158,7 @@ def bert_clip_path(tmp_path_factory, clip_path, bert_path) -> str:
 
 @pytest.fixture(scope="session")
 def chinese_clip_path(tmp_path_factory, bert_path) -> str:
-    """A Chinese-CLIP folder as on the hub: ChineseCLIPModel, vocab.txt, pictures squeezed to squares of 32 px."""
+    """A Chinese-CLIP folder as on the hub: ChineseCLIPModel, vocab.txt, images squeezed to squares of 32 px."""
     from transformers import BertConfig, ChineseCLIPConfig, ChineseCLIPModel
     from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 

@@ -47,8 +47,8 @@ def test_a_run_writes_its_curves_as_csv_and_png(run, data, tmp_path):
     assert table["loss"].notna().tolist() == [False, True, True]
     assert table["eval_mean_recall"].notna().all() and table["data_wait"].dropna().between(0, 1).all()
     assert {"ln_batch", "learning_rate", "logit_scale", "pairs_per_second", "text_cosine"} <= set(table)
-    with Image.open(tmp_path / "output" / "training.png") as picture:
-        assert picture.format == "PNG" and picture.width > 1000
+    with Image.open(tmp_path / "output" / "training.png") as image:
+        assert image.format == "PNG" and image.width > 1000
 
 
 def test_a_run_shorter_than_logging_steps_has_curves(run, tmp_path):

@@ -48,7 +48,7 @@ def _fault(error: json.JSONDecodeError) -> str:
 
 
 def read_overrides(items: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Read "key=value" items. A value is JSON, or text where it is not JSON or its key takes text but no such value.
+    """Read "key=value" items. A value that is not JSON is text, and so is a number for a key that takes only text.
 
     Args:
         hints: key → type.

@@ -25,8 +25,11 @@ CONFIGS = ("deepspeed", "fsdp_config", "accelerator_config")  # files, or their 
 
 
 def resolve(args) -> None:
-    """Raises ValueError: a path begins with `~name`, but there is no such user; a path is not ASCII and the
-    locale not UTF-8; a config file does not exist.
+    """Resolve every key in place.
+
+    Raises:
+        ValueError: a path begins with `~name`, but there is no such user; a path is not ASCII and the locale not
+            UTF-8; a config file does not exist.
     """
     _resolve_paths(args)
     _resolve_words(args)

@@ -46,7 +46,7 @@ class BadImages:
         self._rows[split].update(rows)
 
     def forget(self, split: str) -> None:
-        """Count anew; what was named is not named again."""
+        """Reset the count of a split. Images that were logged before are not logged again."""
         self._rows[split].clear()
 
     def rows(self, split: str) -> list[int]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPProcessor
 
 from component.ground.cores import usable_cores
+from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
 from component.image.load import BadImageError, check_aspect, load_image
 from component.image.rgb import to_rgb
@@ -187,12 +188,13 @@ def image_batches(
     """
     if num_workers is None:
         num_workers = min(8, usable_cores()) if len(images) > batch_size else 0
+    transform = ImageTransform(processor.image_processor)
     return DataLoader(
         range(len(images)),
         batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=partial(_read, images, ImageTransform(processor.image_processor), folder),
+        collate_fn=ToSharedMemory(partial(_read, images, transform, folder)),
         pin_memory=device.type == "cuda",
+        **worker_options(num_workers, batch_size * transform.bytes_per_image),
     )
 
 

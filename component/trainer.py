@@ -20,7 +20,6 @@ from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.model import BertCLIPModel
-from component.pairs.image_source import image_bytes
 from component.training.bad_images import BadImages
 from component.training.data_wait import DataWait
 from component.training.early_stopping import StopEarly
@@ -130,7 +129,7 @@ class CLIPTrainer(SavingTrainer):
         self, dataset: Pairs, batches: Iterable[LocalBatch], batch_size: int, persistent: bool = False
     ) -> DataLoader:
         args = self.args
-        batch_bytes = batch_size * image_bytes(dataset.images, dataset.some_rows(16))
+        batch_bytes = batch_size * dataset.images.bytes_per_image
         workers = worker_options(args.dataloader_num_workers, batch_bytes, args.dataloader_prefetch_factor)
         return DataLoader(
             dataset,

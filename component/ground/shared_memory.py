@@ -15,9 +15,7 @@ logger = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"
 REMEDY = "Give the container more (docker run --shm-size=8g, or --ipc=host), or set smaller batches"
 PREFETCH_FACTOR = 2  # torch's default, in batches per worker
-IN_USE = (
-    2  # batches that the main process holds in addition: the current one, and the next one until it takes its turn
-)
+IN_USE = 2  # batches that the main process holds in addition: the current one and the next one
 
 
 def worker_options(num_workers: int, batch_bytes: int, prefetch_factor: int | None = None) -> dict[str, int | None]:
@@ -46,9 +44,19 @@ def worker_options(num_workers: int, batch_bytes: int, prefetch_factor: int | No
     return fitting
 
 
+class SharedMemoryFull(OSError):
+    """A DataLoader worker cannot hand over its batch.
+
+    torch raises it again in the main process with the worker's traceback as its text, of which only the end is kept.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
 @dataclass(frozen=True)
 class ToSharedMemory:
-    """A collate_fn whose worker says that shared memory is full.
+    """A collate_fn that raises `SharedMemoryFull`.
 
     torch moves tensors to shared memory in a thread of the worker. If that fails, the thread prints a traceback and
     drops the batch, and the main process waits for it forever.
@@ -63,7 +71,6 @@ class ToSharedMemory:
         try:
             return recursively_apply(lambda tensor: tensor.share_memory_(), batch)
         except RuntimeError as error:
-            raise OSError(
-                f"a DataLoader worker cannot put its batch into {SHARED_MEMORY} ({error}). {REMEDY}, or a lower "
-                "dataloader_num_workers."
+            raise SharedMemoryFull(
+                f"a DataLoader worker cannot put its batch into {SHARED_MEMORY} ({error}). {REMEDY} or fewer workers."
             ) from None

@@ -6,6 +6,7 @@ that a pixel can have.
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -76,6 +77,12 @@ class ImageTransform:
         """B images from `read` → (B, 3, H, W) float32."""
         pixels = np.stack(images)
         return torch.from_numpy(np.stack([self._values[c][pixels[..., c]] for c in range(3)], axis=1))
+
+    @cached_property
+    def bytes_per_image(self) -> int:
+        """Size of the pixel_values of one image."""
+        size = (8, 8)
+        return 4 * self.crop(Image.new("RGB", size), size, torch.Generator()).size
 
     def _crop_anywhere(self, image: Image.Image, generator: torch.Generator | None) -> Image.Image:
         """A random crop, scaled to the tower's size (Inception, arXiv:1409.4842, section 6)."""

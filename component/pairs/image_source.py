@@ -35,10 +35,12 @@ class ImageSource(Protocol):
 
     rows: the rows of the table that may have a good image.
     bad: row → reason, of the other rows.
+    bytes_per_image: size of the columns that `load` gives.
     """
 
     rows: GoodRows
     bad: dict[int, str]
+    bytes_per_image: int
 
     def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> ImageBatch:
         """Load the images of some of `self.rows`; the columns are inputs of the model.
@@ -46,12 +48,6 @@ class ImageSource(Protocol):
         Args:
             generator: source of all randomness (crop, flip); None: torch's global one.
         """
-
-
-def image_bytes(images: ImageSource, rows: Sequence[int]) -> int:
-    """Bytes of the model's input for one image: the first good one of some rows, or 0 if none is good."""
-    loaded = (images.load([row], torch.Generator()) for row in rows)
-    return next((sum(tensor.nbytes for tensor in batch.columns.values()) for batch in loaded if batch.columns), 0)
 
 
 class DecodedImages:
@@ -64,6 +60,7 @@ class DecodedImages:
     def __init__(self, table: PairTable, transform: ImageTransform):
         self.table, self.transform = table, transform
         self.rows, self.bad = GoodRows(len(table), np.empty(0, np.int64)), {}
+        self.bytes_per_image = transform.bytes_per_image
 
     def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> ImageBatch:
         """As `ImageSource.load`. Raises OSError or MemoryError when an image cannot be judged because of them."""

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPProcessor
 
 from component.ground.cores import usable_cores
+from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
 from component.image.load import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
@@ -166,12 +167,13 @@ def _embedded(
     process = PartialState()
     size = loading.batch_size
     batches = [list(range(len(files))[start : start + size]) for start in range(0, len(files), size)]
+    transform = ImageTransform(processor.image_processor)
     loader = DataLoader(
         range(len(files)),
         batch_sampler=batches[process.process_index :: process.num_processes],
-        num_workers=loading.workers_for(len(files)),
-        collate_fn=_Files(files, ImageTransform(processor.image_processor)).load,
+        collate_fn=ToSharedMemory(_Files(files, transform).load),
         pin_memory=model.device.type == "cuda",
+        **worker_options(loading.workers_for(len(files)), size * transform.bytes_per_image),
     )
     mine = iter(loader)
     for _ in range(0, len(batches), process.num_processes):

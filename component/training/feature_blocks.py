@@ -89,6 +89,10 @@ class Blocks:
     def open(cls, paths: Sequence[str]) -> "Blocks":
         return cls(list(map(Block.open, paths)))
 
+    @property
+    def bytes_per_feature(self) -> int:
+        return self.blocks[0].features[0].nbytes
+
     def __getitem__(self, positions: np.ndarray) -> Tensor:
         """(n,) positions → (n, width) features. Raises OSError as `Block.require_whole`."""
         first = self.blocks[0].features

@@ -32,7 +32,7 @@ from component.ground.files import new_file, sweep
 from component.ground.reading import read_file
 from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
-from component.pairs.image_source import DecodedImages, GoodRows, image_bytes
+from component.pairs.image_source import DecodedImages, GoodRows
 from component.pairs.pair_table import PairTable
 from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex
 from component.training.interruption import naming_lost_process
@@ -40,7 +40,6 @@ from component.training.interruption import naming_lost_process
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
-SAMPLES = 16  # images tried to find the size of a good one
 IMAGES_AT_ONCE = 2**18  # whose states and keys are computed together, at about 100 bytes each
 
 
@@ -148,6 +147,7 @@ class CachedImages:
     def __init__(self, table: PairTable, index: FeatureIndex, reasons: dict[int, str]):
         self._index, self._numbers = index, table.image_numbers
         bad_rows = index.arrays["bad_rows"]
+        self.bytes_per_image = index.blocks.bytes_per_feature
         self.rows = GoodRows(len(table), bad_rows)
         self.bad = {row: reasons[table.first_rows[table.image_numbers[row]]] for row in bad_rows.tolist()}
 
@@ -211,7 +211,7 @@ def cache_features(
         cache.require_space(int(missing.sum()) * process.num_processes)
         new = ImagesToCheck(*(array[missing] for array in mine))
         rows = table.first_rows[new.numbers].tolist()  # a list, because spawned workers would copy the map
-        workers = worker_options(num_workers, batch_size * image_bytes(images, rows[:SAMPLES]))
+        workers = worker_options(num_workers, batch_size * images.bytes_per_image)
         loader = DataLoader(rows, batch_size, collate_fn=ToSharedMemory(images.load), **workers)
         with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
             with naming_lost_process():

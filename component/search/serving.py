@@ -1,6 +1,7 @@
 """Runs the server of a gallery: its socket, its address, and its patience with clients that stall."""
 
 import contextlib
+import ctypes
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from component.search.guard import LOOPBACK, Access, new_token
 HEADER_SECONDS = 10  # for a request to state what it wants
 SHUTDOWN_SECONDS = 2  # for answers that are under way, after Ctrl-C
 MAX_CONNECTIONS = 200  # beyond that, the oldest one that asks nothing is closed
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -71,8 +73,19 @@ def _own_address() -> str:
 
 def serve_app(app, address: Address) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises ImportError if uvicorn is not installed."""
+    _give_memory_back()
     with contextlib.suppress(KeyboardInterrupt):
         make_server(app).run([address.sock])
+
+
+def _give_memory_back() -> None:
+    """Let glibc return freed blocks from 1 MB on to the system.
+
+    By default it raises that limit to 32 MB and keeps the blocks of 16 MB in which Pillow decodes, once per thread:
+    twelve images of 9,400 x 9,400 pixels took 3.2 GB rather than 1.1 GB.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def make_server(app):

@@ -60,7 +60,7 @@ def sole_writers(*paths: str | None) -> Iterator[None]:
 
 @contextmanager
 def _locked(lock_file: str, path: str) -> Iterator[None]:
-    with suppress(FileNotFoundError), open(lock_file, "rb") as file:
+    with suppress(OSError), open(lock_file, "rb") as file:  # missing; or locked, which Windows does not let us read
         if (begin := file.read(8)) and begin != b"process ":  # which earlier versions wrote into it
             raise ValueError(f"{lock_file} is not a lock of this program, which needs that name. Move it away.")
     owner_file = f"{lock_file}-owner"  # Windows lets no one read a locked file

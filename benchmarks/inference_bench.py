@@ -1,14 +1,14 @@
-"""Speed of embedding, against a bare loop of the tower's forward on the same batches.
+"""Speed of embedding, compared with a bare loop of the tower's forward on the same batches.
 
     python benchmarks/inference_bench.py
     python benchmarks/inference_bench.py --model output/demo/checkpoint-final --out inference_bench.json
 
 Without --model the towers have the published sizes (ViT-B/32 at 224 px and BERT-base) and random weights.
-embed: batches made beforehand and only forwarded (bare), beside embed_images from JPEG files of 400 px and embed_texts
-  from strings; the two take turns, reported are the medians. On a busy machine look at the CPU seconds, which are
-  those of the embedding process alone. padding: share of a text batch's cells that is padding.
-compare: the best 5 of 10,000 images x 1,000 texts and the other way round, from embeddings; peak memory beside it.
-ranks: text -> image ranks of 1,000 queries in a gallery of 1,000,000 pictures.
+embed: embed_images from JPEG files of 400 px and embed_texts from strings, compared with forward passes of prepared
+  batches (bare). The two alternate; medians are reported. On a busy machine, compare the CPU seconds, which are
+  those of the embedding process alone. padding: share of padding tokens in the text batches.
+compare: the best 5 of 10,000 images x 1,000 texts in both directions, from embeddings; growth of the peak memory.
+ranks: text -> image ranks of 1,000 queries in a gallery of 1,000,000 images.
 help: `--help` of every script, fastest of three.
 """
 
@@ -86,7 +86,7 @@ def bench_embed(args) -> dict:
 
 
 def take_turns(bare, ours, rounds: int) -> dict:
-    """Medians of both ways, in wall seconds and in CPU seconds of this process (workers that decode left out)."""
+    """Medians of both ways, in wall seconds and in CPU seconds of this process, without decoding workers."""
     bare()  # the first pass allocates
     wall, cpu = {bare: [], ours: []}, {bare: [], ours: []}
     for _ in range(rounds):
@@ -125,7 +125,7 @@ def load(path: str | None):
 
 
 def make_images(folder: str, count: int) -> list[str]:
-    """JPEGs of 400 x 300 px, cut from the test photographs, no two the same file."""
+    """Different JPEGs of 400 x 300 px, cut from the test photographs."""
     from PIL import Image
 
     photos = [Image.open(path).convert("RGB").resize((480, 360)) for path in ROOT.glob("images/test/photo_*.jpg")]
@@ -144,7 +144,7 @@ def read_texts(count: int) -> list[str]:
 
 
 def make_batches(processor, images, texts, batch_size):
-    """What the towers get, in memory; and the share of padding in the text batches."""
+    """The inputs of the towers, in memory, and the share of padding in the text batches."""
     from component.embedding import text_batches
     from component.image.load import load_image
 

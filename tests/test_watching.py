@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CAPTIONS
+from matplotlib.text import Text
 from PIL import Image
 from transformers import TrainerState
 
@@ -19,6 +20,7 @@ from component.dataset import PairDataset
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.report.curves import draw_training
+from component.report.figures import load_pyplot
 from component.training.build import load_datasets
 from component.training.check_data import check_data
 from component.training.curves import WriteCurves, curves
@@ -105,6 +107,35 @@ def test_a_damaged_training_csv_does_not_stop_a_resumed_run(run, tmp_path, caplo
 def test_curves_are_drawn_from_incomplete_logs(history, tmp_path):
     draw_training(str(tmp_path / "a.png"), curves(history))
     assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def drawn_texts(history, monkeypatch, tmp_path) -> list[str]:
+    """All texts of training.png."""
+    pyplot, figures = load_pyplot(), []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    draw_training(str(tmp_path / "a.png"), curves(history))
+    monkeypatch.undo()
+    pyplot.close(figures[0])
+    return [text.get_text() for text in figures[0].findobj(Text)]
+
+
+def evaluation(step: int, recall: float) -> dict[str, float]:
+    directions = ("text_to_image", "image_to_text")
+    recalls = {f"eval_{direction}_recall@{k}": recall for direction in directions for k in (1, 5, 10)}
+    return {"step": step, "loss": 1.0, "eval_loss": 2.0, **recalls}
+
+
+def test_one_evaluation_is_drawn_as_bars_with_their_values(monkeypatch, tmp_path):
+    texts = drawn_texts([{"step": 5, "loss": 1.5}, evaluation(10, 0.625)], monkeypatch, tmp_path)
+    assert texts.count("62.5") == 6 and {"R@1", "R@5", "R@10"} <= set(texts)
+    assert {"training", "test_file"} <= set(texts)  # the legend of the losses
+
+
+def test_several_evaluations_are_drawn_as_curves_from_their_minimum(monkeypatch, tmp_path):
+    monkeypatch.setenv("FIGURE_LANGUAGE", "zh")
+    texts = drawn_texts([evaluation(5, 0.61), evaluation(10, 0.625)], monkeypatch, tmp_path)
+    assert "文本 → 图片, R@1" in texts and "损失" in texts and "62.5" not in texts
+    assert {"60", "63"} <= set(texts) and "loss" not in texts
 
 
 # ---- warnings ----
@@ -254,6 +285,8 @@ def test_check_data_reports_what_is_bad_and_does_not_train(run, data, tmp_path, 
     page = (tmp_path / "output" / "check_data.html").read_text(encoding="utf-8")
     assert page.count('<article class="card">') == 12 and page.count("data:image/jpeg") == 9
     assert page.count('<span class="token cut">') > 10 + 1 and "分钟" in page
+    assert "<td>none.png</td><td>文件不存在</td>" in page and "no such file" not in page
+    assert page.count('<span style="left:') > 4  # ticks of two histograms
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from component.evaluation.blend import MeasuredBlends
 from component.ground.files import write_json
 from component.hub.model_card import Card, card_table, last_part, license_of, recalls_of, short_name, write_card
 from component.report.figures import new_figure
+from component.report.labels import label
 from component.report.text_table import markdown_table
 
 SHOWN = {"MR": "mean_recall", "R@1": "text_to_image_recall@1"}
@@ -29,7 +30,7 @@ def blend_table(measured: MeasuredBlends) -> str:
 
 
 def draw_blend(path: str, measured: MeasuredBlends) -> None:
-    """Draw mean recall against alpha, a curve for each data set, and a line at the best alpha.
+    """Draw mean recall over alpha: a curve for each data set, their mean, which decides, and a line at the best alpha.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
@@ -39,9 +40,13 @@ def draw_blend(path: str, measured: MeasuredBlends) -> None:
         for name in ("own", "kept"):
             if getattr(measured.best, name):
                 recalls = [100 * getattr(blend, name)["mean_recall"] for blend in measured.blends]
-                axes.plot(alphas, recalls, marker="o", label=f"{name} data")
-        axes.axvline(measured.best.alpha, color="gray", linestyle=":", label=f"best: {measured.best.alpha:g}")
-        axes.set(xlabel="alpha (0: before tuning, 1: after)", ylabel="mean recall (%)")
+                axes.plot(alphas, recalls, marker="o", label=label(f"{name} data"))
+        if measured.best.kept:
+            scores = [100 * blend.score for blend in measured.blends]
+            axes.plot(alphas, scores, color="black", linewidth=2.5, label=label("mean of both: decides"))
+        best = f"{label('best alpha')}: {measured.best.alpha:g}"
+        axes.axvline(measured.best.alpha, color="gray", linestyle=":", label=best)
+        axes.set(xlabel=label("alpha (0: before tuning, 1: after)"), ylabel=label("mean recall (%)"))
         axes.grid(alpha=0.3)
         axes.legend()
 

@@ -25,6 +25,12 @@ CHINESE = {
     "no mistakes": "没有错误",
     "cosine of image and text": "图文余弦相似度",
     "pairs": "图文对数",
+    "own data": "自己的数据",
+    "kept data": "要保住的数据",
+    "mean of both: decides": "两者平均：由它决定",
+    "best alpha": "最好的 alpha",
+    "alpha (0: before tuning, 1: after)": "alpha（0：微调前，1：微调后）",
+    "mean recall (%)": "平均召回率（%）",
     "share kept at this threshold": "以此为阈值保留的比例",
 }
 

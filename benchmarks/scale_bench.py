@@ -1,21 +1,21 @@
-"""What big batches and many processes cost: one table, whose ratios are of runs side by side.
+"""What large batches and many processes cost: one table, whose ratios compare runs made in turns.
 
     python benchmarks/scale_bench.py --out scale_bench.json
     python benchmarks/scale_bench.py --preset tiny --rounds 1 --memory_batches 1024 4096 --loss_pairs 4096
 
-weak: pairs/s of train_clip.py in 1 and in 2 processes with the same batch each and one thread each, on the CPU. "2
-  apart" are two trainings of one process at the same time, which share the machine but nothing else.
-chunk: pairs/s with contrastive_chunk_size, against the same batch in groups of that size that keep everything.
-memory: peak of one training step beyond the resting process; gradients are in it, AdamW's moments are not. It is the
-  larger of two: one chunk's activations, which do not grow with the batch, and the embeddings with their gradients
-  and a block of the loss (64 MB), which do. With towers as small as tiny the second is larger from the start.
+weak: pairs/s of train_clip.py in 1 and in 2 processes on the CPU, each with the same batch and one thread. "2 apart"
+  are two single-process trainings at the same time, which share nothing but the machine.
+chunk: pairs/s with contrastive_chunk_size, compared with the same batch in groups of that size without recomputation.
+memory: peak of one training step beyond the idle process; it includes gradients, but not AdamW's moments. It is the
+  larger of two: the activations of one chunk, which do not grow with the batch, and the embeddings with their
+  gradients and a block of the loss (64 MB), which do. With tiny towers the second is larger from the start.
 loss: pairs/s and peak memory of the loss with its gradients, beyond embeddings of width 512 and their gradients.
-  "textbook" has all logits at once. "rank 1 of 8" is what one of 8 processes computes, its share of the pairs against
-  all.
-shards: samples/s of one thread, from picture files, from WebDataset shards (jpg, txt and json as img2dataset writes
-  them), and from the same shards by the webdataset library if it is installed; all lie in the page cache. "read" gives
-  the bytes of each picture, "caching" its pixel_values, as when the feature cache is filled; "index" is what the start
-  of a training on shards costs beyond that.
+  "textbook" computes all logits at once. "rank 1 of 8" is what one of 8 processes computes: its share of the pairs
+  against all pairs.
+shards: samples/s of one thread, from image files, from WebDataset shards (jpg, txt and json as img2dataset writes
+  them), and from the same shards by the webdataset library if it is installed; all are in the page cache. "read"
+  returns the bytes of each image, "caching" its pixel_values, as when the feature cache is filled; "index" is what
+  the start of a training on shards costs in addition.
 
 weak, chunk and memory train on towers with random weights, with cached image features and captions of 5 to 40
 characters. Each memory figure is of a process of its own: of its GPU, or resident (Linux only).
@@ -71,8 +71,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="size of the towers")
-    parser.add_argument("--rounds", type=int, default=3, help="of weak and chunk; reported are the medians")
-    parser.add_argument("--bf16", action="store_true", help="of weak, chunk and memory; else fp32")
+    parser.add_argument("--rounds", type=int, default=3, help="of weak and chunk; medians are reported")
+    parser.add_argument("--bf16", action="store_true", help="for weak, chunk and memory; default fp32")
     parser.add_argument("--weak_batch", type=int, default=128, help="pairs per process and step")
     parser.add_argument("--weak_steps", type=int, default=8)
     parser.add_argument("--chunk", type=int, default=256, help="contrastive_chunk_size")
@@ -80,8 +80,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk_steps", type=int, default=2)
     parser.add_argument("--memory_batches", type=int, nargs="+", default=[1024, 4096, 16_384])
     parser.add_argument("--loss_pairs", type=int, nargs="+", default=[4096, 8192, 16_384], help="65536 takes long")
-    parser.add_argument("--plain_up_to", type=int, default=4096, help="bigger batches in memory only in chunks")
-    parser.add_argument("--textbook_up_to", type=int, default=8192, help="more pairs in loss only in blocks")
+    parser.add_argument("--plain_up_to", type=int, default=4096, help="larger batches of memory run in chunks only")
+    parser.add_argument("--textbook_up_to", type=int, default=8192, help="more pairs of loss run in blocks only")
     parser.add_argument("--shard_samples", type=int, default=1000)
     parser.add_argument("--out", help="JSON file with the table")
     return parser.parse_args(arguments)
@@ -114,7 +114,7 @@ def print_row(row: dict) -> None:
 
 
 class Trainings:
-    """Starts train_clip.py on data and towers that it makes once."""
+    """Starts train_clip.py on data and towers that are made once."""
 
     def __init__(self, folder: Path, options):
         self.folder, self.count, self.bf16 = folder, 0, options.bf16
@@ -126,7 +126,7 @@ class Trainings:
     def start(
         self, steps: int, processes: int = 1, script: str = "train_clip.py", environment=(), **keys
     ) -> "Training":
-        """One step to warm up, and the `steps` that count; with these keys of the training arguments."""
+        """Start one warm-up step and `steps` measured ones, with these keys of the training arguments."""
         self.count += 1
         output = self.folder / f"output{self.count}"
         arguments = {
@@ -162,7 +162,7 @@ class Training:
             self.process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
 
     def result(self, key: str) -> float:
-        """The last value of `key` in the log, when the run has ended."""
+        """Wait for the run to end and return the last value of `key` in its log."""
         if self.process.wait():
             sys.exit(f"{self.process.args} failed:\n{self.log.read_text()[-3000:]}")
         history = json.loads((self.output / "trainer_state.json").read_text())["log_history"]
@@ -204,7 +204,7 @@ def chunk_speed(options, trainings: Trainings) -> Iterator[dict]:
 
 def chunk_memory(options, trainings: Trainings) -> Iterator[dict]:
     def peak(batch: int, key: str) -> float:
-        # What is freed goes back at once: else holes in glibc's heap count, which differ from run to run.
+        # Freed memory returns at once; otherwise holes in glibc's heap count, which differ from run to run.
         keys = {"environment": {"MALLOC_MMAP_THRESHOLD_": "65536"}, "per_device_train_batch_size": batch}
         keys[key] = options.chunk
         return trainings.start(0, script="benchmarks/peak_memory.py", **keys).result("peak_megabytes")
@@ -224,7 +224,7 @@ def chunk_memory(options, trainings: Trainings) -> Iterator[dict]:
 
 
 def medians(cases: dict[str, tuple], measure, rounds: int) -> dict[str, float]:
-    """Case → the median of `measure(*arguments)`; the cases take turns."""
+    """Case → median of `measure(*arguments)`; the cases take turns."""
     measured = [{case: measure(*arguments) for case, arguments in cases.items()} for _ in range(rounds)]
     return {case: statistics.median(values[case] for values in measured) for case in cases}
 
@@ -255,7 +255,7 @@ def measure_loss(pairs: int, textbook: bool, ranks: int) -> tuple[float, float]:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    step(64)  # allocates the gradients, which belong to the embeddings
+    step(64)  # allocates the gradients of the embeddings
     memory, start = PeakMemory(device == "cuda"), time.perf_counter()
     step(len(image))
     return pairs / ranks / (time.perf_counter() - start), memory.megabytes()
@@ -311,7 +311,7 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
 
 
 def write_shards(folder: Path, captions: list[str]) -> list[str]:
-    """Each picture of `make_data` with its caption, as img2dataset writes them; returns the paths."""
+    """Write the images of `make_data` and their captions as img2dataset does; returns the paths."""
     paths = []
     for first in range(0, len(captions), SHARD_SAMPLES):
         paths.append(str(folder / f"{first // SHARD_SAMPLES:05d}.tar"))

@@ -3,20 +3,19 @@
     python benchmarks/start_bench.py --out start_bench.json
     python benchmarks/start_bench.py --rows 20000000 --cases first second cached together --out start_bench_20m.json
 
-Every start is a process of its own, measured from the end of its imports to its first batch of 1,024 pairs.
+Each start is a separate process, measured from the end of its imports to its first batch of 1,024 pairs.
 in memory: the table is read and tokenized at each start, `pair_table: off`.
 first: the same, and written for all later starts.
 second: mapped.
-cached: as second, with image features, each of which is there; once where their places are looked up for the first
-  time, and once where they are known.
-together: two processes of that last kind at the same time; the private memory of the one that has more (Linux only).
+cached: as second, with image features that all exist; once when their index is built, and once when it is mapped.
+together: two processes of the last kind at the same time; the private memory is that of the larger one (Linux only).
 
 A table of up to --images rows is a CSV with image files, whose states are compared; the files are empty, and the
-features made up. A larger one is shards of 10,000 pairs: their indexes are made up too, since scanning tars is what
-scale_bench.py measures, and files of that number take hours to make.
-private: memory that a process has for itself after 20 batches, beyond what it had after the imports. What is mapped
-  belongs to the page cache: the system counts what only one process has touched as its own, so it is high where one
-  runs alone.
+features invented. A larger one consists of shards of 10,000 pairs with invented indexes, because scale_bench.py
+measures the scanning of tars, and that many files take hours to write.
+private: memory that belongs to the process alone after 20 batches, beyond what it had after the imports. Mapped files
+  belong to the page cache, but the system counts pages that a single process has touched as that process's own, so the
+  figure is high for a process that runs alone.
 
 Captions have 5 to 40 characters, one token each.
 """
@@ -51,7 +50,7 @@ from component.training.sampler import SharedBatches
 WIDTH, BATCH, BATCHES = 8, 1024, 20
 IN_A_SHARD = 10_000
 CHARACTERS = np.array(ALL_CHARACTERS[:3000])
-CASES = {"in memory": 1, "first": 1, "second": 1, "cached": 2, "together": 1}  # and how often each is run
+CASES = {"in memory": 1, "first": 1, "second": 1, "cached": 2, "together": 1}  # and the number of runs
 
 
 def main() -> None:
@@ -81,17 +80,17 @@ def main() -> None:
 
 
 def measure(case: str, folder: str) -> dict[str, float]:
-    """Of the slowest of the processes, and of the one with the most memory."""
+    """Seconds of the slowest process, and memory of the largest."""
     command = [sys.executable, __file__, "--start", "cached" if case == "together" else case, folder]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(2 if case == "together" else 1)
     ]
-    seconds = [float(process.stdout.readline()) for process in processes]  # all stand at the same place now
+    seconds = [float(process.stdout.readline()) for process in processes]  # all have reached the same point
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    memory = [float(process.stdout.readline()) for process in processes]  # while all are there
+    memory = [float(process.stdout.readline()) for process in processes]  # while all are running
     for process in processes:
         process.communicate()
     return {"seconds": max(seconds), "private_megabytes": max(memory)}
@@ -129,7 +128,7 @@ def texts_of(shard: int, rows: int) -> list[str]:
 
 
 class MadeUpShards(Work):
-    """Empty tars whose indexes are what a scan of whole ones would give."""
+    """Empty tars with the indexes that a scan of complete ones would return."""
 
     def __init__(self, rows: int):
         super().__init__()
@@ -139,7 +138,7 @@ class MadeUpShards(Work):
         for path in paths:
             shard = int(Path(path).stem)
             names = names_of(shard, self._rows)
-            locators = [f"{20_480 * place + 512} 19000 {name}" for place, name in enumerate(names)]
+            locators = [f"{20_480 * number + 512} 19000 {name}" for number, name in enumerate(names)]
             yield ShardIndex(Shard(path, FileState.of(path)), locators, texts_of(shard, self._rows))
 
 
@@ -164,8 +163,8 @@ def load(folder: Path, case: str) -> Pairs:
 
 
 def start(case: str, folder: str) -> None:
-    """Print the seconds to the first batch, and when there is a line to read, the private MB after some batches; and
-    wait for the end of the input."""
+    """Print the seconds to the first batch; after a line of input, the private MB after some batches; then wait for
+    the end of the input."""
     memory, begin = private_megabytes(), time.perf_counter()
     pairs = load(Path(folder), case)
     if case == "cached":

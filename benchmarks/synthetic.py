@@ -1,4 +1,4 @@
-"""What the benchmarks train on: towers with random weights, pictures and captions, made on the spot."""
+"""Generated data for the benchmarks: towers with random weights, images and captions."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 20_000)]
 
 
 def make_model(preset: str) -> BertCLIPModel:
-    """Its image tower is locked."""
+    """A model whose image tower is locked."""
     layers, width, heads, _ = PRESETS[preset]
     tower = dict(num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
     text = dict(vocab_size=len(CHARACTERS) + 5, **tower)
@@ -28,17 +28,17 @@ def make_model(preset: str) -> BertCLIPModel:
 
 
 def make_processor(folder: Path) -> CLIPProcessor:
-    """One token for each character; its vocabulary is written to `folder`."""
+    """A processor with one token per character; its vocabulary is written to `folder`."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     return CLIPProcessor(CLIPImageProcessorPil(), BertTokenizerFast(str(folder / "vocab.txt")))
 
 
 def make_data(folder: Path, num_pairs: int, num_images: int | None = None, lognormal: bool = False) -> list[str]:
-    """JPEGs of 400 x 300, by default one for each pair, and train.csv; returns the captions.
+    """Write JPEGs of 400 x 300, by default one per pair, and train.csv. Returns the captions.
 
     Args:
-        lognormal: captions of 20 characters on average, up to 98; else of 5 to 40, all as likely.
+        lognormal: captions of 20 characters on average, up to 98; else uniformly of 5 to 40.
     """
     num_images = num_images or num_pairs
     random = np.random.default_rng(0)

@@ -9,21 +9,21 @@ from component.pairs.text_groups import FEWEST_GROUPS, GroupCosts, group_by_cost
 
 @dataclass
 class PairCollator:
-    """Sort the pairs by the length of their texts, the longest first, and pad the texts group by group.
+    """Sorts the pairs by the length of their texts, the longest first, and pads the texts group by group.
 
-    The groups of a shuffled batch need about the padding of batches of like lengths, while the batch stays random; a
-    contrastive batch has no order.
+    So a shuffled batch needs about as little padding as batches of similar lengths, and stays random. The order of a
+    contrastive batch does not matter.
 
     Args:
         pad_token_id: of the BERT tokenizer.
-        group_size: texts of a group at most; None: as many as there are.
-        group_costs: the groups that cost least are taken; by default the fewest.
+        group_size: most texts in a group; None: no limit.
+        group_costs: the cheapest groups are chosen; by default as few as possible.
 
-    Takes what `Pairs.__getitems__` gives. Returns (B good pairs, T tokens):
-        model_inputs: input_ids (B, T), attention_mask (B, T); text_groups, a list of (texts, tokens), one after the
-        other; and what the image source gives, pixel_values (B, 3, H, W) or vision_pooler_output (B, vision_hidden),
-        or nothing where B is 0.
-        Beside them: rows (B,) in the table, ids (B, 2), and bad_images, row → reason.
+    Called with the result of `Pairs.__getitems__`, it returns (B good pairs, T tokens):
+        model_inputs: input_ids (B, T), attention_mask (B, T); text_groups, a list of (texts, tokens) of consecutive
+        groups; and the columns of the image source, pixel_values (B, 3, H, W) or vision_pooler_output
+        (B, vision_hidden), or nothing if B is 0.
+        In addition: rows (B,) of the table, ids (B, 2), and bad_images, row → reason.
     """
 
     pad_token_id: int

@@ -1,4 +1,4 @@
-"""Arrays that were worked out once: files of a folder, which every process maps, or the same in memory."""
+"""Named arrays as files of a folder, which every process maps, or in memory."""
 
 import hashlib
 import io
@@ -13,17 +13,17 @@ import numpy as np
 from component.ground.reading import read_file, with_retries
 from component.pairs.json_text import parse_json
 
-RECORD = "arrays.json"  # in the folder: what the arrays are, and the facts
+RECORD = "arrays.json"  # in the folder: dtypes and lengths of the arrays, and the facts
 
 
 class FlatArrays:
-    """Named arrays of one dimension, and facts beside them, which JSON can hold.
+    """Named one-dimensional arrays, and facts that JSON can hold.
 
-    Mapped from a folder they are read-only and take no memory of the process. Such a one is pickled as its path:
-    workers that are spawned map the files too.
+    Mapped from a folder, they are read-only and take no memory of the process, and are pickled as the path, so that
+    spawned workers map the files too.
 
     Args:
-        path: of the folder that they are mapped from.
+        path: of the folder that they are mapped from; None: they are in memory.
         version: a digest of the folder's record.
     """
 
@@ -50,12 +50,12 @@ class FlatArrays:
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: it is damaged, or is no longer the version that is asked for.
+            ValueError: it is damaged, or is not the version that is asked for.
         """
         content = read_file(os.path.join(path, RECORD))
         found = hashlib.blake2b(content, digest_size=16).hexdigest()
         if version not in (None, found):
-            raise ValueError(f"{path} was written anew while it was in use. Start again.")
+            raise ValueError(f"{path} was replaced while it was in use. Start again.")
         try:
             record = parse_json(content)
             facts, arrays = record["facts"], {}
@@ -66,18 +66,18 @@ class FlatArrays:
         return cls(arrays, facts, path, found)
 
     def require_whole(self) -> None:
-        """Raise OSError where a file was cut since it was mapped: reading what is gone ends the process (SIGBUS)."""
+        """Raise OSError if a file was cut since it was mapped: reading beyond its end would kill the process (SIGBUS)."""
         for name, array in self._arrays.items() if self.path else ():
             file = _file(self.path, name)
-            if os.path.exists(file) and os.path.getsize(file) < array.nbytes:  # removed, it stays readable
-                raise OSError(f"{file} was cut while it was in use. Start again: it is written anew.")
+            if os.path.exists(file) and os.path.getsize(file) < array.nbytes:  # a removed file stays readable
+                raise OSError(f"{file} was cut while it was in use. Start again: it will be rebuilt.")
 
 
 class ArrayWriter:
-    """Arrays that come piece by piece, to the files of a new folder, or with None to memory.
+    """Appends pieces to named arrays: files of a new folder, or with None arrays in memory.
 
     Attributes:
-        fault: the OSError by which writing failed.
+        fault: the OSError of the write that failed.
     """
 
     def __init__(self, folder: str | None = None):
@@ -85,7 +85,7 @@ class ArrayWriter:
         self.fault: OSError | None = None
 
     def append(self, name: str, piece: np.ndarray) -> None:
-        """Add to the end of an array, which may be new. Raises OSError where a file cannot be written."""
+        """Add to the end of an array, which may be new. Raises OSError if a file cannot be written."""
         with self._noting_fault():
             if name not in self._files:
                 self._files[name] = open(_file(self._folder, name), "wb") if self._folder else io.BytesIO()
@@ -93,7 +93,7 @@ class ArrayWriter:
             self._files[name].write(np.ascontiguousarray(piece, self._dtypes[name]).data)
 
     def finish(self, facts: dict[str, Any]) -> FlatArrays | None:
-        """The whole, where it is in memory; no piece may follow. Raises OSError as `append`."""
+        """Write the record. Returns the arrays if they are in memory. Raises OSError as `append`."""
         lengths = {name: file.tell() // self._dtypes[name].itemsize for name, file in self._files.items()}
         if self._folder is None:
             return FlatArrays(

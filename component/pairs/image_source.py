@@ -1,4 +1,4 @@
-"""Where the images of a `PairTable` come from: decoded when asked for, or, in training, from the feature cache."""
+"""Sources of the images of a `PairTable`: decoded on demand, or read from the feature cache."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,10 +12,10 @@ from component.pairs.pair_table import PairTable
 
 
 class GoodRows:
-    """The rows 0 … total - 1 but for some, as an array of them would be that takes no memory.
+    """The rows 0 … total - 1 without some of them, like an array, but without its memory.
 
     Args:
-        without: (bad,) rising, the rows that are not among them.
+        without: (bad,) ascending, the rows that are left out.
     """
 
     def __init__(self, total: int, without: np.ndarray):
@@ -24,10 +24,10 @@ class GoodRows:
     def __len__(self) -> int:
         return self._total - len(self._shifted)
 
-    def __getitem__(self, places: Sequence[int]) -> np.ndarray:
-        """(n,) places among them → (n,) rows."""
-        places = np.asarray(places, np.int64)
-        return places + np.searchsorted(self._shifted, places, side="right")
+    def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
+        """(n,) indices into these rows → (n,) rows."""
+        indices = np.asarray(indices, np.int64)
+        return indices + np.searchsorted(self._shifted, indices, side="right")
 
 
 class ImageSource(Protocol):
@@ -66,8 +66,8 @@ class DecodedImages:
         """As `ImageSource.load`. Raises OSError or MemoryError when an image cannot be judged because of them."""
 
         def read(row: int) -> np.ndarray:
-            place, locator = self.table.image(row)
-            return self.transform.read(place.read(locator), generator)
+            store, locator = self.table.image(row)
+            return self.transform.read(store.read(locator), generator)
 
         batch = ImageBatch.read(rows, read, self.transform.pixel_values)
         return batch._replace(bad={row: f"{self.table.filename(row)}: {why}" for row, why in batch.bad.items()})

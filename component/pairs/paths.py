@@ -1,12 +1,12 @@
-"""Names of picture files in tables: how one file is called, and where it may be read or written."""
+"""File names of images in tables: their normal form, and the paths where they may be read or written."""
 
 import functools
 import os
 import re
 
-# Names that Windows opens as a device whatever their extension; such a data set could not be copied there.
+# Names that Windows opens as a device, whatever their extension.
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
-MAX_NAME_BYTES = 255  # ext4, xfs, btrfs, NTFS (there: letters) and APFS agree
+MAX_NAME_BYTES = 255  # of ext4, xfs, btrfs and APFS; NTFS counts letters
 MAX_PATH_BYTES = 4096
 
 
@@ -18,10 +18,10 @@ def needs_normal_name(filenames: str) -> bool:
 def normal_name(filename: str) -> str:
     """One name for each file: `./d//x.jpg` and `d\\x.jpg`, as Windows writes it, are `d/x.jpg`.
 
-    Names are compared, hashed, dealt out and written in this form. Those that `image_file` refuses stay refused, and
-    letters stay as they are: to most file systems, é in one code point and in two are two names.
+    Names are compared, hashed, split into parts and written in this form. Names that `image_file` refuses stay refused.
+    Letters are not changed: to most file systems, é in one code point and in two are two names.
     """
-    # A byte order mark or a zero-width space at an end comes from copying; nobody sees it.
+    # Copying may leave an invisible byte order mark or zero-width space at either end.
     filename = filename.strip("\ufeff\u200b").replace("\\", "/")
     if ("//" not in filename and "./" not in filename) or filename.startswith("/"):
         return filename
@@ -30,7 +30,7 @@ def normal_name(filename: str) -> str:
 
 
 def image_file(image_path: str, filename: str) -> str:
-    """The path of `filename` inside the folder `image_path`, by its letters alone (no disk access).
+    """The path of `filename` inside the folder `image_path`, without access to the disk.
 
     Raises:
         ValueError: the name is empty, absolute, holds a NUL or a drive letter, or climbs out with `..`.
@@ -66,7 +66,7 @@ def writable_file(image_path: str, filename: str) -> str:
     if max(lengths) > MAX_NAME_BYTES or len(os.fsencode(os.path.abspath(path))) >= MAX_PATH_BYTES:
         raise ValueError(f"filename is longer than the file system allows ({MAX_NAME_BYTES} bytes a name)")
     folder = os.path.dirname(path)
-    # The folder is resolved once, the file each time: it may be a symbolic link itself.
+    # The result for a folder is cached; the file is checked each time, because it may be a symbolic link itself.
     if not _leads_inside(folder, image_path) or (os.path.islink(path) and not _is_inside(path, image_path)):
         raise ValueError("filename leaves image_path through a symbolic link")
     if os.path.isdir(path):
@@ -79,4 +79,4 @@ def _is_inside(path: str, image_path: str) -> bool:
     return os.path.commonpath([root, os.path.realpath(path)]) == root
 
 
-_leads_inside = functools.lru_cache(maxsize=10_000)(_is_inside)  # a million rows share few folders
+_leads_inside = functools.lru_cache(maxsize=10_000)(_is_inside)  # because many rows share a folder

@@ -9,25 +9,25 @@ import numpy as np
 class RaggedArray:
     """A list of integer rows of unequal length.
 
-    A Python list of 1.4 million strings or token lists takes ten times the memory, and every forked worker ends up
-    with a copy, because touching a reference count copies the page. These two arrays are shared, or mapped.
+    A Python list of 1.4 million strings or token lists takes ten times the memory, and each forked worker ends up with
+    a copy of it, because changing a reference count copies the page. These two arrays are shared or mapped.
 
     Args:
-        flat: the values of all rows, one after the other.
-        offsets: (rows + 1,) int64, where in `flat` each row begins, and the end.
+        flat: the values of all rows, concatenated.
+        offsets: (rows + 1,) int64, the start of each row in `flat`, and the end of the last.
 
     Raises:
-        ValueError: the two do not belong together.
+        ValueError: `offsets` does not end at the end of `flat`.
     """
 
     def __init__(self, flat: np.ndarray, offsets: np.ndarray):
         if not len(offsets) or offsets[-1] != len(flat):
-            raise ValueError(f"the rows have another length than their {len(flat)} values")
+            raise ValueError(f"the offsets of the rows do not end at their {len(flat)} values")
         self._flat, self._offsets = flat, offsets
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[int]], typecode: str) -> "RaggedArray":
-        """Rows that come one by one; typecode as of the `array` module."""
+        """Collect rows one by one; typecode as in the `array` module."""
         flat, offsets = array(typecode), array("q", [0])
         for row in rows:
             flat.extend(row)
@@ -41,20 +41,20 @@ class RaggedArray:
         return self._flat[self._offsets[row] : self._offsets[row + 1]]
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """(n,) rows of bytes → what these say."""
+        """(n,) rows of UTF-8 bytes → their texts."""
         flat, lengths = self.gather(rows)
         content, ends = flat.tobytes(), lengths.cumsum()
         starts = (ends - lengths).tolist()
         return [content[start:end].decode() for start, end in zip(starts, ends.tolist(), strict=True)]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) rows → (n,) int64 numbers of their values."""
+        """(n,) rows → (n,) int64, their lengths."""
         return self._offsets[rows + 1] - self._offsets[rows]
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) rows → their values one after the other, (sum of lengths,), and their lengths, (n,)."""
+        """(n,) rows → their values, concatenated (sum of lengths,), and their lengths (n,)."""
         starts = self._offsets[rows]
         lengths = self._offsets[rows + 1] - starts
-        shifts = starts - (lengths.cumsum() - lengths)  # from a value's place in the result to its place in the buffer
-        places = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
-        return self._flat[places], lengths
+        shifts = starts - (lengths.cumsum() - lengths)  # from an index into the result to one into the buffer
+        indices = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
+        return self._flat[indices], lengths

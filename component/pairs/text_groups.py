@@ -1,6 +1,6 @@
-"""Which texts go through the tower together: those of like length, so that little is computed on padding.
+"""Groups of texts of similar length that go through the tower together, so that little is computed on padding.
 
-A group is padded to its longest text, so that more groups pad less; but each one costs something of its own.
+A group is padded to its longest text: more groups need less padding, but each group has a cost of its own.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class GroupCosts(NamedTuple):
-    """What the tower's time goes to.
+    """The costs of running the tower on groups of texts.
 
     Attributes:
-        group: what a group costs beside its tokens, in tokens; inf: the fewest groups are the best.
-        multiple: the tokens of a text are padded to a multiple of it at least.
+        group: cost of a group in addition to its tokens, in tokens; inf: as few groups as possible.
+        multiple: texts are padded to a multiple of this number of tokens.
     """
 
     group: float = math.inf
@@ -36,15 +36,15 @@ GPU_COSTS = GroupCosts(group=1500, multiple=8)
 def group_by_cost(
     lengths: Sequence[int], costs: GroupCosts = FEWEST_GROUPS, largest: int | None = None
 ) -> list[tuple[np.ndarray, int]]:
-    """Part texts into the groups that cost least: the tokens computed, padding included, and each group's own.
+    """Split texts into the groups that cost least: tokens including padding, plus the cost of each group.
 
     Args:
-        lengths: tokens of each text, from 1.
-        largest: texts of a group at most.
+        lengths: tokens of each text, at least 1.
+        largest: most texts in a group.
 
     Returns:
-        (rows, width) of each group, every row in one of them, padded to `width` tokens. The longest come first,
-        because a group that does not fit the memory should say so at the start.
+        (rows, width) of each group: its texts, and the tokens they are padded to. The longest texts come first, so that
+        a group that does not fit into memory fails at the start.
     """
     lengths = np.asarray(lengths, np.int64)
     if not len(lengths):
@@ -56,22 +56,22 @@ def group_by_cost(
 
 
 def _cheapest_starts(widths: np.ndarray, group_cost: float, largest: int) -> list[int]:
-    """Where the groups begin, for (n,) descending widths.
+    """The starts of the groups, for (n,) descending widths.
 
-    A cut between two texts of one width can move towards the longer ones, and saves what the group before it pads,
-    until it is where that width begins, or the group behind it is full. So texts between two cuts of the first kind
-    are one group of what is left over, and full ones behind it; and which cuts of the first kind there are is a
-    shortest path over the distinct widths.
+    A cut between two texts of the same width can move towards the longer ones, which saves padding in the group before
+    it, until it is at the first text of that width or the group after it is full. So between two cuts at first texts
+    there is one group of the remainder, followed by full groups, and the best cuts at first texts are a shortest path
+    over the distinct widths.
     """
     group_cost = min(group_cost, widths[0] * len(widths))  # inf: more than any padding
     cuts = np.append(np.flatnonzero(np.diff(widths, prepend=0)), len(widths))
-    # The sum of each width and every `largest`th behind it.
+    # The sum of each width and every `largest`th after it.
     steps = np.pad(widths, (0, largest + -len(widths) % largest)).reshape(-1, largest)
-    behind = steps[::-1].cumsum(axis=0)[::-1].ravel()
+    after = steps[::-1].cumsum(axis=0)[::-1].ravel()
     begin, end = cuts[:-1, None], cuts
     left_over = (end - begin - 1) % largest + 1
     groups = (end - begin - left_over) // largest + 1
-    costs = groups * group_cost + left_over * widths[begin] + largest * (behind[begin + left_over] - behind[end])
+    costs = groups * group_cost + left_over * widths[begin] + largest * (after[begin + left_over] - after[end])
     best, next_cut = np.zeros(len(cuts)), np.empty(len(cuts) - 1, int)
     for i in reversed(range(len(next_cut))):
         sums = costs[i, i + 1 :] + best[i + 1 :]
@@ -89,7 +89,7 @@ def costs_on(device_type: str) -> GroupCosts:
 
 
 def pad_texts(tokens: np.ndarray, lengths: np.ndarray, width: int, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, (n, width), of n texts whose tokens lie one after the other."""
+    """input_ids and attention_mask, (n, width), of n texts whose tokens are concatenated."""
     is_token = torch.arange(width) < torch.from_numpy(lengths)[:, None]
     input_ids = torch.full(is_token.shape, pad_token_id)
     input_ids[is_token] = torch.from_numpy(tokens).long()

@@ -1,4 +1,4 @@
-"""Who reads a table: one process alone, or several that share the work."""
+"""How the reading of a table is split: one process alone, or several that share the work."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +8,13 @@ from component.pairs.shards import ShardIndex, index_shards
 
 
 class Work:
-    """The work of one process alone; `component.training.shared_work` has that of several.
+    """One process alone; `component.training.shared_work` is for several.
 
     Args:
-        num_workers: processes that index shards beside this one.
+        num_workers: processes that index shards in addition to this one.
 
     Attributes:
-        is_writer: whether this process writes what all will read.
+        is_writer: whether this process writes what all of them read.
     """
 
     is_writer = True
@@ -27,7 +27,7 @@ class Work:
         return index_shards(paths, self.num_workers)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        """As `map`, while the next item is read already: a tokenizer leaves Python to others."""
+        """Like `map`, but reads the next item while the function runs: a tokenizer releases the GIL."""
         items, end = iter(items), object()
         with ThreadPoolExecutor(1) as pool:
             item = next(items, end)
@@ -37,11 +37,11 @@ class Work:
                 yield result.result()
 
     def everywhere(self, fact: bool) -> bool:
-        """Whether a fact holds in all processes, which wait for each other here."""
+        """Whether a fact holds in all processes. They wait for each other here."""
         return fact
 
     def require_same(self, what: Any, message: str) -> None:
-        """Raise ValueError with the message where the processes have different things."""
+        """Raise ValueError with the message if the processes have different values."""
 
 
 ALONE = Work()

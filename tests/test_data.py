@@ -180,7 +180,7 @@ def test_a_table_is_read_by_its_bytes_whatever_its_name(tmp_path, content):
         ),
         (ROWS.encode() + b'"a\nb",1.jpg\nx\xff\n', f"UTF-8 but for one line .0xff in line 24, at byte {SIZE + 13} of"),
         (ROWS.encode() + ROWS.encode("gbk"), "UTF-8 but for 20 lines, which look like GBK .0xb9 in line 23"),
-        (ROWS.encode() + "一".encode()[:2], "UTF-8 but for one line .* unexpected end of data.. Mend"),
+        (ROWS.encode() + "一".encode()[:2], "UTF-8 but for one line .* unexpected end of data.. Correct"),
         (b"text,filename\ncaf\xe9,1.jpg\n", "not UTF-8 .0xe9 in line 2, at byte 17 .* Save it as UTF-8"),
         (ROWS.encode("utf-16le"), "UTF-16LE without a mark. Convert it: iconv -f utf-16le"),
         (ROWS.encode("utf-16be"), "UTF-16BE without a mark"),

@@ -234,7 +234,7 @@ def test_a_worker_never_sees_another_table_than_its_run(load, data):
     with open(data / "train.csv", "a", encoding="utf-8") as file:
         file.write("另一句话,,0.png\n")
     load()
-    with pytest.raises(ValueError, match="was written anew while it was in use"):
+    with pytest.raises(ValueError, match="was replaced while it was in use"):
         pickle.loads(content)
 
 

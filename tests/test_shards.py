@@ -209,7 +209,7 @@ def test_tars_that_were_appended_to_each_other_are_all_read(tmp_path, caplog):
         file.write(bytes(5000) + b"no tar" * 200)
     assert len(pairs_of(str(path))) == 3
     (warning,) = warnings_of(caplog)
-    assert warning.startswith("1 shards have bytes behind their end mark") and str(path) in warning
+    assert warning.startswith("1 shards have bytes after their end mark") and str(path) in warning
 
 
 def test_a_hard_link_is_the_file_it_leads_to_and_other_links_are_counted(tmp_path, caplog):
@@ -283,7 +283,7 @@ def test_nonsense_in_headers_ends_the_shard_there(tmp_path, caplog, nonsense):
 
 def test_nonsense_alone_is_one_line(tmp_path):
     (tmp_path / "a.tar").write_bytes(header("a", tarfile.GNUTYPE_LONGNAME, 0) * 3000)
-    with pytest.raises(ValueError, match="1 of 1 shards cannot be used. The first: .*a.tar is no tar"):
+    with pytest.raises(ValueError, match="1 of 1 shards cannot be used. The first: .*a.tar is not a tar"):
         pairs_of(str(tmp_path / "a.tar"))
 
 
@@ -310,7 +310,7 @@ def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, ca
     assert len(warnings) == 3
     for warning, (count, what, first) in zip(
         sorted(warnings),
-        [(1, "have no picture", "1"), (2, "come again", "6.jpg"), (3, "neither UTF-8", "2.json")],
+        [(1, "have no image", "1"), (2, "repeat a key", "6.jpg"), (3, "neither UTF-8", "2.json")],
         strict=True,
     ):
         assert warning.startswith(f"{count} ") and what in warning and f"the first: {path}/{first}" in warning
@@ -360,7 +360,7 @@ def test_what_is_no_tar_is_named_and_stops_the_run(tmp_path, shards, dataset):
     path = tmp_path / "shards" / "00001.tar"
     path.write_bytes(gzip.compress(path.read_bytes()))
     (tmp_path / "shards" / "00002.tar").write_text("<html>" * 1000)
-    with pytest.raises(ValueError, match=f"2 of 3 shards cannot be used. The first: {path} is no tar") as error:
+    with pytest.raises(ValueError, match=f"2 of 3 shards cannot be used. The first: {path} is not a tar") as error:
         dataset(shards, **TWO_WORKERS)
     assert "\n" not in str(error.value)
 

@@ -66,7 +66,7 @@ class FlatArrays:
         return cls(arrays, facts, path, found)
 
     def require_whole(self) -> None:
-        """Raise OSError if a file was cut since it was mapped: reading beyond its end would kill the process (SIGBUS)."""
+        """Raise OSError if a file was cut since it was mapped: reading past its end kills the process (SIGBUS)."""
         for name, array in self._arrays.items() if self.path else ():
             file = _file(self.path, name)
             if os.path.exists(file) and os.path.getsize(file) < array.nbytes:  # a removed file stays readable

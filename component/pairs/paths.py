@@ -18,7 +18,7 @@ def needs_normal_name(filenames: str) -> bool:
 def normal_name(filename: str) -> str:
     """One name for each file: `./d//x.jpg` and `d\\x.jpg`, as Windows writes it, are `d/x.jpg`.
 
-    Names are compared, hashed, split into parts and written in this form. Names that `image_file` refuses stay refused.
+    Names are compared, hashed and written in this form. Names that `image_file` refuses stay refused.
     Letters are not changed: to most file systems, é in one code point and in two are two names.
     """
     # Copying may leave an invisible byte order mark or zero-width space at either end.

@@ -1,7 +1,7 @@
 """WebDataset shards: tar files in which the members that share a key are a sample, as img2dataset writes them.
 
-Only where each picture lies is remembered, so the Trainer's own sampler shuffles, splits and resumes over shards as
-over any table. The webdataset library reads shards as streams, which can do none of the three exactly.
+Only the position of each image is kept, so the Trainer's own sampler shuffles, splits and resumes over shards as over
+any table. The webdataset library reads shards as streams, which can do none of the three exactly.
 """
 
 import io
@@ -22,29 +22,27 @@ from component.pairs.paths import normal_name
 
 logger = logging.getLogger(__name__)
 
-CUT_SHORT = "shards are cut short or damaged; of these, the pairs before that place are used"
-NO_IMAGE = "captions in shards have no picture and are left out"
+CUT_SHORT = "shards are cut short or damaged; their pairs before that position are used"
+NO_IMAGE = "captions in shards have no image and are left out"
 UNREADABLE = "captions in shards are neither UTF-8 text nor JSON with a `caption`, and count as empty"
-REPEATED = "members of shards come again under the same key and are left out"
-OTHER = (
-    "members of shards are neither pictures nor captions, or of a further ending beside a picture, and are left out"
-)
+REPEATED = "members of shards repeat a key and are left out"
+OTHER = "members of shards are neither images nor captions, or have another ending next to an image, and are left out"
 SPARSE = "members of shards are sparse files and are left out (pack them without tar's --sparse)"
-LINK = "links in shards lead to no file in front of them, or are devices, and are left out"
-TOO_LARGE = "members of shards are larger than a picture can be and are left out"
-BEHIND_END = "shards have bytes behind their end mark that are no tar; these are left out"
+LINK = "links in shards do not lead to an earlier file, or are devices, and are left out"
+TOO_LARGE = "members of shards are larger than an image may be and are left out"
+AFTER_END = "shards have bytes after their end mark that are not a tar; these are left out"
 
 CAPTION_ENDINGS = (".json", ".txt")
 MAX_IMAGE_BYTES = 2**30
 MAX_CAPTION_BYTES = 2**20
 MAX_HEADER_BYTES = 2**20
-# What Python's tarfile raises on headers of nonsense.
+# What Python's tarfile raises for nonsense in headers.
 TAR_FAULTS = (tarfile.TarError, RecursionError, ValueError, ArithmeticError, LookupError)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar and the state in which it was indexed; a `locator` says where in it a picture lies."""
+    """A tar in the state in which it was indexed; a locator is the offset, size and name of an image in it."""
 
     path: str
     state: FileState
@@ -66,10 +64,10 @@ class Shard:
             raise BadImageError(f"the shard cannot be read ({error.strerror})") from None
 
     def _read(self, offset: int, size: int) -> bytes:
-        # Opened for each image, as an image file is: a thousand open shards are more than a process may have.
+        # Opened for each image, because a process may not keep a thousand shards open.
         with open(self.path, "rb", buffering=0) as file:
             if self.state != FileState.of(file.fileno()):
-                raise BadImageError("the shard has changed since it was indexed; start again to index it anew")
+                raise BadImageError("the shard has changed since it was indexed; start again to index it again")
             return _read(file, offset, size)
 
 
@@ -78,9 +76,9 @@ class ShardIndex:
     """What one shard holds.
 
     Attributes:
-        locators, texts: of the pictures, in their order in the tar; the text of one without a caption is "".
-        faults: (fault, where), of what is left out.
-        error: why nothing of the shard can be used.
+        locators, texts: of the images, in the order of the tar; the text of an image without a caption is "".
+        faults: (fault, member or shard) of what is left out.
+        error: why the shard cannot be used at all.
     """
 
     shard: Shard | None = None
@@ -94,8 +92,8 @@ class ShardIndex:
 
 
 def index_shards(paths: Sequence[str], num_workers: int = 0) -> Iterator[ShardIndex]:
-    """The index of each shard in order, made by this process, or by `num_workers` others."""
-    # 22,000 members a second in each: Python's tarfile is slow, but knows every kind of tar.
+    """The index of each shard, in order, made by this process or by `num_workers` others."""
+    # Python's tarfile reads 22,000 members per second and process: slow, but it knows every kind of tar.
     return iter(DataLoader(list(paths), batch_size=None, num_workers=num_workers, collate_fn=index_shard))
 
 
@@ -106,10 +104,10 @@ def read_shards(paths: Sequence[str], index_shards: IndexShards = index_shards) 
     """Yield the index of each shard that can be used, in order.
 
     Args:
-        index_shards: makes the indexes, in order: `index_shards`, or one that shares the work with others.
+        index_shards: makes the indexes in order; `index_shards`, or a function that shares the work among processes.
 
     Raises:
-        ValueError: after the others were yielded, some are missing or no tar files.
+        ValueError: after the others were yielded, if shards are missing or are not tar files.
     """
     faults, errors = {}, []
     for index in index_shards(paths):
@@ -127,14 +125,14 @@ def read_shards(paths: Sequence[str], index_shards: IndexShards = index_shards) 
 
 
 def index_shard(path: str) -> ShardIndex:
-    """One pass over the headers of a tar, and one over its captions."""
+    """Index a tar by one pass over its headers and one over its captions."""
     try:
         return with_retries(lambda: _index(path))
     except OSError as error:
         return ShardIndex(error=f"{path} cannot be read ({error.strerror}).")
     except TAR_FAULTS:
         return ShardIndex(
-            error=f"{path} is no tar, or is cut off at its very start. Fetch it again; if it is compressed (.tar.gz), "
+            error=f"{path} is not a tar, or is cut off at its start. Fetch it again; if it is compressed (.tar.gz), "
             "unpack it to a plain .tar."
         )
 
@@ -168,8 +166,8 @@ def _fill(index: ShardIndex, file: io.FileIO) -> None:
             dotted.setdefault((folder + slash + first, folder + slash + stem), []).append((last.lower(), member))
         else:
             index.faults.append((OTHER, index.name(member)))
-    # As in webdataset, a key ends at the first dot: a.seg.png beside a.jpg is another kind of datum. Where there is no
-    # such picture, or a caption of the same name, v1.5.jpg is a picture that is called v1.5.
+    # As in webdataset, a key ends at the first dot: a.seg.png next to a.jpg is another kind of datum. But without such
+    # an image, or with a caption of the same name, v1.5.jpg is the image of the key v1.5.
     for (first, stem), members in dotted.items():
         endings = [ending in IMAGE_ENDINGS for ending, _ in members]
         for ending, member in members:
@@ -193,33 +191,33 @@ def _fill(index: ShardIndex, file: io.FileIO) -> None:
 
 
 def _whole_files(index: ShardIndex, file: io.FileIO) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar, and of those appended to it, whose last byte is there. What is left out is noted."""
+    """Yield the complete files of a tar and of those appended to it, and note what is left out."""
     start = 0
     while start is not None:
         file.seek(start)
         try:
-            # Names in GBK, as Windows writes them, stay apart from each other and can be printed.
+            # Keeps names in GBK, as Windows writes them, distinct and printable.
             tar = tarfile.open(fileobj=_Headers(file), mode="r:", errors="backslashreplace")
         except TAR_FAULTS:
             if start == 0:
                 raise
-            index.faults.append((BEHIND_END, index.shard.path))
+            index.faults.append((AFTER_END, index.shard.path))
             return
         try:
             yield from _members(tar, index)
-            # A cut between two members goes by in silence.
+            # tarfile does not notice a cut between two members.
             has_end = _read(file, tar.offset, tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
         except TAR_FAULTS:
             has_end = False
         if not has_end:
-            is_no_tar = start > 0 and tar.offset == start
-            index.faults.append((BEHIND_END if is_no_tar else CUT_SHORT, index.shard.path))
+            is_not_tar = start > 0 and tar.offset == start
+            index.faults.append((AFTER_END if is_not_tar else CUT_SHORT, index.shard.path))
             return
         start = _next_block(file, tar.offset)
 
 
 def _members(tar: tarfile.TarFile, index: ShardIndex) -> Iterator[tarfile.TarInfo]:
-    """The whole files among the members of one tar; a hard link is the file that it leads to."""
+    """Yield the complete files among the members of one tar; a hard link is the file that it points to."""
     files: dict[str, tarfile.TarInfo] = {}
     for member in tar:
         if member.size < 0:
@@ -235,7 +233,7 @@ def _members(tar: tarfile.TarFile, index: ShardIndex) -> Iterator[tarfile.TarInf
                 index.faults.append((LINK, index.name(member)))
             continue
         if member.offset_data + member.size > index.shard.state.size:
-            return  # cut off, which the missing end mark tells
+            return  # cut off, as the missing end mark says
         if member.size > MAX_IMAGE_BYTES:
             index.faults.append((TOO_LARGE, index.name(member)))
             continue
@@ -244,7 +242,7 @@ def _members(tar: tarfile.TarFile, index: ShardIndex) -> Iterator[tarfile.TarInf
 
 
 class _Headers:
-    """A tar as `tarfile` may read it: its headers, which are small. One that claims to be large would fill memory."""
+    """A tar of which only headers can be read, which are small: one that claims to be large would fill the memory."""
 
     def __init__(self, file: io.FileIO):
         self._file, self.seek, self.tell = file, file.seek, file.tell
@@ -256,7 +254,7 @@ class _Headers:
 
 
 def _next_block(file: io.FileIO, offset: int) -> int | None:
-    """Where, from an offset on, the first block begins that is not all zero."""
+    """The offset of the first block, from an offset on, that is not all zero."""
     file.seek(offset)
     while chunk := file.read(2**20):
         if rest := chunk.lstrip(b"\0"):
@@ -267,7 +265,7 @@ def _next_block(file: io.FileIO, offset: int) -> int | None:
 
 
 def _text(content: bytes, ending: str) -> str:
-    """The caption in a .txt, or in img2dataset's .json of a sample. Raises ValueError."""
+    """The caption in a .txt, or in the .json that img2dataset writes. Raises ValueError if there is none."""
     if ending == ".txt":
         return content.decode("utf-8-sig")
     sample = parse_json(content)

@@ -1,4 +1,4 @@
-"""Text files as people have them: UTF-8, also packed, and what to do about those that are something else."""
+"""Text files: UTF-8, also packed by gzip; for any other file, an error that says what it is and what to do."""
 
 import codecs
 import functools
@@ -14,15 +14,15 @@ from typing import BinaryIO, TextIO
 
 from component.ground.reading import open_to_read
 
-MAX_LINE = 2**25  # characters; a picture as base64 fits
+MAX_LINE = 2**25  # characters: enough for an image as base64
 _HEAD_BYTES = 4096
 _GZIP = b"\x1f\x8b"
 _SAMPLE_BYTES = 2**20
-_ENOUGH_LINES = 10_000  # that are not UTF-8, to say what they are
+_ENOUGH_LINES = 10_000  # lines that are not UTF-8, to guess their encoding
 
-# First bytes → what a file is, and the mend.
+# First bytes of a file, what it is, and what to do.
 _OTHER_KINDS = (
-    (b"PK\x03\x04", "an Excel file or a zip archive", "In Excel, save it as “CSV UTF-8”; a zip is to be unpacked."),
+    (b"PK\x03\x04", "an Excel file or a zip archive", "In Excel, save it as “CSV UTF-8”; unpack a zip."),
     (b"\xd0\xcf\x11\xe0", "an Excel file", "In Excel, save it as “CSV UTF-8”."),
     (b"PAR1", "a Parquet file", "A text file is expected."),
     (b"\x28\xb5\x2f\xfd", "packed by zstd", "Unpack it: zstd -d."),
@@ -31,8 +31,8 @@ _OTHER_KINDS = (
     (b"7z\xbc\xaf", "a 7-Zip archive", "Unpack it."),
     (b"Rar!", "a RAR archive", "Unpack it."),
     (b"%PDF", "a PDF", "Give the table itself."),
-    (b"\x89PNG", "a picture", "Give the table that names it."),
-    (b"\xff\xd8\xff", "a picture", "Give the table that names it."),
+    (b"\x89PNG", "an image", "Give the table that names it."),
+    (b"\xff\xd8\xff", "an image", "Give the table that names it."),
     (b"version https://git-lfs", "the pointer of Git LFS to a file that is not here", "Fetch the file: git lfs pull."),
 )
 _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
@@ -40,13 +40,13 @@ _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml)", re.IG
 
 @contextmanager
 def open_text(path: str) -> Iterator[TextIO]:
-    """Open a text file for reading, its line ends as they are.
+    """Open a text file for reading, without changing its line ends.
 
-    It is UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one; what gzip packed is unpacked on the
-    way, whatever the name.
+    The file is UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one, and may be packed by gzip,
+    whatever its name.
 
     Raises:
-        ValueError: with the mend; here for a file that is something else, within the block for a damaged one.
+        ValueError: with what to do; at once for a file of another kind, within the block for a damaged one.
         OSError: the file cannot be read.
     """
     try:
@@ -62,7 +62,7 @@ def open_text(path: str) -> Iterator[TextIO]:
 
 
 def text_lines(file: TextIO, path: str) -> Iterator[str]:
-    """Yield the lines of an open text file. Raises ValueError for one that would fill the memory."""
+    """Yield the lines of an open text file. Raises ValueError for a line that is too long."""
     for number, line in enumerate(iter(functools.partial(file.readline, MAX_LINE), ""), 1):
         if len(line) == MAX_LINE:
             raise ValueError(f"{path}, line {number} has more than {MAX_LINE:,} characters. Is it the right file?")
@@ -70,10 +70,10 @@ def text_lines(file: TextIO, path: str) -> Iterator[str]:
 
 
 def require_plain_text(path: str, file: io.BufferedReader) -> None:
-    """Raise ValueError, with the mend, where a file to be read in places is packed, or not of one byte a letter."""
+    """Raise ValueError, with what to do, unless a file can be read from any offset: not packed, and UTF-8."""
     head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]
     if head.startswith(_GZIP):
-        raise ValueError(f"{path} is packed, so that no place in it can be reached. Unpack it: gunzip.")
+        raise ValueError(f"{path} is packed, so it cannot be read from the middle. Unpack it: gunzip.")
     encoding = _encoding(path, head)
     if encoding != "utf-8-sig":
         raise ValueError(f"{path} is {encoding}. Convert it: {_convert(path, encoding)}")
@@ -90,7 +90,7 @@ def _unpacked(path: str) -> Iterator[BinaryIO]:
 
 
 def _encoding(path: str, head: bytes) -> str:
-    """How the text that begins so is written. Raises ValueError where it is none."""
+    """The encoding of a text that begins with `head`. Raises ValueError if it is not a text."""
     for start, kind, mend in _OTHER_KINDS:
         if head.startswith(start):
             raise ValueError(f"{path} is {kind}. {mend}")
@@ -98,7 +98,7 @@ def _encoding(path: str, head: bytes) -> str:
         raise ValueError(f"{path} is a web page, perhaps that of an error or a login. Fetch the file itself.")
     if head[257:262] == b"ustar":
         raise ValueError(f"{path} is a tar. Give a shard plain, with a name that ends in .tar.")
-    # The mark of UTF-16 is the beginning of that of UTF-32.
+    # UTF-32 first, because its mark begins with that of UTF-16.
     for marks, encoding in (
         ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
         ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
@@ -116,7 +116,7 @@ def _convert(path: str, encoding: str) -> str:
 
 
 def _encoding_fault(path: str) -> str:
-    """What is wrong with a file that is not UTF-8: where, whether all of it or a few bytes, and the mend."""
+    """What is wrong with a file that is not UTF-8: where, whether all of it or a few bytes, and what to do."""
     offset, first, num_bad, good, replaced, sample = 0, "", 0, 0, 0, b""
     with _unpacked(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
@@ -141,7 +141,7 @@ def _encoding_fault(path: str) -> str:
         lines = "one line" if num_bad == 1 else f"{num_bad} lines" + " or more" * (num_bad == _ENOUGH_LINES)
         looks = f", which look{'s' * (num_bad == 1)} like {names}" if guesses else ""
         return (
-            f"{path} is UTF-8 but for {lines}{looks} ({first}). Mend that, or leave such bytes out: "
+            f"{path} is UTF-8 but for {lines}{looks} ({first}). Correct that, or leave such bytes out: "
             f"{_convert(path, 'utf-8 -c')}"
         )
     if len(guesses) == 1:
@@ -192,14 +192,14 @@ _ENCODINGS = (
 
 
 def read_lines(path: str) -> dict[int, str]:
-    """Number → line of a text file (see `open_text`), without white space around them, and without the empty ones.
+    """Line number → stripped line of a text file (see `open_text`), without the empty lines.
 
     Raises:
-        ValueError: it is no text file, with the mend, or there is no text in it.
+        ValueError: it is not a text file, with what to do, or it holds no text.
         OSError: there is no such file.
     """
     with open_text(path) as file:
         lines = {number: line.strip() for number, line in enumerate(text_lines(file, path), 1) if line.strip()}
     if not lines:
-        raise ValueError(f"{path} holds no text; one a line is expected.")
+        raise ValueError(f"{path} holds no text; one per line is expected.")
     return lines

@@ -59,7 +59,7 @@ def _cheapest_starts(widths: np.ndarray, group_cost: float, largest: int) -> lis
     """The starts of the groups, for (n,) descending widths.
 
     A cut between two texts of the same width can move towards the longer ones, which saves padding in the group before
-    it, until it is at the first text of that width or the group after it is full. So between two cuts at first texts
+    it, until it reaches the first text of that width or the group after it is full. So between two cuts at first texts
     there is one group of the remainder, followed by full groups, and the best cuts at first texts are a shortest path
     over the distinct widths.
     """

@@ -43,8 +43,8 @@ def group_by_cost(
         largest: most texts in a group.
 
     Returns:
-        (rows, width) of each group: its texts, and the tokens they are padded to. The longest texts come first, so that
-        a group that does not fit into memory fails at the start.
+        (rows, width) of each group: its texts, and the tokens they are padded to. The longest texts come first, so
+        that a group that does not fit into memory fails at the start.
     """
     lengths = np.asarray(lengths, np.int64)
     if not len(lengths):

@@ -176,7 +176,7 @@ def start(case: str, folder: str) -> None:
     collate = PairCollator(0)
     for part, _ in zip(SharedBatches(len(pairs), BATCH), range(BATCHES), strict=False):
         examples = pairs.__getitems__(part)
-        if part.places.start == 0:
+        if part.positions.start == 0:
             if case == "cached":
                 collate(examples)
             seconds = time.perf_counter() - begin

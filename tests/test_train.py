@@ -15,7 +15,7 @@ import textwrap
 import huggingface_hub
 import pytest
 import torch
-from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
+from conftest import CAPTIONS, ROOT, run_python
 from huggingface_hub import ModelCard
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -197,11 +197,18 @@ def test_a_users_mistake_is_reported_in_one_line_without_a_traceback(train_args,
     assert message in result.stderr.splitlines()[-1]
 
 
-def test_processes_that_cannot_connect_are_not_blamed_on_the_arguments(train_args, monkeypatch):
-    group = dict(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    for name, value in {**group, "GLOO_SOCKET_IFNAME": "nowhere"}.items():
-        monkeypatch.setitem(ENVIRONMENT, name, value)
-    result = run_python("train_clip.py", "--train_args_file", train_args(ddp_backend="gloo"))
+CANNOT_CONNECT = """
+import os, sys, train_clip
+from component.ground.command import run_script
+
+os.environ.update(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+os.environ["GLOO_SOCKET_IFNAME"] = "nowhere"
+sys.exit(run_script(train_clip.main))
+"""
+
+
+def test_processes_that_cannot_connect_are_not_blamed_on_the_arguments(train_args):
+    result = run_python("-c", CANNOT_CONNECT, "--train_args_file", train_args(ddp_backend="gloo"))
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "the processes of this run cannot connect to each other" in result.stderr.splitlines()[-1]
 

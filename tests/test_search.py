@@ -423,11 +423,11 @@ def test_the_search_is_exact(searcher, top_k):
 
 def test_texts_images_and_minus_add_up(searcher, folder):
     image = str(folder / "blue" / "0.png")
-    red, blue, picture = (searcher.embed(q) for q in (Query(texts=["红"]), Query(texts=["蓝"]), Query(images=[image])))
+    red, blue, photo = (searcher.embed(q) for q in (Query(texts=["红"]), Query(texts=["蓝"]), Query(images=[image])))
     both = searcher.embed(Query(texts=["红"], images=[image], image_weight=0.25, minus=["蓝"], minus_weight=0.5))
-    assert both.tolist() == pytest.approx((0.75 * red + 0.25 * picture - 0.5 * blue).tolist(), abs=1e-6)
-    row = searcher.search(picture, 1)[0].image.row
-    assert searcher.embed(Query(like=[row])).tolist() == pytest.approx(picture.tolist(), abs=1e-3)
+    assert both.tolist() == pytest.approx((0.75 * red + 0.25 * photo - 0.5 * blue).tolist(), abs=1e-6)
+    row = searcher.search(photo, 1)[0].image.row
+    assert searcher.embed(Query(like=[row])).tolist() == pytest.approx(photo.tolist(), abs=1e-3)
 
 
 def test_an_image_is_most_like_itself(searcher, folder):

@@ -109,7 +109,7 @@ def test_the_viewer_steps_zooms_and_shows_a_tiff_in_full(page, index, folder):
     index()
     page.set_input_files("#search [data-file]", folder / "large.tif")
     expect(page.locator("#results li .name").first).to_have_text("large.tif")
-    page.click("#results li .picture")
+    page.click("#results li .open")
     expect(page.locator("#viewer img")).to_have_js_property("naturalWidth", 1500)
     width = page.evaluate("document.querySelector('#viewer img').clientWidth")
     page.keyboard.press("+")

@@ -34,7 +34,7 @@ class Access:
     Attributes:
         hosts: names and addresses that the Host header may hold. Without this check, a page elsewhere could give its
             own name the address of this machine (DNS rebinding).
-        any_address: whether the Host header may also be any IP address, which nobody can rebind.
+        any_address: whether the Host header may also be any IP address, which cannot be rebound.
         token: what the address of the page must carry as `?token=`; None: nothing.
     """
 

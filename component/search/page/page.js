@@ -264,12 +264,12 @@ new IntersectionObserver(async (entries) => {
 
 function card(hit, isDuplicate = false) {
   const item = byId("card").content.cloneNode(true).firstElementChild;
-  const picture = item.querySelector(".picture"), image = picture.querySelector("img");
+  const opener = item.querySelector(".open"), image = opener.querySelector("img");
   image.alt = visible(nameOf(hit.path));
   image.addEventListener("error", () => { image.alt = `${visible(nameOf(hit.path))}：原图已不在或已改变`; });
   image.src = `thumbnail/${hit.digest}`;
-  picture.classList.toggle("gone", hit.absent);
-  picture.addEventListener("click", () => view(hit));
+  opener.classList.toggle("gone", hit.absent);
+  opener.addEventListener("click", () => view(hit));
   item.classList.toggle("duplicate", isDuplicate);
   item.title = visible(hit.path);
   item.querySelector(".name").textContent = visible(nameOf(hit.path));

@@ -1,4 +1,4 @@
-"""Tables and pictures as people have them."""
+"""Tables and images of any origin."""
 
 import gzip
 import random
@@ -181,6 +181,14 @@ def test_a_table_is_read_by_its_bytes_whatever_its_name(tmp_path, content):
         (ROWS.encode() + b'"a\nb",1.jpg\nx\xff\n', f"UTF-8 but for one line .0xff in line 24, at byte {SIZE + 13} of"),
         (ROWS.encode() + ROWS.encode("gbk"), "UTF-8 but for 20 lines, which look like GBK .0xb9 in line 23"),
         (ROWS.encode() + "一".encode()[:2], "UTF-8 but for one line .* unexpected end of data.. Correct"),
+        (
+            "text,filename\n강아지가 달립니다 사진입니다,1.jpg\n".encode("euc_kr"),
+            "looks like EUC-KR. Convert it: iconv -f euc-kr",
+        ),
+        (
+            "text,filename\n子犬が草の上を走っている。赤いドレス,1.jpg\n".encode("euc_jp"),
+            "looks like Big5 or EUC-JP. Convert it from the one",
+        ),
         (b"text,filename\ncaf\xe9,1.jpg\n", "not UTF-8 .0xe9 in line 2, at byte 17 .* Save it as UTF-8"),
         (ROWS.encode("utf-16le"), "UTF-16LE without a mark. Convert it: iconv -f utf-16le"),
         (ROWS.encode("utf-16be"), "UTF-16BE without a mark"),
@@ -196,7 +204,7 @@ def test_a_table_is_read_by_its_bytes_whatever_its_name(tmp_path, content):
         (packed(bytes(257) + b"ustar"), "is a tar. Give a shard plain"),
     ],
 )
-def test_what_is_no_utf_8_gets_the_mend_that_fits(tmp_path, content, message):
+def test_a_file_that_is_not_utf_8_is_told_what_to_do(tmp_path, content, message):
     (tmp_path / "my t.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         list(read_table(str(tmp_path / "my t.csv")))
@@ -336,7 +344,7 @@ def test_what_names_no_file_does_not_become_one(name, tmp_path):
         writable_file(str(tmp_path), name)
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 def save(path, image: Image.Image, **options) -> str:
@@ -391,7 +399,7 @@ def test_first_frame_of_an_animation(tmp_path):
     assert near(corner(path), (255, 0, 0))
 
 
-def test_what_is_no_picture_says_why(tmp_path):
+def test_a_file_that_is_not_an_image_says_why(tmp_path):
     whole = save(tmp_path / "a.jpg", Image.effect_noise((64, 64), 80))
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:500])
     (tmp_path / "page.jpg").write_text("<html>404</html>")
@@ -488,7 +496,7 @@ def test_rows_without_text_are_left_out_and_counted(data, processor):
         PairDataset(table(data / "e.csv", "text,filename\n,0.png\n"), str(data), processor, max_seq_length=8)
 
 
-def test_bad_pictures_leave_the_batch_with_a_reason(data, processor):
+def test_bad_images_leave_the_batch_with_a_reason(data, processor):
     path = table(data / "t.csv", "text,filename\n小狗,0.png\n小猪,none.png\n小狗,../train.csv\n小狗,../t.csv\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     collate = PairCollator(0)
@@ -499,7 +507,7 @@ def test_bad_pictures_leave_the_batch_with_a_reason(data, processor):
     assert len(collate(dataset.__getitems__([1, 2]))["model_inputs"]["input_ids"]) == 0
 
 
-def test_a_data_loader_gives_every_pair_with_its_own_text_and_picture(data, processor):
+def test_a_data_loader_gives_every_pair_with_its_own_text_and_image(data, processor):
     """Whatever the order, and with a text that is the longest in one batch only."""
     dataset = PairDataset(str(data / "train.csv"), str(data / "images"), processor, max_seq_length=16)
     loader = torch.utils.data.DataLoader(dataset, batch_size=3, shuffle=True, collate_fn=PairCollator(0))
@@ -541,7 +549,7 @@ def test_under_a_tenth_of_a_shuffled_batch_is_padding(data, processor):
     assert inputs["attention_mask"].sum() > 0.9 * positions
 
 
-def test_a_set_without_any_good_picture_is_an_error(data, processor):
+def test_a_set_without_any_good_image_is_an_error(data, processor):
     path = table(data / "t.csv", "text,filename\n小狗,none.png\n小猪,gone.png\n")
     with pytest.raises(ValueError, match="None of the 2 images.*none.png: no such file.*image_path"):
         PairDataset(path, str(data / "images"), processor, max_seq_length=8).require_an_image()

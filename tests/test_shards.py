@@ -84,7 +84,7 @@ def two_ranks(script, *arguments: str) -> str:
 
 
 def pairs_of(files) -> list[tuple[str, bytes]]:
-    """(text, picture) of all pairs, in order."""
+    """(text, image) of all pairs, in order."""
     return [
         (text, place.read(locator))
         for place, chunk in read_pair_files(files, None)
@@ -153,7 +153,7 @@ def test_an_example_of_a_shard_is_that_of_the_same_file(shards, csv, bert_clip_p
     assert all(torch.equal(one[key], other[key]) for key in ("input_ids", "attention_mask", "pixel_values"))
 
 
-def test_equal_captions_have_equal_ids_and_different_pictures_different_ones(tmp_path, shards, dataset):
+def test_equal_captions_have_equal_ids_and_different_images_different_ones(tmp_path, shards, dataset):
     pairs = dataset([shards, shards])
     assert len(pairs) == 2 * PAIRS and (pairs.table.image_ids[:PAIRS] == pairs.table.image_ids[PAIRS:]).all()
     assert len(np.unique(pairs.table.image_ids)) == len(np.unique(pairs.table.text_ids)) == PAIRS
@@ -182,7 +182,7 @@ def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_names_with_further_dots_are_pairs_unless_they_belong_to_a_picture(tmp_path, caplog):
+def test_names_with_further_dots_are_pairs_unless_they_belong_to_a_image(tmp_path, caplog):
     names = ["v1.5.jpg", "v1.5.txt", "d.x/v1.6.JPG", "d.x/v1.6.json", "2.jpg", "2.en.txt", "2.seg.png", "2.txt"]
     names += ["2.b.jpg", "2.b.txt", "2.cls", "._2.jpg", "README"]
     contents = {"txt": "小狗".encode(), "json": '{"caption": "小猪"}'.encode()}
@@ -324,8 +324,8 @@ def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, ca
 @pytest.mark.parametrize(
     ("cut", "left"),
     [
-        ("in a picture", 3),
-        ("after a picture", 3),
+        ("in a image", 3),
+        ("after a image", 3),
         ("in a caption", 4),  # which the JSON has, too
         ("between samples", 4),
         ("in a header", 4),
@@ -338,8 +338,8 @@ def test_of_a_shard_that_is_cut_short_the_pairs_before_the_cut_are_used(tmp_path
     last = whole.rindex(b"000000003.jpg")  # headers of 512 bytes
     caption = whole.rindex(b"000000003.txt")
     place = {
-        "in a picture": last + 600,
-        "after a picture": last + 512 + len(image_bytes(3)),
+        "in a image": last + 600,
+        "after a image": last + 512 + len(image_bytes(3)),
         "in a caption": caption + 512 + 6,
         "between samples": caption + 1024,
         "in a header": caption + 1124,
@@ -372,7 +372,7 @@ def test_an_empty_shard_adds_nothing_and_alone_it_is_an_error(tmp_path, shards, 
         dataset(empty)
 
 
-def test_a_shard_that_changed_since_it_was_indexed_gives_no_wrong_pictures(tmp_path, shards, dataset):
+def test_a_shard_that_changed_since_it_was_indexed_gives_no_wrong_images(tmp_path, shards, dataset):
     pairs = dataset(shards)
     path = tmp_path / "shards" / "00000.tar"
     before = path.stat()
@@ -397,7 +397,7 @@ def test_missing_shards_are_named_before_anything_is_loaded(train_args, tmp_path
 # ---- the feature cache ----
 
 
-def test_the_cache_reads_a_shard_from_front_to_back_and_each_picture_once(tmp_path, shards, dataset):
+def test_the_cache_reads_a_shard_from_front_to_back_and_each_image_once(tmp_path, shards, dataset):
     def cached(pairs) -> tuple[torch.Tensor, CachedImages]:
         """What goes through the tower, and what is then in the cache."""
         seen = [torch.empty(0, 3, 32, 32)]

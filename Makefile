@@ -4,7 +4,7 @@
 
 CORE = argument command docs files image learning_rates loss metrics model pair_table rooms sampler shards similarity train
 
-help:  ## this list
+help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo:  ## train on the emoji of this repository, then compare the test images with texts (2 minutes)

@@ -1,18 +1,19 @@
-"""Speed and memory of download and filter, compared with what others use, on a local server that misbehaves.
+"""Speed and memory of download and filter compared with other tools, on a local server that misbehaves.
 
     python benchmarks/data_bench.py --img2dataset_python ~/venv-img2dataset/bin/python --out data_bench.json
 
-All numbers of one table come from one call on one machine, the candidates one after another. Linux only.
+All numbers of a table come from one call on one machine; the candidates run one after another. Linux only.
 
-download: 16 servers (ports) on the loopback interface send 300 x 300 JPEGs after 20 or 200 ms. "faulty": 2% never
-answer, 5% are 404 or 500, 2% send their body a byte at a time; a faulty answer is held for 60 s. "clean": no faults.
+download: 16 servers (ports) on the loopback interface send 300 x 300 JPEGs after 20 or 200 ms. "faulty": 2% of
+  requests get no answer, 5% get 404 or 500, 2% get their body one byte at a time; a faulty answer lasts 60 s.
+  "clean": no faults.
   - ours: download_image.py with its defaults, 64 threads
   - img2dataset: 2 processes x 32 threads, output_format=files, defaults otherwise
-  - plain: 20 processes in a loop over requests.get, without timeout
+  - plain: 20 processes that loop over requests.get without a timeout
 filter: filter_data.py compared with a bare Pillow decoding loop in one process per core.
-pixels: from a JPEG to pixel_values of 224 x 224, in one thread: the HF image processor image by image, as in the
-published recipe; ours, which is bit-equal; ours with draft decoding, as for augmented and unlocked training.
-memory: both scripts over a table of 1,000,000 rows; peak of all processes together (PSS: shared pages once).
+pixels: from a JPEG to pixel_values of 224 x 224, in one thread: the HF image processor, one image at a time, as in the
+published recipe; ours, which is bit-equal; ours with draft decoding, used for augmented and unlocked training.
+memory: both scripts on a table of 1,000,000 rows; peak of all processes together (PSS: shared pages count once).
 """
 
 import argparse
@@ -34,8 +35,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_SERVERS = 16
-HELD_SECONDS = 60.0  # how long a faulty answer takes; if it were endless, the plain loop would never finish
-DRIP_SECONDS = 0.5  # between two bytes of a dripping body
+HELD_SECONDS = 60.0  # how long a faulty answer lasts; if it never ended, the plain loop would never finish
+DRIP_SECONDS = 0.5  # between two bytes of a body sent one byte at a time
 START_UP_ROWS = 64
 
 
@@ -44,8 +45,8 @@ def main():
     parser.add_argument("--img2dataset_python", help="python of an environment with requirements-bench.txt installed")
     parser.add_argument("--parts", nargs="+", default=["download", "filter", "pixels", "memory"])
     parser.add_argument("--servers", nargs="+", choices=["clean", "faulty"], default=["clean", "faulty"])
-    parser.add_argument("--rows", type=int, default=4000, help="images for each download")
-    parser.add_argument("--plain_rows", type=int, default=400, help="the same for the plain loop; it is slow")
+    parser.add_argument("--rows", type=int, default=4000, help="images per download")
+    parser.add_argument("--plain_rows", type=int, default=400, help="the same for the plain loop, which is slow")
     parser.add_argument("--filter_rows", type=int, default=20_000)
     parser.add_argument("--memory_rows", type=int, default=1_000_000)
     parser.add_argument("--out", help="JSON file with the results")
@@ -112,8 +113,8 @@ def bench_download(args, folder: Path) -> list[dict]:
                 row = {"server": name, "resize": None, "candidate": "plain", "rows": args.plain_rows, "kept": kept}
                 table.append(row | {"seconds": seconds, "images_per_second": kept / seconds})
                 print_row(table[-1], rates["ours"] / (kept / seconds))
-    print("img/s: images kept, divided by the seconds beyond those for 64 rows (start-up of the program)")
-    print("ratio: img/s of ours, divided by img/s of this candidate")
+    print("img/s: images kept ÷ (seconds - seconds for 64 rows, which is the start-up of the program)")
+    print("ratio: img/s of ours ÷ img/s of this candidate")
     return table
 
 
@@ -137,7 +138,7 @@ def run_img2dataset(args, table: Path, images: Path, resize: int | None) -> tupl
     command = [args.img2dataset_python, "-c", "from img2dataset.main import main; main()", "--url_list", table]
     command += ["--input_format", "csv", "--url_col", "url", "--caption_col", "text", "--output_folder", images]
     command += ["--output_format", "files", "--processes_count", "2", "--thread_count", "32"]
-    # one shard for each process: a process waits for the slowest row of a shard before it starts the next
+    # one shard per process: a process waits for the slowest row of a shard before it starts the next
     command += ["--number_sample_per_shard", str(-(-rows // 2)), "--enable_wandb", "False"]
     command += ["--resize_mode", "keep_ratio", "--image_size", str(resize)] if resize else ["--resize_mode", "no"]
     return timed(command), count_images(images)
@@ -169,7 +170,7 @@ def timed(command: list) -> float:
 
 
 def count_images(folder: Path) -> int:
-    """The number of files that start like a JPEG; the plain loop saves error pages under .jpg names."""
+    """Count the files that start like a JPEG; the plain loop also saves error pages as .jpg."""
     return sum(path.read_bytes()[:2] == b"\xff\xd8" for path in folder.rglob("*.jpg"))
 
 
@@ -181,14 +182,14 @@ def write_table(path: Path, urls: list[str]) -> None:
 
 
 def new(folder: Path) -> Path:
-    """A new folder. None is removed before the end: where files were just removed, ext4 searches for a free inode,
-    which takes longer than the download of an image."""
+    """Make a folder. Folders are removed only at the end: after a removal ext4 searches for a free inode, which takes
+    longer than downloading an image."""
     folder.mkdir()
     return folder
 
 
 class Servers:
-    """The servers, in a process of their own."""
+    """The servers, in a separate process."""
 
     def __init__(self, latency: float, faulty: bool):
         self._faulty = faulty
@@ -217,7 +218,7 @@ def serve(pipe, latency: float) -> None:
     images = [example_image(seed, (300, 300)) for seed in range(64)]
 
     class Answer(asyncio.Protocol):
-        """A minimal HTTP/1.1: GET, keep-alive, no pipelining. Fast, because it shares the cores with the clients."""
+        """Minimal HTTP/1.1: GET, keep-alive, no pipelining. It must be fast: it shares the cores with the clients."""
 
         def connection_made(self, transport):
             self.transport, self.received = transport, b""
@@ -261,7 +262,7 @@ def serve(pipe, latency: float) -> None:
 
 
 def example_image(seed: int, size: tuple[int, int]) -> bytes:
-    """A JPEG with the file size of a photograph: smooth shapes under a little grain."""
+    """A JPEG with the file size of a photograph: smooth shapes with a little noise."""
     random = np.random.default_rng(seed)
     smooth = Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     grain = random.normal(0, 8, (size[1], size[0], 3))
@@ -282,9 +283,8 @@ def bench_filter(args, folder: Path) -> list[dict]:
         path.write_bytes(contents[i % len(contents)])
     write_table(images / "train.csv", [f"http://example.com/{i}" for i in range(args.filter_rows)])
     with multiprocessing.Pool(os.cpu_count()) as pool:
-        pool.map(
-            decode, paths[:256]
-        )  # as for filter_data.py, the files are in the page cache; its workers have started
+        # The workers are running and the files are in the page cache, as for filter_data.py.
+        pool.map(decode, paths[:256])
         started = time.monotonic()
         for _ in pool.imap(decode, paths, chunksize=64):
             pass
@@ -364,7 +364,7 @@ def bench_memory(args, folder: Path) -> list[dict]:
         for writer in writers:
             writer.writerow(["text", "url", "filename"])
         for i in range(args.memory_rows):
-            # a private address is refused: every row passes the queue, a thread and the report, but no host
+            # Private addresses are refused: every row passes the queue, a thread and the report, but reaches no host.
             url = f"http://10.0.0.{i % 256}/it/u={i}?{query}"
             writers[0].writerow([text, url, f"{i // 10_000}/{i}.jpg"])
             writers[1].writerow([f"{text}{i}", url, f"{i % 100}.jpg"])

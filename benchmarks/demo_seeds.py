@@ -1,9 +1,9 @@
-"""The demo over three seeds, beside a random locked tower: recall, wall time and peak memory.
+"""The demo with three seeds, compared with a random locked tower: recall, wall time and peak memory.
 
 python benchmarks/demo_seeds.py [--json figures.json]
 
-Each run is a process of its own, `train_clip.py --train_args_file train_args/train_demo.json`, and starts without
-cached image features. Its model is then also asked with the held-out keywords.
+Each run is a separate process, `train_clip.py --train_args_file train_args/train_demo.json`, and starts without
+cached image features. Its model is then also evaluated on the held-out keywords.
 """
 
 import argparse
@@ -22,7 +22,7 @@ COLUMNS = ("R@1", "R@5", "R@10", "R@1 keywords", "R@5 keywords", "R@10 keywords"
 
 
 def make_random_tower(folder: str) -> None:
-    """The demo's CLIP folder with an image tower that never learned anything."""
+    """Write the demo's CLIP folder with an untrained image tower."""
     import shutil
 
     import torch
@@ -39,7 +39,7 @@ def run(*command: str) -> None:
 
 
 def train_and_test(seed: int, output: str, *overrides: str) -> dict[str, float]:
-    """One run of the demo; recall in percent."""
+    """Run the demo once; recall is in percent."""
     command = ["train_clip.py", "--train_args_file", "train_args/train_demo.json"]
     for item in (f"seed={seed}", f"output_dir={output}/run", *overrides):
         command += ["--set", item]

@@ -1,12 +1,12 @@
-"""What fine-tuning gives and what it costs, on the demo data, over three seeds: own and kept recall side by side.
+"""What fine-tuning gains and what it forgets, on the demo data, with three seeds: "own" and "kept" recall.
 
 python train_clip.py --train_args_file train_args/train_demo.json
 python benchmarks/finetune_bench.py [--json figures.json]
 
-The demo's model learns the words that were held out of its training (test_keywords.csv), each with the images of the
-styles that it was trained on. "own" are those words, asked for in the style that it never saw; "kept" are the names
-of the emoji (test.csv), which it could find before, in the same style. Every second row of both chooses the alpha of
-the blends, and the others give the figures: text → image R@1 and the mean recall, in percent.
+The demo's model learns the words held out of its training (test_keywords.csv), each with images in the styles that it
+was trained on. "own" is recall for those words in the style that it never saw; "kept" is recall for the names of the
+emoji (test.csv), which it knew before, in the same style. Every second row of both is used to choose the alpha of the
+blends, the other rows give the figures: text → image R@1 and mean recall, in percent.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from train_clip import train
 
 DEMO = os.path.join(ROOT, "data", "demo")
 IMAGES = os.path.join(DEMO, "images")
-# The demo's towers are small and young: their learning rate is far above that of train_args/finetune.json.
+# The demo's towers are small and trained briefly: their learning rate is far above that of train_args/finetune.json.
 RECIPE = (
     "num_train_epochs=5",
     "per_device_train_batch_size=128",
@@ -64,7 +64,7 @@ COLUMNS = ("own R@1", "own MR", "kept R@1", "kept MR", "mean of MR", "alpha", "s
 
 
 def write_data(folder: str) -> None:
-    """tune.csv, old.csv (as many of the pairs that the model knows), and both halves of own and kept."""
+    """Write tune.csv, old.csv (the same number of pairs that the model knows), and both halves of own and kept."""
     known, own, kept = (pd.read_csv(os.path.join(DEMO, f"{name}.csv")) for name in ("train", "test_keywords", "test"))
     emoji = {name: table.filename.str.split("/").str[-1] for name, table in (("known", known), ("own", own))}
     images = known.assign(emoji=emoji["known"])[["emoji", "filename"]].drop_duplicates()
@@ -77,7 +77,7 @@ def write_data(folder: str) -> None:
 
 
 def read(data: str, half: str) -> list[RetrievalData]:
-    """Own and kept."""
+    """Read own and kept, in this order."""
     return [read_retrieval_data(os.path.join(data, f"{name}_{half}.csv"), IMAGES) for name in ("own", "kept")]
 
 
@@ -93,7 +93,7 @@ def measure(model, processor, pairs: list[RetrievalData]) -> dict[str, float]:
 
 
 def tune(model: str, data: str, seed: int, output: str, overrides: tuple[str, ...]) -> str:
-    """Train by train_args/finetune.json; gives the checkpoint."""
+    """Train with train_args/finetune.json and return the checkpoint."""
     given = (f"clip_pretrain_path={model}", f"train_file={data}/tune.csv", f"seed={seed}", f"output_dir={output}")
     items = (*given, *RECIPE, f"image_feature_cache={data}/features", *overrides)
     recipe = os.path.join(ROOT, "train_args", "finetune.json")

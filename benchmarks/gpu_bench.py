@@ -1,18 +1,18 @@
-"""Every figure that docs/PERFORMANCE.md wants of a GPU, in one command without a network; meant for ten minutes.
+"""All GPU figures for docs/PERFORMANCE.md in one command, without a network, in about ten minutes.
 
     python benchmarks/gpu_bench.py --out FOLDER
 
-FOLDER gets gpu_bench.json, and gpu_bench.md with the tables for the page:
+Writes gpu_bench.json to FOLDER, and gpu_bench.md with the tables for the page:
 
-- pairs per second of train_bench's loops in bf16 and in fp16, on captions of a lognormal length: the published loop,
-  ours with and without the feature cache, the bare text tower, the groups that cost least beside one group; what a
-  group costs (GPU_COSTS of component/pairs/text_groups.py), padding, filling of the cache, the peak of matrix
-  products, and hours of the published recipe; in bf16 torch.compile, too
+- pairs per second of train_bench's loops in bf16 and in fp16, with lognormal caption lengths: the published loop, ours
+  with and without the feature cache, the bare text tower, the cheapest groups compared with one group; the cost of a
+  group (GPU_COSTS in component/pairs/text_groups.py), padding, filling the cache, the peak of matrix products, and the
+  hours that the published recipe takes; in bf16 also torch.compile
 - peak memory of a step with the gradient cache, by scale_bench
 - speed and memory of the loss, by scale_bench
-- pairs per second beside other trainers, by peer_bench; open_clip's where --open_clip_python says where it is
+- pairs per second of other trainers, by peer_bench; of open_clip only if --open_clip_python is given
 
-Without a GPU the same runs on the CPU, which is good for trying it with small numbers.
+Without a GPU everything runs on the CPU, which is useful for trying it with small numbers.
 """
 
 import argparse
@@ -37,11 +37,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--preset", choices=train_bench.PRESETS, default="base", help="size of the towers")
     parser.add_argument("--batch_size", type=int, default=train_bench.RECIPE_BATCH, help="pairs per step")
-    parser.add_argument("--steps", type=int, default=8, help="of each loop and round, after the warm-up")
+    parser.add_argument("--steps", type=int, default=8, help="per loop and round, after the warm-up")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precisions", nargs="+", choices=train_bench.DTYPES, default=["bf16", "fp16"])
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that load data")
-    parser.add_argument("--compile", default="inductor", help='backend of torch.compile; "": none')
+    parser.add_argument("--compile", default="inductor", help='backend of torch.compile; "" for none')
     parser.add_argument("--chunk", type=int, default=256, help="contrastive_chunk_size")
     parser.add_argument("--memory_batches", type=int, nargs="+", default=[1024, 4096, 16_384, 32_768])
     parser.add_argument("--loss_pairs", type=int, nargs="+", default=[8192, 65_536])
@@ -101,12 +101,12 @@ def peers(options: argparse.Namespace) -> dict:
     return peer_bench.measure(peer_bench.parse(arguments))
 
 
-# Last those that compute in this process, which keeps its memory on the GPU.
+# The parts that compute in this process come last, because this process then keeps its GPU memory.
 PARTS = {"memory": memory, "loss": loss, "peers": peers, "training": training}
 
 
 def numbers(options: argparse.Namespace, *names: str) -> list[str]:
-    """The same options for another benchmark."""
+    """These options as arguments for another benchmark."""
     given = []
     for name in names:
         value = getattr(options, name)
@@ -115,7 +115,7 @@ def numbers(options: argparse.Namespace, *names: str) -> list[str]:
 
 
 def page(results: dict) -> Iterator[str]:
-    """Lines of Markdown."""
+    """The lines of the Markdown page."""
     yield f"`{results['command']}`, {', '.join(f'{key} {value}' for key, value in results['machine'].items())}\n"
     training = results.get("training", {})
     columns = {precision: dict(train_bench.cells(figures)) for precision, figures in training.items()}

@@ -1,8 +1,9 @@
-"""Peak memory beyond that of the resting process.
+"""Peak memory of training beyond that of the idle process.
 
     python benchmarks/peak_memory.py --train_args_file FILE
 
-runs train_clip.py; trainer_state.json then holds `peak_megabytes`, of all steps beyond the moment before the first.
+runs train_clip.py and writes `peak_megabytes` to trainer_state.json: the peak of all steps, minus the memory just
+before the first.
 """
 
 import re
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class PeakMemory:
-    """Of the GPU if there is one, else the resident memory of this process (Linux only), from now on."""
+    """Peak from now on: of GPU memory, or of the resident memory of this process (Linux only)."""
 
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
@@ -24,7 +25,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self.rest = torch.cuda.memory_allocated()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             self.rest = self._peak()
 
     def megabytes(self) -> float:

@@ -1,16 +1,16 @@
-"""Pairs per second beside the trainers that people would take instead, on the same JPEGs and captions.
+"""Pairs per second compared with the trainers that people would use instead, on the same JPEGs and captions.
 
     python -m venv ~/venv-open-clip && ~/venv-open-clip/bin/pip install open_clip_torch[training]==3.3.0 transformers
     python benchmarks/peer_bench.py --open_clip_python ~/venv-open-clip/bin/python [--out peer_bench.json]
 
-open_clip      its own trainer (open_clip_train.main), the image tower locked; in an environment of its own, since it
+open_clip      its own trainer (open_clip_train.main) with a locked image tower; in a separate environment, because it
                needs torchvision
-transformers   VisionTextDualEncoderModel under a plain Trainer, the image tower frozen, texts padded to the longest
-ours           train_clip.py's trainer with the feature cache, and without it
+transformers   VisionTextDualEncoderModel with a plain Trainer, the image tower frozen, texts padded to the longest
+ours           train_clip.py's trainer, with and without the feature cache
 
-Towers of the same size with random weights, one precision, AdamW and gradient clipping at 1 for all. The trainers
-take turns, `--rounds` times; reported are the medians. What differs: open_clip pads each text to --context_length and
-has two groups of weight decay and a projection without pooler; its pixels go through torchvision's transforms.
+All use towers of the same size with random weights, the same precision, AdamW, and gradient clipping at 1. The
+trainers take turns, `--rounds` times, and the medians are reported. Differences: open_clip pads each text to
+--context_length, has two weight decay groups and a projection without pooler, and uses torchvision's transforms.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}  # in the words of open_clip
+PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}  # ours → open_clip's name
 LAUNCHER = """
 import ctypes, importlib.metadata, importlib.util, json, sys
 import torch
@@ -45,7 +45,7 @@ import torch
 (folder,) = importlib.util.find_spec("torchvision").submodule_search_locations
 try:
     ctypes.CDLL(f"{folder}/_C.so")
-except OSError:  # built for another kind of device; of its operators, training uses none, but the import names two
+except OSError:  # built for another device; training uses none of its operators, but the import needs these two names
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -72,15 +72,15 @@ def main() -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--open_clip_python", help="python of that environment; without it, open_clip is left out")
+    parser.add_argument("--open_clip_python", help="Python of that environment; without it, open_clip is skipped")
     parser.add_argument("--preset", choices=PRESETS, default="base")
-    parser.add_argument("--batch_size", type=int, help="pairs per step; by default that of the preset")
-    parser.add_argument("--steps", type=int, default=4, help="of each trainer and round, after the warm-up")
+    parser.add_argument("--batch_size", type=int, help="pairs per step (default: set by the preset)")
+    parser.add_argument("--steps", type=int, default=4, help="per trainer and round, after the warm-up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
     parser.add_argument("--precision", choices=DTYPES, default="bf16")
     parser.add_argument("--context_length", type=int, default=64, help="tokens that open_clip pads each text to")
-    parser.add_argument("--lognormal", action="store_true", help="captions of a lognormal length")
+    parser.add_argument("--lognormal", action="store_true", help="lognormal caption lengths")
     parser.add_argument("--out", help="JSON file with the results")
     parser.set_defaults(group_size=None, busy=False)
     options = parser.parse_args(arguments)
@@ -107,7 +107,7 @@ OURS = (torch.__name__, transformers.__name__)
 
 
 def cells(results: dict) -> Iterator[tuple[str, str]]:
-    """Rows of a table: what, and the figure."""
+    """Rows of a table: name and figure."""
     speeds = results["pairs_per_second"]
     for name, speed in speeds.items():
         yield f"{name}, pairs/s", f"{speed:.1f}"
@@ -117,7 +117,7 @@ def cells(results: dict) -> Iterator[tuple[str, str]]:
 
 
 class Peers(Bench):
-    """The data of train_bench, and the trainers that take turns."""
+    """The data of train_bench and the trainers, which take turns."""
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         super().__init__(options, folder)
@@ -154,7 +154,7 @@ class Peers(Bench):
         return self.timed(Trainer(model, arguments, self.collate_texts, PublishedDataset(self)))[0]
 
     def open_clip(self) -> float:
-        """By its own log of each step, which holds reading of data and optimizer."""
+        """Pairs per second from its own log of each step, which includes loading data and the optimizer."""
         done = subprocess.run(
             [self.options.open_clip_python, "-c", LAUNCHER, *self.open_clip_arguments()],
             cwd=self.folder,
@@ -169,9 +169,9 @@ class Peers(Bench):
         return self.options.steps / sum(1 / speed for speed in speeds[WARMUP_STEPS:])
 
     def write_open_clip_files(self) -> None:
-        """A BERT, the description of a model with it, and the table."""
+        """Write a BERT, the config of a model that uses it, and the table."""
         bert = self.folder / "bert"
-        BertModel(self.bert_config).save_pretrained(bert)  # it wants weights to start from
+        BertModel(self.bert_config).save_pretrained(bert)  # open_clip requires weights
         self.processor.tokenizer.save_pretrained(bert)
         layers, width, heads, _ = PRESETS[self.options.preset]
         vision = dict(image_size=224, layers=layers, width=width, head_width=width // heads, patch_size=32)

@@ -1,11 +1,11 @@
-"""How well does a gallery know that it has no image for a text? Run it on a gallery of images with captions:
+"""How well a gallery detects that it has no image for a text. Run it on a gallery of images with captions:
 
     python search_image.py index --model output/demo/checkpoint-final --gallery output/demo_test \\
         --images data/demo/test.csv --image_path data/demo/images
     python benchmarks/presence_bench.py --gallery output/demo_test
 
-Each caption is asked twice: with its image in the gallery and without it. AUROC is the probability that the first
-answer is the more concentrated one, for two captions drawn at random.
+Each caption is searched twice: with its image in the gallery and without it. AUROC is the probability that, for two
+captions drawn at random, the search with the image gives the more concentrated answer.
 """
 
 import argparse
@@ -36,13 +36,17 @@ def main() -> None:
     found_first = cosines.argmax(dim=1) == torch.arange(len(images))
     without_own = cosines.masked_fill(own, -torch.inf)
     threshold = absence_threshold(searcher.gallery)
-    print("| captions | measure | AUROC | told with its image | told without |")
+    print("| captions | measure | AUROC | judged absent (image present) | judged absent (image removed) |")
     print("|---|---|--:|--:|--:|")
     for captions, rows in (("all", torch.ones_like(found_first)), ("whose image is found first", found_first)):
         for name, measure, limit in (("top cosine", best_cosine, None), ("concentration", share_of_best, threshold)):
-            there, absent = measure(cosines[rows]), measure(without_own[rows])
-            told = ["" if limit is None else f"{(values < limit).float().mean():.0%}" for values in (there, absent)]
-            print(f"| {captions} ({int(rows.sum()):,}) | {name} | {auroc(there, absent):.3f} | {' | '.join(told)} |")
+            present, absent = measure(cosines[rows]), measure(without_own[rows])
+            shares = [
+                "" if limit is None else f"{(values < limit).float().mean():.0%}" for values in (present, absent)
+            ]
+            print(
+                f"| {captions} ({int(rows.sum()):,}) | {name} | {auroc(present, absent):.3f} | {' | '.join(shares)} |"
+            )
 
 
 def best_cosine(cosines: Tensor) -> Tensor:

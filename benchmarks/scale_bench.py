@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """Prints the table, row by row."""
+    """Run the parts and print the table row by row."""
     results = {
         **vars(options),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
@@ -274,11 +274,11 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
     processor = load_processor(str(trainings.folder / "towers"))
     files = PairDataset(str(folder / "train.csv"), str(folder), processor, max_seq_length=100)
     shards = PairDataset(paths, None, processor, max_seq_length=100)
-    places = [(index.shard, locator) for index in read_shards(paths) for locator in index.locators]
+    located = [(index.shard, locator) for index in read_shards(paths) for locator in index.locators]
     batches = [range(first, min(first + CACHING_BATCH, count)) for first in range(0, count, CACHING_BATCH)]
     ways = {
         "read, files": lambda: ((folder / f"{index}.jpg").read_bytes() for index in range(count)),
-        "read, shards": lambda: (shard.read(locator) for shard, locator in places),
+        "read, shards": lambda: (shard.read(locator) for shard, locator in located),
         "caching, files": lambda: map(files.images.load, batches),
         "caching, shards": lambda: map(shards.images.load, batches),
         "index, shards": lambda: read_shards(paths),

@@ -1,10 +1,11 @@
-"""Compare the search in a gallery with other engines, over the same synthetic vectors.
+"""Compare searching a gallery with other engines, on the same synthetic vectors.
 
     pip install usearch lancedb faiss-cpu
     python benchmarks/search_bench.py --rows 100000 1000000
 
-Vectors lie in clusters; queries lie in a cone of their own at some distance from all images, as texts do. Recall is
-relative to numpy in fp32. Engines that are not installed are left out. Prints a table in Markdown.
+Vectors form clusters; queries form a separate cone at some distance from all images, as text embeddings do. Recall is
+relative to an exact search by numpy in fp32. The row of an engine that is not installed shows the error. Prints a
+Markdown table.
 """
 
 import argparse
@@ -46,10 +47,10 @@ def main() -> None:
 
 
 def make(rows: int, folder: Path) -> None:
-    """Write vectors, 1% more of them, queries and their true answers as .npy."""
+    """Write vectors, another 1% of vectors to add, queries, and their true answers as .npy files."""
     random = np.random.default_rng(0)
     centres = unit(random.normal(size=(1000, WIDTH)) + 2 * random.normal(size=WIDTH))
-    gap = unit(random.normal(size=WIDTH))  # from where images lie to where texts lie
+    gap = unit(random.normal(size=WIDTH))  # offset between images and texts
     vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float16, (rows, WIDTH))
     for start in range(0, rows, 50_000):
         size = min(50_000, rows - start)
@@ -109,7 +110,7 @@ class Ours:
         from component.search.searcher import Searcher
         from component.search.writer import GalleryWriter
 
-        texts = np.asarray(vectors[:100], np.float32).tolist()  # what the recall of the index is measured with
+        texts = np.asarray(vectors[:100], np.float32).tolist()  # the index measures its recall with them
         self.gallery = GalleryWriter.create(str(folder), WIDTH, fingerprint="", model="", random_texts=texts)
         for start in range(0, len(vectors), 10_000):
             self.add(vectors[start : start + 10_000])

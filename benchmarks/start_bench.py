@@ -1,4 +1,4 @@
-"""What a training waits for before its first batch, at several sizes of the table.
+"""Time from the start of a training to its first batch, for several table sizes.
 
     python benchmarks/start_bench.py --out start_bench.json
     python benchmarks/start_bench.py --rows 20000000 --cases first second cached together --out start_bench_20m.json
@@ -56,7 +56,7 @@ CASES = {"in memory": 1, "first": 1, "second": 1, "cached": 2, "together": 1}  #
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 1_400_000])
-    parser.add_argument("--images", type=int, default=200_000, help="of larger tables, which are shards, no files")
+    parser.add_argument("--images", type=int, default=200_000, help="larger tables are shards instead of files")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", help="JSON file with the table")
     parser.add_argument("--start", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)

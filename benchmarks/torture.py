@@ -1,4 +1,4 @@
-"""Long campaigns against the scripts: tried, survived, lost. They talk to loopback addresses only.
+"""Stress tests of the scripts: counts attempts, survivals and losses. Uses loopback addresses only.
 
     python benchmarks/torture.py kills --times 100
     python benchmarks/torture.py pipes
@@ -6,13 +6,13 @@
     python benchmarks/torture.py images --times 2000
     python benchmarks/torture.py disks
 
-`kills`: each script is started repeatedly and ended at a random moment, by kill -9 or by SIGTERM. After each, what it
-has written is complete or absent, and a last, undisturbed run gives the result of a run that was never ended.
-`pipes`: train_clip.py with an output that nobody can read (tee and head that end, closed, full), ended at a random
-moment by Ctrl-C, SIGTERM, SIGHUP or by itself. It exits with the signal's status, and the next run continues to the
-same result.
-`servers`: download_image.py gets that many random answers of a server; then that many images from servers that refuse
-connections or freeze at random, one of them or all at once. `images`: that many damaged files of each format.
+`kills`: each script is started repeatedly and killed at a random moment by SIGKILL or SIGTERM. After each kill every
+file it has written is complete or absent, and a final undisturbed run gives the result of a run that was never killed.
+`pipes`: train_clip.py writes to an output that no one reads (tee or head that exits, closed, full) and is ended at a
+random moment by Ctrl-C, SIGTERM or SIGHUP, or finishes. It exits with the signal's status, and the next run continues
+to the same result.
+`servers`: download_image.py gets `--times` random answers from a server, then `--times` images from servers that
+refuse connections or freeze at random, one or all of them at once. `images`: `--times` damaged files of each format.
 `disks`: each script on a disk that fills up; needs permission to mount a tmpfs.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="only these scripts, outputs or formats")
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for background jobs
-    for number in (signal.SIGTERM, signal.SIGHUP):  # mounts and folders are removed, as after Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that mounts and folders are removed, as after Ctrl-C
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     random.seed(args.seed)
     print(f"| {args.campaign} | tried | survived | lost |\n|---|--:|--:|--:|", flush=True)
@@ -70,12 +70,12 @@ def main() -> None:
 
 @dataclass
 class Case:
-    """A script and what must hold for the folder that it writes to.
+    """A script and the checks on the folder that it writes to.
 
     Attributes:
         command: folder to write to → command line.
-        check: raises AssertionError or ValueError if anything in the folder is incomplete; holds at any moment.
-        result: what to compare of a finished run.
+        check: raises AssertionError or ValueError if anything in the folder is incomplete; must pass at any moment.
+        result: the result of a finished run, to compare with that of another run.
     """
 
     command: Callable[[Path], list[str]]
@@ -110,11 +110,11 @@ def kills(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
             yield name, tried, faults
 
 
-kills_of: Counter[Path] = Counter()  # by the folder that was being written to
+kills_of: Counter[Path] = Counter()  # output folder → number of SIGKILLs
 
 
 def end_once(command: list[str], seconds: float) -> int | None:
-    """Start the command, end it and its workers after some seconds, and return the signal; None if it ended before."""
+    """Start the command and kill it and its workers after some seconds; returns the signal, or None if it finished."""
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -136,7 +136,7 @@ def fault_of(check: Callable[[Path], None], output: Path) -> list[str]:
     try:
         check(output)
         return []
-    except Exception as error:  # whatever an incomplete file leads to
+    except Exception as error:  # an incomplete file can raise anything
         return [f"{type(error).__name__}: {error}"]
 
 
@@ -175,7 +175,7 @@ def pipes(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
 def end_with_output(command: list[str], output: str, ending: signal.Signals | None, seconds: float) -> int:
     """Start the command with this output, send the signal after some seconds, and return the exit status.
 
-    Reader and script are one process group, as in a terminal, whose Ctrl-C and whose end reach both.
+    Reader and script form one process group, as in a terminal, so that Ctrl-C and a hang-up reach both.
     """
     reader = None
     if READERS[output]:
@@ -222,7 +222,7 @@ def run(command: list[str], expect: tuple[int, ...] = (0,)) -> subprocess.Comple
 
 
 def make_inputs(folder: Path) -> None:
-    """Make a tiny model, images with captions, and train.csv with an address for each image."""
+    """Write a tiny model, images with captions, and train.csv with a URL for each image."""
     from synthetic import make_data, make_model, make_processor
 
     from component.processor import save_processor
@@ -301,7 +301,7 @@ def make_cases(folder: Path, server) -> dict[str, Case]:
         return ["download_image.py", "--train_file", str(urls), "--image_path", str(output / "images"), *options]
 
     def check_download(output: Path) -> None:
-        """Images are whole and not fetched again; only kill -9 leaves rows of the report without their image."""
+        """Images are complete and not fetched again; only SIGKILL leaves rows in the report without their image."""
         from component.image.load import load_image
 
         whole = {path.name for path in (output / "images").glob("*.jpg")}
@@ -313,7 +313,7 @@ def make_cases(folder: Path, server) -> dict[str, Case]:
             with open(output / "report.csv", encoding="utf-8", newline="") as file:
                 noted = {row["filename"] for row in csv.DictReader(file) if row["status"] == "ok"}
             assert whole <= noted, f"without a row: {whole - noted}"
-            assert len(noted - whole) <= DOWNLOAD_THREADS * kills_of[output], f"noted, and missing: {noted - whole}"
+            assert len(noted - whole) <= DOWNLOAD_THREADS * kills_of[output], f"image missing: {noted - whole}"
 
     def index(output: Path) -> list[str]:
         options = ["--gallery", str(output), "--device", "cpu", "--num_workers", "1", "--batch_size", "4"]
@@ -361,7 +361,7 @@ def servers(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
 
 
 def random_answers(folder: Path, count: int) -> tuple[str, int, list[str]]:
-    """One download of `count` raw answers, each put together from valid and invalid parts."""
+    """Download `count` raw answers, each assembled from valid and invalid parts."""
     with image_server() as server:
         server.answers = {str(number): answer() for number in range(count)}
         urls = [server.url(f"raw/{number}") for number in range(count)]
@@ -375,7 +375,7 @@ def random_answers(folder: Path, count: int) -> tuple[str, int, list[str]]:
 
 
 def blinking_network(folder: Path, count: int) -> tuple[str, int, list[str]]:
-    """One download of `count` images from four servers: again and again, one or all of them refuse or freeze."""
+    """Download `count` images from four servers; repeatedly, one or all of them refuse connections or freeze."""
     from image_server import ImageServer
 
     servers, is_over, blinks = [ImageServer().__enter__() for _ in range(4)], threading.Event(), Counter()
@@ -412,7 +412,7 @@ def blinking_network(folder: Path, count: int) -> tuple[str, int, list[str]]:
 
 
 def download_all(folder: Path, urls: list[str], *options: str) -> tuple[subprocess.CompletedProcess, list[dict]]:
-    """The ended script and its report."""
+    """Run the script to its end and return it with its report."""
     folder.mkdir()
     rows = "".join(f"一只小狗,{url},{number}.jpg\n" for number, url in enumerate(urls))
     (folder / "urls.csv").write_text("text,url,filename\n" + rows, encoding="utf-8")
@@ -522,7 +522,7 @@ def damaged(content: bytes) -> bytes:
 
 
 def disks(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
-    """Each script on a disk that is too small for it: one line, and nothing incomplete."""
+    """Each script on a disk that is too small: it prints one line and leaves nothing incomplete."""
     make_inputs(folder)
     with image_server() as server:
         cases = make_cases(folder, server)

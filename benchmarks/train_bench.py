@@ -1,16 +1,16 @@
-"""Pairs per second in training, against the published loop above and the bare text tower below.
+"""Training speed in pairs per second, compared with the published loop and with the bare text tower.
 
     python benchmarks/train_bench.py --preset tiny|small|base [--precision bf16] [--out train_bench.json]
 
-a  published loop: Pillow and the HF image processor for each picture, ViT forward in every step, HF Trainer
+a  published loop: Pillow and the HF image processor for each image, ViT forward in every step, HF Trainer
 b  ours with the feature cache
 c  ours without it
-d  the text tower alone, forward and backward on ready tensors, those of b's batches: the limit of LiT
-"one group" stands for a text_group_size of the whole batch, padded to its longest text; --group_size adds another.
+d  only forward and backward of the text tower on the prepared tensors of b's batches: the upper bound of LiT
+"one group": text_group_size is the batch size, so all texts are padded to the longest; --group_size adds another.
 
-All on the same towers (random weights), JPEGs of 400 x 300 and captions of 5 to 40 characters, or of a lognormal
-length of 20 on average, made here. The loops take turns, `--rounds` times; reported are the medians. a runs in the
-precision of the published recipe: fp16 on a GPU, fp32 without. base is ViT-B/32 with BERT-base; for it the time of
+All use the same towers (random weights), generated JPEGs of 400 x 300, and generated captions of 5 to 40 characters or
+of lognormal length (20 on average). The loops take turns, `--rounds` times, and the medians are reported. a runs in
+the precision of the published recipe: fp16 on a GPU, else fp32. base is ViT-B/32 with BERT-base; for it, the time of
 the published recipe is extrapolated.
 """
 
@@ -58,17 +58,17 @@ def main() -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--batch_size", type=int, help="pairs per step; by default that of the preset")
+    parser.add_argument("--batch_size", type=int, help="pairs per step (default: set by the preset)")
     parser.add_argument("--group_size", type=int, help="a text_group_size to compare b and d with")
-    parser.add_argument("--steps", type=int, default=8, help="of each loop and round, after the warm-up")
+    parser.add_argument("--steps", type=int, default=8, help="per loop and round, after the warm-up")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lognormal", action="store_true", help="captions of a lognormal length")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data, for a and ours")
-    parser.add_argument("--precision", choices=DTYPES, help="of b, c and d; by default bf16 on a GPU, fp32 without")
+    parser.add_argument("--lognormal", action="store_true", help="lognormal caption lengths")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data, for a, b and c")
+    parser.add_argument("--precision", choices=DTYPES, help="of b, c and d (default: bf16 on a GPU, else fp32)")
     parser.add_argument(
-        "--busy", action="store_true", help="count CPU seconds of this process: for a CPU shared with others, 1 thread"
+        "--busy", action="store_true", help="measure CPU seconds of this process; for a shared CPU, with 1 thread"
     )
-    parser.add_argument("--compile", metavar="BACKEND", help="b compiled, too, by this backend: inductor")
+    parser.add_argument("--compile", metavar="BACKEND", help="also b with torch.compile and this backend (inductor)")
     parser.add_argument("--out", help="JSON file with the results")
     options = parser.parse_args(arguments)
     options.batch_size = options.batch_size or PRESETS[options.preset][-1]
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict:
         "b / a, one group": speeds["b, one group"] / speeds["a"],
         "c / a": speeds["c"] / speeds["a"],
         **{f"padding, {name}": bench.padding(name) for name in bench.batches},
-        "a group beside its tokens, tokens": bench.group_cost(),
+        "cost of a group, tokens": bench.group_cost(),
         "images_cached_per_second": bench.num_pairs / caching_seconds,
         "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / peak,
         "matmul peak, TFLOP/s": peak / 1e12,
@@ -153,7 +153,7 @@ class Bench:
         )
 
     def fill_cache(self) -> float:
-        """Seconds that it takes."""
+        """Fill the feature cache and return the seconds that it takes."""
         start = self.now()
         (self.cached,) = cache_images(self.arguments(), self.model(), self.decoded)
         return self.now() - start
@@ -192,7 +192,7 @@ class Bench:
         return speed
 
     def compiled(self) -> tuple[float, float]:
-        """b by torch.compile: pairs per second, and the seconds of the steps that compile."""
+        """b with torch.compile: pairs per second, and the seconds of the steps that compile."""
         trainer = self.trainer(
             self.cached,
             torch_compile=True,
@@ -236,7 +236,7 @@ class Bench:
         return self.now() - start
 
     def group_cost(self, groups: int = 8, width: int = 24) -> float:
-        """What a group costs the text tower beside its tokens, in tokens: a batch in one group and in several."""
+        """Fixed cost of a group in the text tower, in tokens, from a batch in one group and the same in several."""
         pairs = self.options.batch_size
         whole = torch.full((pairs, width), 5, device=DEVICE), torch.ones(pairs, width, dtype=torch.long, device=DEVICE)
         parts = list(zip(*(tensor.chunk(groups) for tensor in whole), strict=True))
@@ -252,7 +252,7 @@ class Bench:
         return time.process_time() if self.options.busy else time.perf_counter()
 
     def matmul_peak(self) -> float:
-        """Floating point operations per second of the best of some large products."""
+        """Floating point operations per second of the fastest of ten large matrix products."""
         size = 8192 if DEVICE == "cuda" else 2048
         matrix = torch.randn(size, size, device=DEVICE, dtype=DTYPES[self.options.precision])
         best = float("inf")
@@ -267,7 +267,7 @@ class Bench:
         return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
 
     def text_flops_per_pair(self, name: str) -> float:
-        """Multiplications and additions of forward and backward, padding included, which the hardware computes too."""
+        """Multiplications and additions of forward and backward, including padding, which is computed as well."""
         layers, width, _, _ = PRESETS[self.options.preset]
         flops = 0
         for input_ids, _ in itertools.chain(*self.batches[name]):
@@ -277,7 +277,7 @@ class Bench:
 
 
 class PublishedDataset(Dataset):
-    """As in the published recipe: each picture is opened and processed on its own, in every epoch."""
+    """Opens and processes each image separately in every epoch, as the published recipe does."""
 
     def __init__(self, bench: Bench):
         self.bench = bench
@@ -292,7 +292,7 @@ class PublishedDataset(Dataset):
 
 
 class RecordingTrainer(CLIPTrainer):
-    """Keeps the texts of its batches, as a list of groups each."""
+    """Records the texts of each batch as a list of groups."""
 
     batches: list
 
@@ -308,7 +308,7 @@ class RecordingTrainer(CLIPTrainer):
 
 
 class Clock(TrainerCallback):
-    """Seconds of the first steps, and from their end to that of the last step."""
+    """Measures the seconds of the warm-up steps and of the steps after them."""
 
     def __init__(self, now: Callable[[], float], warmup_steps: int):
         self.now, self.warmup_steps = now, warmup_steps
@@ -329,7 +329,7 @@ def report(results: dict) -> None:
 
 
 def cells(results: dict) -> Iterator[tuple[str, str]]:
-    """What each figure is, and the figure."""
+    """Name and value of each figure."""
     for name, value in results.items():
         if name == "pairs_per_second":
             yield from ((f"{loop}, pairs/s", f"{speed:.1f}") for loop, speed in value.items())

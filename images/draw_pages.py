@@ -2,7 +2,7 @@
 
 python images/draw_pages.py [--model output/demo/checkpoint-final]
 
-It needs requirements-dev.txt and an installed Chromium.
+Needs requirements-dev.txt and an installed Chromium.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def run(*arguments: str) -> None:
 
 
 def draw_search(page: Page, model: str, folder: str) -> None:
-    """The results of one query, cut below the first row of cards."""
+    """The results of one query, cropped below the first row of cards."""
     gallery = os.path.join(folder, "gallery")
     run("search_image.py", "index", "--model", model, "--images", "data/demo/images", "--gallery", gallery)
     server = [sys.executable, "-u", "search_image.py", "serve", "--gallery", gallery, "--port", str(PORT)]
@@ -44,7 +44,7 @@ def draw_search(page: Page, model: str, folder: str) -> None:
 
 
 def draw_similarity(page: Page, model: str, folder: str) -> None:
-    """The first table of predict_similarity.py's page, whole."""
+    """The whole first table of predict_similarity.py's page."""
     path = os.path.join(folder, "demo.html")
     run("predict_similarity.py", "--model", model, "--top_k", "3", "--html", path)
     page.goto(f"file://{path}")

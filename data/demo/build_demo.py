@@ -1,20 +1,20 @@
-"""Build the demo data set from the published packages: emoji in nine drawing styles with their Chinese names.
+"""Build the demo data set from published packages: emoji in nine drawing styles with their Chinese names.
 
     python data/demo/build_demo.py --packages /tmp/packages
 
-Every picture is 64 x 64 px, laid on white, with at most 64 colours. Writes into `--out`:
+Every image is 64 x 64 px on a white background, with at most 64 colours. Writes to `--out`:
 
     images/<style>/<code point>.png
-    train.csv           eight styles; a picture has the plain name, the name as users type it, or keywords
-    test.csv            the style that training never sees, asked by name
-    test_keywords.csv   the same pictures, asked with keywords that no training caption contains
+    train.csv           eight styles; a caption is the plain name, the name as users type it, or keywords
+    test.csv            the style that training never sees, searched by name
+    test_keywords.csv   the same images, searched by keywords that no training caption contains
 
-With the versions of Pillow and resvg-py in LICENSES.md the files come out byte for byte the same. To choose settings
-without looking at the test style, build a second copy that holds out a training style:
+With the versions of Pillow and resvg-py in LICENSES.md the files are byte-identical. To choose settings without
+looking at the test style, build a second copy that holds out a training style:
 
     python data/demo/build_demo.py --packages /tmp/packages --out /tmp/valid --test_style openmoji
 
-Needs Pillow, resvg-py, and npm for packages that are not in the folder yet. Licences: LICENSES.md.
+Needs Pillow, resvg-py, and npm for packages missing from the folder. Licences: LICENSES.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ NAMED = {  # style: Iconify package of icons that have a name and no code point
     "streamline": "@iconify-json/streamline-emojis@1.2.4",
 }
 STYLES = (*WHOLE, *NAMED)
-HELD_OUT = 0.15  # share of the keywords that only test_keywords.csv asks for
+HELD_OUT = 0.15  # share of the keywords that occur only in test_keywords.csv
 
 # npm package and version: sha256 of its archive
 PACKAGES = {
@@ -61,7 +61,7 @@ PACKAGES = {
 
 KINDS = ("name", "keywords", "typed", "name", "keywords", "name", "typed", "name")  # of a concept's captions, in turn
 
-# Measure word: the names that take it. Any other name is asked for as a picture of it.
+# Measure word → the names that take it. Other names get the phrase "an image of".
 MEASURES = {
     "只": "猫 狗 猫脸 狗脸 老鼠 耗子 老虎 豹子 兔子 公羊 山羊 母羊 猴子 公鸡 鸡 小鸡 "
     "鸟 企鹅 考拉 蜗牛 蚂蚁 蜜蜂 瓢虫 龟 海豚 青蛙 仓鼠 熊 熊猫 松鼠 鸽 蜘蛛 "
@@ -108,7 +108,7 @@ MEASURES = {
 
 
 def read_package(spec: str, folder: Path, wanted: str) -> dict[str, bytes]:
-    """The files of one npm package whose path starts with `wanted`, keyed by the rest of the path.
+    """The files of one npm package whose path starts with `wanted`; the keys are the rest of the path.
 
     Raises:
         ValueError: the archive in `folder` is not the pinned one.
@@ -131,14 +131,14 @@ def read_package(spec: str, folder: Path, wanted: str) -> dict[str, bytes]:
 
 
 def render_svg(svg: str, size: int = SIZE) -> bytes:
-    """Draw an SVG as PNG bytes, `size` px wide; no system font takes part, so every machine draws the same."""
+    """Render an SVG as PNG bytes, `size` px wide; no system fonts are used, so all machines render the same."""
     import resvg_py
 
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True))
 
 
 def read_icons(package: str, packages: Path) -> dict[str, str]:
-    """Icon name → SVG of an Iconify set, under the names of its plain aliases, too."""
+    """Icon name → SVG of an Iconify set, including its plain aliases."""
     icons = json.loads(read_package(package, packages, "icons.json")[""])
     svgs = {}
     for name, icon in icons["icons"].items():
@@ -152,13 +152,13 @@ def read_icons(package: str, packages: Path) -> dict[str, str]:
 
 
 def plain(name: str) -> str:
-    """The letters and digits of an English name; a first variant (baby-1) goes by the name alone."""
+    """The letters and digits of an English name; the suffix of a first variant (baby-1) is dropped."""
     return "".join(letter for letter in name.lower().removesuffix("-1") if letter.isalnum())
 
 
-def encode(picture: bytes) -> bytes:
-    """PNG bytes of any size → a small PNG: SIZE px, on white, palette of COLOURS."""
-    image = Image.open(io.BytesIO(picture)).convert("RGBA")
+def encode(content: bytes) -> bytes:
+    """PNG bytes of any size → a small PNG: SIZE px, white background, palette of COLOURS."""
+    image = Image.open(io.BytesIO(content)).convert("RGBA")
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -169,15 +169,15 @@ def encode(picture: bytes) -> bytes:
 
 
 def chance(key: str) -> float:
-    """A number in [0, 1) that depends on `key` alone, so a choice stays the same when other rows come or go."""
+    """A number in [0, 1) that depends on `key` alone, so adding or removing other rows changes no choice."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def split_keywords(concepts: dict[str, dict]) -> set[str]:
-    """Take the held-out keywords out of every concept's `keywords` and put them into its `held_out`.
+    """Move the held-out keywords of every concept from `keywords` to `held_out`.
 
-    A keyword can be held out when it has two characters or more and stands in no name. A training keyword that
-    contains a held-out one goes as well, so that no training caption holds the string.
+    A keyword can be held out if it has at least two characters and is not part of a name. A training keyword that
+    contains a held-out one is dropped as well, so that no training caption contains the string.
     """
     names = "\n".join(concept["name"] for concept in concepts.values())
     words = {word for concept in concepts.values() for word in concept["keywords"]}
@@ -189,10 +189,10 @@ def split_keywords(concepts: dict[str, dict]) -> set[str]:
 
 
 def captions(code: str, concept: dict, styles: list[str]) -> list[tuple[str, str]]:
-    """(style, caption) of one concept, a row for each picture and at least four.
+    """(style, caption) of one concept, one row per image and at least four.
 
-    The name is what users ask for, as it is or in a phrase; the keywords give the text tower words to join names by.
-    A variant with keywords leads with the name in about half of the cases, and separates by the ASCII comma in some.
+    Users search by name, alone or in a phrase; the keywords teach the text tower words that relate names.
+    A caption with keywords starts with the name in about half of the cases and uses ASCII commas in some.
     """
     name, keywords = concept["name"], concept["keywords"]
 
@@ -218,7 +218,7 @@ def captions(code: str, concept: dict, styles: list[str]) -> list[tuple[str, str
 
 
 def build(packages: Path, out: Path, test_style: str) -> None:
-    """Write pictures and tables into `out`; what stood there under the same names is replaced at the end."""
+    """Write images and tables to `out`; existing ones with the same names are replaced at the end."""
     google, twitter, openmoji, fluent, cldr = list(PACKAGES)[:5]
     noto = read_package(google, packages, "img/google/64/")
     twemoji = read_package(twitter, packages, "img/twitter/64/")
@@ -233,7 +233,7 @@ def build(packages: Path, out: Path, test_style: str) -> None:
         for language in ("zh", "en")
     )
 
-    concepts, pictures, urls = {}, {}, {}
+    concepts, images, urls = {}, {}, {}
     for emoji, annotation in annotations.items():
         code = f"{ord(emoji):04x}" if len(emoji) == 1 else ""
         files = next((file for file in (f"{code}.png", f"{code}-fe0f.png") if file in noto and file in twemoji), None)
@@ -243,7 +243,7 @@ def build(packages: Path, out: Path, test_style: str) -> None:
         name = annotation["tts"][0].strip()
         keywords = [word.strip() for word in annotation["default"] if word.strip() != name]
         concepts[code] = {"name": name, "keywords": keywords}
-        pictures[code] = {
+        images[code] = {
             "noto": noto[files],
             "twemoji": twemoji[files],
             "openmoji": render_svg(moji[f"{code.upper()}.svg"].decode()),
@@ -255,17 +255,17 @@ def build(packages: Path, out: Path, test_style: str) -> None:
             "openmoji": f"https://cdn.jsdelivr.net/npm/{openmoji}/color/svg/{code.upper()}.svg",
             "fluent": f"https://icon-sets.iconify.design/fluent-emoji-flat/{icon}/",
         }
-        # Fluent's name, CLDR's, or Unicode's: the sets follow now the one, now the other.
+        # Fluent's, CLDR's or Unicode's name: the sets are not consistent in which they use.
         names = [plain(title) for title in (icon, english[emoji]["tts"][0], unicodedata.name(emoji, "")) if title]
         for style, package in NAMED.items():
             match = next((named[style][title] for title in names if title in named[style]), None)
             if match:
-                pictures[code][style] = render_svg(icons[style][match])
+                images[code][style] = render_svg(icons[style][match])
                 urls[code][style] = f"https://icon-sets.iconify.design/{package.split('/')[1].split('@')[0]}/{match}/"
     concepts = dict(sorted(concepts.items()))
     held_out = split_keywords(concepts)
 
-    taught = {code: [style for style in pictures[code] if style not in ("fluent", test_style)] for code in concepts}
+    taught = {code: [style for style in images[code] if style not in ("fluent", test_style)] for code in concepts}
     rows = {
         "train.csv": [
             (code, *row) for code, concept in concepts.items() for row in captions(code, concept, taught[code])
@@ -280,8 +280,8 @@ def build(packages: Path, out: Path, test_style: str) -> None:
         for style in STYLES:
             folder = Path(scratch, "images", style)
             folder.mkdir(parents=True)
-            for code in (code for code in concepts if style in pictures[code]):
-                (folder / f"{code}.png").write_bytes(encode(pictures[code][style]))
+            for code in (code for code in concepts if style in images[code]):
+                (folder / f"{code}.png").write_bytes(encode(images[code][style]))
         licence = read_package(openmoji, packages, "LICENSE.txt")[""]
         Path(scratch, "images", "openmoji", "LICENSE.txt").write_bytes(licence)
         for table, table_rows in rows.items():
@@ -299,7 +299,9 @@ def build(packages: Path, out: Path, test_style: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=Path, required=True, help="folder of the npm archives; missing ones come")
+    parser.add_argument(
+        "--packages", type=Path, required=True, help="folder of the npm archives; missing ones are fetched"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
     parser.add_argument("--test_style", choices=WHOLE, default="fluent", help="the style that training never sees")
     args = parser.parse_args()

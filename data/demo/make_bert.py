@@ -1,11 +1,11 @@
-"""Write bert-emoji: a small Chinese BERT with random weights, in the folder layout of a pretrained one.
+"""Write bert-emoji: a small Chinese BERT with random weights, in the layout of a pretrained folder.
 
     python data/demo/make_bert.py
 
-The vocabulary is one entry per character: the 3,755 common characters of GB 2312 level 1, ASCII, punctuation, and
-whatever the captions of train.csv hold besides. Weights start at standard deviation 0.05, and nothing is dropped out:
-with BERT's own 0.02 so small and shallow a tower hardly learned in the minutes that the demo has, and with BERT's
-dropout of 0.1 its loss after 100 of 1,206 steps was 4.1 instead of 3.3 (seed 1).
+The vocabulary has one entry per character: the 3,755 common characters of GB 2312 level 1, ASCII, punctuation, and
+all other characters of the captions in train.csv. Weights start with a standard deviation of 0.05 and there is no
+dropout: with BERT's own 0.02, a tower this small and shallow hardly learned in the few minutes of the demo, and with
+BERT's dropout of 0.1, its loss after 100 of 1,206 steps was 4.1 instead of 3.3 (seed 1).
 """
 
 import argparse
@@ -24,7 +24,7 @@ PUNCTUATION = "，。、；：？！…—·‘’“”（）《》〈〉【】
 
 
 def vocabulary(table: Path) -> list[str]:
-    """Special tokens, ASCII, punctuation, common characters, what else the captions hold, ASCII word pieces."""
+    """Special tokens, ASCII, punctuation, common characters, other characters of the captions, ASCII word pieces."""
     printable = string.digits + string.ascii_lowercase + string.punctuation
     pieces = ["##" + letter for letter in string.digits + string.ascii_lowercase]
     common = bytes(code for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) for code in (row, cell))

@@ -1,15 +1,15 @@
-"""Train clip-vit-emoji, the demo's pretrained image tower, on pictures of eight drawing styles, without captions.
+"""Train clip-vit-emoji, the demo's pretrained image tower, on images in eight drawing styles, without captions.
 
     python data/demo/pretrain_vision.py                            # trains on all but fluent, from random weights
-    python data/demo/pretrain_vision.py --start data/demo/clip-vit-emoji --out /tmp/tower      # goes on from a tower
+    python data/demo/pretrain_vision.py --start data/demo/clip-vit-emoji --out /tmp/tower      # continues from a tower
     python data/demo/pretrain_vision.py --test_style twemoji --minutes 10 --out /tmp/tower     # to choose settings
 
-A ViT from scratch learns little from eight thousand pictures in the minutes that a CPU allows, so it gets a teacher:
-classic descriptors (pixels, histograms of oriented gradients, colours) of the picture cut to its content, brought by
-linear discriminant analysis to the 256 directions that tell concepts apart across styles. The tower learns from
-altered pictures (a) to give the teacher's vector of the clean picture and (b) to name the concept, against
+A ViT trained from scratch learns little from eight thousand images in the minutes that a CPU allows, so it gets a
+teacher: classic descriptors (pixels, histograms of oriented gradients, colours) of the image cropped to its content,
+projected by linear discriminant analysis onto the 256 directions that separate concepts across styles. From augmented
+images the tower learns (a) to predict the teacher's vector of the original image and (b) to classify the concept, with
 proxies that start at the teacher's class means. After each tenth of the time it is saved and measured: the recall (%)
-from the left out style to the training pictures. Writes a CLIPModel folder whose text tower is a stub.
+from the held-out style to the training images. Writes a CLIPModel folder whose text tower is a stub.
 """
 
 import argparse
@@ -31,28 +31,28 @@ DIM = 256  # width of the shared space
 
 
 def load_style(folder: Path, concepts: list[str]) -> tuple[Tensor, Tensor]:
-    """The pictures that a style has of `concepts` (code points): (n, 3, 64, 64), uint8, and their concepts (n,)."""
+    """A style's images of `concepts` (code points), (n, 3, 64, 64) uint8, and the index of each one's concept (n,)."""
     files = [folder / f"{code}.png" for code in concepts]
-    pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files if file.exists()]
+    images = [np.asarray(Image.open(file).convert("RGB")) for file in files if file.exists()]
     drawn = [index for index, file in enumerate(files) if file.exists()]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), torch.tensor(drawn)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(drawn)
 
 
-def to_ink(pictures: Tensor) -> Tensor:
-    """uint8 pictures → float "ink" in [0, 1]: 0 is the white ground, so that changes of colour leave it white."""
-    return 1 - pictures.float() / 255
+def to_ink(images: Tensor) -> Tensor:
+    """uint8 images → float "ink" in [0, 1]: 0 is the white background, so changes of colour keep it white."""
+    return 1 - images.float() / 255
 
 
 # The teacher
 
 
 def crop_to_content(ink: Tensor) -> Tensor:
-    """Scale each drawing to fill its square: the styles leave margins of very different width."""
+    """Scale each drawing to fill its square, because the margins differ widely between styles."""
     drawn = ink.amax(1) > 0.1
-    place = torch.arange(float(SIZE))
+    position = torch.arange(float(SIZE))
 
     def extent(line: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.where(line, place, SIZE).amin(1), torch.where(line, place, -1).amax(1) + 1
+        return torch.where(line, position, SIZE).amin(1), torch.where(line, position, -1).amax(1) + 1
 
     left, right = extent(drawn.any(1))
     top, bottom = extent(drawn.any(2))
@@ -75,28 +75,28 @@ def oriented_gradients(ink: Tensor, cell: int, bins: int = 8) -> Tensor:
     return (histogram / (histogram.norm(dim=1, keepdim=True) + 0.3)).flatten(1)
 
 
-def describe(pictures: Tensor) -> Tensor:
-    """Descriptors of one style, each part centred on the style's mean: what the style has in common drops out."""
+def describe(images: Tensor) -> Tensor:
+    """Descriptors of one style; each part is centred on the style's mean, which removes what its images share."""
 
-    def parts(pictures: Tensor) -> tuple[Tensor, ...]:
-        ink = crop_to_content(to_ink(pictures))
+    def parts(images: Tensor) -> tuple[Tensor, ...]:
+        ink = crop_to_content(to_ink(images))
         level = (ink.flatten(2) * 2.99).long()
         colours = F.one_hot(level[:, 0] * 9 + level[:, 1] * 3 + level[:, 2], 27).float().mean(1)[:, 1:].sqrt()
         pixels = F.avg_pool2d(F.avg_pool2d(ink, 5, 1, 2), 4).flatten(1)
         return pixels, oriented_gradients(ink, 8), oriented_gradients(ink, 16), colours
 
-    whole = [torch.cat(part) for part in zip(*map(parts, pictures.split(64)), strict=True)]
+    whole = [torch.cat(part) for part in zip(*map(parts, images.split(64)), strict=True)]
     return torch.cat([F.normalize(part - part.mean(0), dim=1) for part in whole], 1)
 
 
 def concept_means(vectors: Tensor, concept: Tensor) -> Tensor:
-    """(n, D), of the concepts (n,) → (C, D)."""
+    """Vectors (n, D) and the concept of each (n,) → mean vector of each concept (C, D)."""
     sums = torch.zeros(int(concept.max()) + 1, vectors.shape[1]).index_add_(0, concept, vectors)
     return sums / concept.bincount()[:, None]
 
 
 def discriminant(descriptors: Tensor, concept: Tensor, shrinkage: float = 3.0) -> Tensor:
-    """(n, D) → (n, DIM): whitened by what differs between styles, then the main directions between concepts."""
+    """(n, D) → (n, DIM): whiten the variation between styles, project onto the main directions between concepts."""
     centres = concept_means(descriptors, concept)
     within = descriptors - centres[concept]
     within = within.T @ within / len(within)
@@ -107,14 +107,14 @@ def discriminant(descriptors: Tensor, concept: Tensor, shrinkage: float = 3.0) -
     return (descriptors - centres.mean(0)) @ whiten @ directions[:DIM].T
 
 
-# The pupil
+# The student
 
 
 def alter(ink: Tensor) -> Tensor:
-    """Other drawings of the same thing: moved, bent, recoloured, outlined, thinner or thicker, partly covered.
+    """Augment: move, bend, recolour, outline, make thinner or thicker, cover parts.
 
-    On the held-out style twemoji, ten epochs with 0.8 of this strength found 16.7% of the nearest neighbours, with
-    twice this strength 7.8%.
+    On the held-out style twemoji, ten epochs with 0.8 of this strength found 16.7% of the nearest neighbours; with
+    twice this strength, 7.8%.
     """
     n = len(ink)
 
@@ -146,9 +146,9 @@ def alter(ink: Tensor) -> Tensor:
     mixed = (mixed * draw(0.08).exp().view(n, 1, 1, 1)).clamp(0, 1) ** draw(0.1).exp().view(n, 1, 1, 1)
     mixed = torch.lerp(mixed, F.avg_pool2d(mixed, 3, 1, 1), some(0.2))
 
-    place = (torch.arange(SIZE) + 0.5) / SIZE
-    across = (place.view(1, 1, 1, -1) - torch.rand(n, 1, 1, 1)).abs() < 0.08 * torch.rand(n, 1, 1, 1)
-    down = (place.view(1, 1, -1, 1) - torch.rand(n, 1, 1, 1)).abs() < 0.08 * torch.rand(n, 1, 1, 1)
+    position = (torch.arange(SIZE) + 0.5) / SIZE
+    across = (position.view(1, 1, 1, -1) - torch.rand(n, 1, 1, 1)).abs() < 0.08 * torch.rand(n, 1, 1, 1)
+    down = (position.view(1, 1, -1, 1) - torch.rand(n, 1, 1, 1)).abs() < 0.08 * torch.rand(n, 1, 1, 1)
     return torch.where(across & down, torch.rand(n, 3, 1, 1) * some(0.5), mixed)
 
 
@@ -189,17 +189,17 @@ def recalls(similarity: Tensor, target: Tensor) -> list[float]:
 
 
 def measure(queries: Tensor, target: Tensor, gallery: Tensor, concept: Tensor) -> str:
-    """What is found of a style (Q, D) by its nearest neighbours (n, D), and by the means of their concepts."""
+    """Recall of a style's images (Q, D) by their nearest neighbours in `gallery` (n, D), and by concept means."""
     index = concept.expand(len(queries), -1)
     nearest = torch.full((len(queries), int(concept.max()) + 1), -1.0)
     nearest.scatter_reduce_(1, index, queries @ gallery.T, "amax")
     means = F.normalize(concept_means(gallery, concept), dim=-1)[target]
     found = recalls(means @ queries.T, torch.arange(len(target)))
-    return f"R@1/5/10 by nearest neighbour {recalls(nearest, target)}, of the pictures by concept means {found}"
+    return f"R@1/5/10 by nearest neighbour {recalls(nearest, target)}, of images by concept means {found}"
 
 
 def save(model: CLIPModel, mean: Tensor, std: Tensor, out: Path) -> None:
-    """Write the tower in float16 with its image processor."""
+    """Write the tower in float16 and its image processor."""
     copy.deepcopy(model).half().save_pretrained(out)
     colours = {"image_mean": mean.flatten().tolist(), "image_std": std.flatten().tolist()}
     CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SIZE, **colours).save_pretrained(out)
@@ -209,38 +209,40 @@ def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, default=here / "images", help="one folder per style")
-    parser.add_argument("--out", type=Path, default=here / "clip-vit-emoji", help="folder to write, after each tenth")
-    parser.add_argument("--start", type=Path, help="tower to go on from (default: a new one)")
-    parser.add_argument("--test_style", default="fluent", help="left out of training, measured at the end")
-    parser.add_argument("--minutes", type=float, default=60, help="by the clock; the learning rate follows it")
+    parser.add_argument("--out", type=Path, default=here / "clip-vit-emoji", help="folder to write after each tenth")
+    parser.add_argument("--start", type=Path, help="tower to continue from (default: a new one)")
+    parser.add_argument("--test_style", default="fluent", help="held out of training, used to measure recall")
+    parser.add_argument("--minutes", type=float, default=60, help="wall time; determines the learning rate schedule")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=7e-4)
     parser.add_argument("--weight_decay", type=float, default=0.05)
-    parser.add_argument("--teacher_weight", type=float, default=4.0, help="of 1 - cosine; cross-entropy has 1")
+    parser.add_argument(
+        "--teacher_weight", type=float, default=4.0, help="weight of 1 - cosine; cross-entropy has weight 1"
+    )
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     concepts = sorted(file.stem for file in (args.images / STYLES[0]).glob("*.png"))
     styles = [load_style(args.images / style, concepts) for style in STYLES if style != args.test_style]
-    pictures, concept = (torch.cat(part) for part in zip(*styles, strict=True))
+    images, concept = (torch.cat(part) for part in zip(*styles, strict=True))
     teacher = discriminant(torch.cat([describe(style) for style, _ in styles]), concept)
     proxies = torch.nn.Parameter(F.normalize(concept_means(teacher, concept), dim=-1))
     teacher = F.normalize(teacher, dim=-1)
-    mean, std = (getattr(pictures.float() / 255, name)((0, 2, 3)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    mean, std = (getattr(images.float() / 255, name)((0, 2, 3)).view(1, 3, 1, 1) for name in ("mean", "std"))
 
     model = new_model(args.layers)
     if args.start:
         model = CLIPModel.from_pretrained(args.start, dtype=torch.float32)
         processor = CLIPImageProcessor.from_pretrained(args.start)
         mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (processor.image_mean, processor.image_std))
-        # The teacher has learned from other styles: turn its space to where the tower has the pictures.
+        # The teacher was fitted on other styles: rotate its space onto the tower's embeddings of the images.
         with torch.no_grad():
-            known = torch.cat([embed(model, to_ink(part), mean, std) for part in pictures.split(256)])
+            known = torch.cat([embed(model, to_ink(part), mean, std) for part in images.split(256)])
             u, _, v = torch.linalg.svd(teacher.T @ known)
             teacher, proxies.data = teacher @ u @ v, proxies @ u @ v
-    average = copy.deepcopy(model)  # exponential moving average of the weights: this is what is saved
+    average = copy.deepcopy(model)  # exponential moving average of the weights, which is saved
     trained = [*model.vision_model.parameters(), *model.visual_projection.parameters()]
     groups = [
         {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": args.weight_decay},
@@ -249,25 +251,25 @@ def main() -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
     queries, target = load_style(args.images / args.test_style, concepts)
 
-    def embed_all(pictures: Tensor) -> Tensor:
+    def embed_all(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([embed(average, to_ink(part), mean, std) for part in pictures.split(256)])
+            return torch.cat([embed(average, to_ink(part), mean, std) for part in images.split(256)])
 
     def save_and_measure() -> None:
         save(average, mean, std, args.out)
         done = f"{step / per_epoch:.1f} epochs, {(time.time() - start) / 60:.0f} min, loss {np.mean(losses):.3f}"
-        recall = measure(embed_all(queries), target, embed_all(pictures), concept)
+        recall = measure(embed_all(queries), target, embed_all(images), concept)
         print(f"{done}; {args.test_style}: {recall}", flush=True)
 
-    per_epoch = len(pictures) // args.batch_size
+    per_epoch = len(images) // args.batch_size
     start, step, losses, tenth = time.time(), 0, [], 1
     while (share := (time.time() - start) / 60 / args.minutes) < 1:
         if step % per_epoch == 0:
-            order = torch.randperm(len(pictures))
+            order = torch.randperm(len(images))
         batch = order[step % per_epoch * args.batch_size :][: args.batch_size]
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * min(1, share / 0.05) * (0.505 + 0.495 * math.cos(math.pi * share))
-        embeds = embed(model, alter(to_ink(pictures[batch])), mean, std)
+        embeds = embed(model, alter(to_ink(images[batch])), mean, std)
         scores = 16 * embeds @ F.normalize(proxies, dim=-1).T
         naming = F.cross_entropy(scores, concept[batch], label_smoothing=0.1)
         loss = naming + args.teacher_weight * (1 - (embeds * teacher[batch]).sum(-1)).mean()

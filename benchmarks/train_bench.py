@@ -35,7 +35,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from synthetic import PRESETS, make_data, make_model, make_processor
 
 from component.argument import CLIPTrainingArguments
-from component.datacollator import PairCollator
 from component.dataset import PairDataset, Pairs
 from component.model import BertCLIPModel
 from component.trainer import CLIPTrainer
@@ -202,14 +201,11 @@ class Bench:
         return self.timed(trainer, COMPILING_STEPS)
 
     def trainer(self, dataset: Pairs, **keys) -> "RecordingTrainer":
-        arguments = self.arguments(**keys)
         return RecordingTrainer(
             model=self.model(),
-            args=arguments,
+            args=self.arguments(**keys),
             train_dataset=dataset,
-            data_collator=PairCollator(
-                self.processor.tokenizer.pad_token_id, arguments.group_size, arguments.group_costs
-            ),
+            processing_class=self.processor,
         )
 
     def timed(self, trainer: Trainer, warmup_steps: int = WARMUP_STEPS) -> tuple[float, float]:

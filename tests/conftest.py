@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before torch is imported. Sums depend on the number of threads, and several processes with a thread per core each
-# would spin against each other: this process and those that the tests start have one, or as many as the user says.
+# Set before torch is imported. Sums depend on the number of threads, and several processes with one thread per core
+# would slow each other down: this process and those that the tests start use one thread unless the user sets another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What the Hub's libraries and ours keep in the user's cache folder goes to a folder of the session.
+# The Hub's libraries and ours write their caches to a temporary folder of this session.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clip-chinese-")
 
 import numpy as np
@@ -28,7 +28,7 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-# A shell starts what it runs in the background with SIGINT ignored, and the processes of the tests would inherit that.
+# A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CAPTIONS = [
@@ -45,8 +45,8 @@ COLOURS = ["brown", "pink", "red", "blue", "green", "yellow", "white", "black"]
 
 ENVIRONMENT = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
 
-# Who loads what we write: with transformers as installed, and with 4.57 in front, where TRANSFORMERS_4 is the folder
-# that `pip install --target` made of it, as .ci/run does.
+# Environments that load our checkpoints: transformers as installed, and 4.57 placed before it on the path.
+# TRANSFORMERS_4 is the folder that `pip install --target` installed 4.57 into, see .ci/run.
 TRANSFORMERS_4 = os.environ.get("TRANSFORMERS_4")
 _is_there = pytest.mark.skipif(not TRANSFORMERS_4, reason="TRANSFORMERS_4 names no folder")
 EVERY_TRANSFORMERS = [
@@ -56,7 +56,7 @@ EVERY_TRANSFORMERS = [
 
 
 def python(*arguments, processes: int = 1) -> list[str]:
-    """A command line: Python, or torchrun with several processes, and these arguments."""
+    """A command line that runs these arguments with Python, or with torchrun in several processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [sys.executable, *(torchrun if processes > 1 else []), *map(str, arguments)]
 
@@ -69,7 +69,7 @@ def fork_server() -> ForkServer:
 
 
 def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
-    """Run a script, or -c and code, to its end, from the root of the repository."""
+    """Run a script, or -c and code, to its end in the root of the repository."""
     if arguments[0] != "-X":  # an option of a new interpreter
         return fork_server().run([str(argument) for argument in arguments], processes)
     return subprocess.run(python(*arguments), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
@@ -96,7 +96,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def bert_path(tmp_path_factory) -> str:
-    """A BERT folder as on the hub: config.json, weights, vocab.txt. Hidden width 32, 24 positions."""
+    """A BERT folder as on the Hub: config.json, weights, vocab.txt. Hidden width 32, 24 positions."""
     from transformers import BertConfig, BertModel
 
     path = str(tmp_path_factory.mktemp("bert"))
@@ -158,7 +158,7 @@ def bert_clip_path(tmp_path_factory, clip_path, bert_path) -> str:
 
 @pytest.fixture(scope="session")
 def chinese_clip_path(tmp_path_factory, bert_path) -> str:
-    """A Chinese-CLIP folder as on the hub: ChineseCLIPModel, vocab.txt, images squeezed to squares of 32 px."""
+    """A Chinese-CLIP folder as on the Hub: ChineseCLIPModel, vocab.txt, images resized to squares of 32 px."""
     from transformers import BertConfig, ChineseCLIPConfig, ChineseCLIPModel
     from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 
@@ -189,7 +189,7 @@ def chinese_clip_path(tmp_path_factory, bert_path) -> str:
 
 @pytest.fixture
 def data(tmp_path):
-    """Eight captioned pictures in `images/`, and `train.csv` beside it."""
+    """A folder with eight captioned images in `images/` and a `train.csv`."""
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     rows = ["text,url,filename"]
@@ -204,7 +204,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def train_args(tmp_path, data, clip_path, bert_path):
-    """Write a JSON of training arguments for two quick epochs on `data`; keyword arguments replace keys."""
+    """Write a JSON of training arguments for two quick epochs on `data`; keyword arguments override keys."""
 
     def write(**keys) -> str:
         arguments = {

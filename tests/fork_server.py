@@ -1,4 +1,4 @@
-"""A process that has imported torch and our modules once, and forks for each script that a test runs to its end.
+"""A process that imports torch and our modules once, then forks a child for each script that a test runs to its end.
 
 Starting Python and importing torch takes five seconds, which is most of the time of a small script. A forked child
 runs the same code with its own arguments, output files and exit status. Tests of signals, of start-up and of several
@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class ForkServer:
-    """Starts the server and sends it requests; one request at a time."""
+    """Starts the server and sends it one request at a time."""
 
     def __init__(self, environment: dict[str, str]):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -41,7 +41,7 @@ class ForkServer:
 
 
 def serve() -> None:
-    """Fork for each line of stdin, and answer with the wait status of the child."""
+    """Fork a child for each line of stdin and answer with its wait status."""
     sys.path[0] = ROOT
     import component
 
@@ -57,7 +57,7 @@ def serve() -> None:
 
 
 def _run(arguments: list[str], processes: int, stdout: str, stderr: str) -> None:
-    """Run as the interpreter would, and end the process without taking the interpreter down, which takes a second."""
+    """Run as the interpreter would, but exit without finalizing the interpreter, which takes a second."""
     for number, path in enumerate((os.devnull, stdout, stderr)):
         file = os.open(path, os.O_RDWR)
         os.dup2(file, number)
@@ -91,7 +91,7 @@ def _execute(arguments: list[str]) -> int:
 
 
 def _launch(arguments: list[str], processes: int) -> int:
-    """What `torchrun --standalone` does, but its workers are forked."""
+    """Like `torchrun --standalone`, but with forked workers."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

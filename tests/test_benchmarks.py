@@ -1,11 +1,11 @@
-"""benchmarks/, in a tiny form: where a figure cannot be had, nobody notices that its script broke."""
+"""The benchmarks, at a tiny size: no one would notice that a rarely run script is broken."""
 
 import json
 
 from conftest import run_python
 
 
-def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path):
+def test_the_gpu_benchmark_runs_without_a_gpu(tmp_path):
     tiny = "--preset tiny --batch_size 16 --steps 1 --rounds 1 --workers 0 --precisions fp32"
     sizes = "--chunk 4 --memory_batches 8 --loss_pairs 64"
     result = run_python(
@@ -25,7 +25,7 @@ def test_the_benchmark_of_a_gpu_runs_without_one(tmp_path):
     )
 
 
-def test_the_benchmark_of_starts_runs_over_files_and_over_shards(tmp_path):
+def test_the_start_benchmark_runs_on_files_and_on_shards(tmp_path):
     out = tmp_path / "start_bench.json"
     result = run_python("benchmarks/start_bench.py", "--rows", "2000", "12000", "--images", "2000", "--out", str(out))
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The documentation: both languages say the same, its examples run, and what it names exists."""
+"""The documentation: both languages match, the examples run, and the files and options it names exist."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def name(page: Path) -> str:
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """The code in these languages, comments left out. A drawing has no language."""
+    """The code blocks in these languages, without comments. A drawing has no language."""
     found = BLOCK.findall(page.read_text(encoding="utf-8"))
     return [re.sub(r" *# .*", "", body) for language, body in found if language in languages]
 
@@ -32,7 +32,7 @@ def headings(page: Path) -> list[tuple[str, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them: lower case, punctuation left out, a hyphen for each space."""
+    """Anchors as GitHub makes them: lower case, without punctuation, a hyphen for each space."""
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for _, text in headings(page)}
 
 
@@ -42,14 +42,14 @@ def links(page: Path) -> list[tuple[Path, str]]:
     return [((page.parent / path).resolve() if path else page, anchor) for path, anchor in targets]
 
 
-def test_every_page_is_there_in_both_languages():
+def test_every_page_exists_in_both_languages():
     assert [page.stem.removesuffix("_EN") for page in ENGLISH] == [page.stem for page in CHINESE]
 
 
 @pytest.mark.parametrize("chinese, english", list(zip(CHINESE, ENGLISH, strict=True)), ids=name)
-def test_both_languages_say_the_same(chinese, english):
+def test_both_languages_match(chinese, english):
     assert [level for level, _ in headings(chinese)] == [level for level, _ in headings(english)]
-    # `py` is Python that needs packages of its own.
+    # `py` marks Python that needs other packages.
     languages = ("bash", "python", "py", "text")
     assert blocks(chinese, *languages) == blocks(english, *languages)
     assert len(blocks(chinese, "")) == len(blocks(english, ""))
@@ -59,7 +59,7 @@ def test_both_languages_say_the_same(chinese, english):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_to_something(page):
+def test_link_targets_exist(page):
     assert all(file.exists() for file, _ in links(page)), links(page)
     assert all(anchor in anchors(file) for file, anchor in links(page) if anchor), links(page)
 

@@ -1,4 +1,4 @@
-"""--help is read before anything is installed or loaded."""
+"""--help of every script works without installing or importing heavy packages."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ SCRIPTS = sorted(name for name in os.listdir(ROOT) if name.endswith(".py"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_waits_for_no_heavy_import(script):
+def test_help_imports_no_heavy_package(script):
     code = (
         "import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -1,4 +1,4 @@
-"""Which room of component/ may know which: imports point one way, as CONTRIBUTING.md draws them."""
+"""Imports between the rooms of component/ point one way, as the table in CONTRIBUTING.md says."""
 
 import ast
 from pathlib import Path
@@ -32,8 +32,8 @@ def test_imports_point_one_way(path):
             first, *inside = name.split(".")
             assert not (COMPONENT.parent / f"{first}.py").exists(), f"{name} is a script"
             if first == "component":
-                assert inside and (inside[0] == room or inside[0] in rooms_known_to(room)), f"{room} knows {name}"
+                assert inside and (inside[0] == room or inside[0] in rooms_known_to(room)), f"{room} imports {name}"
 
 
-def test_what_marks_a_folder_as_a_package_is_empty():
+def test_every_init_file_is_empty():
     assert FOLDERS and not any(path.read_text() for path in COMPONENT.rglob("__init__.py"))

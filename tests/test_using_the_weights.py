@@ -1,6 +1,6 @@
-"""The snippets of docs/using_the_weights.md that need packages of their own, as they stand there.
+"""Run the snippets of docs/using_the_weights.md that need other packages, unchanged.
 
-(test_docs.py runs those that need none.)
+(test_docs.py runs the others.)
 """
 
 import functools
@@ -28,14 +28,14 @@ TEXTS, FILES = ["一只小猫", "一辆公交车"], ["images/test/fluent_cat.png
 
 
 def snippet(heading: str, language: str) -> str:
-    """The one snippet of a section."""
+    """The only snippet in this language in a section."""
     (section,) = (section for section in SECTIONS if section.startswith(heading))
     (body,) = (body for found, body in BLOCK.findall(section) if found == language)
     return body
 
 
 def run(heading: str) -> dict:
-    """Run the Python of a section, and give what its names stand for in the end."""
+    """Run the Python of a section and return its variables."""
     code, names = snippet(heading, "py"), {}
     for package in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
         pytest.importorskip(package)
@@ -45,7 +45,7 @@ def run(heading: str) -> dict:
 
 @pytest.fixture
 def here(tmp_path, bert_clip_path, monkeypatch) -> Path:
-    """The folder to run them in, with the checkpoint and the images that they name."""
+    """The working directory of the snippets, with the checkpoint and the images that they name."""
     (tmp_path / "output/demo").mkdir(parents=True)
     (tmp_path / "output/demo/checkpoint-final").symlink_to(bert_clip_path)
     (tmp_path / "images").symlink_to(REPOSITORY / "images")
@@ -61,7 +61,7 @@ def with_onnx(here, onnx_path) -> Path:  # noqa: F811
 
 @pytest.fixture
 def ours(here) -> tuple[torch.Tensor, torch.Tensor]:
-    """Our embeddings of what the snippets embed: texts, images."""
+    """Our embeddings of the texts and of the images in the snippets."""
     model, processor = load_checkpoint("output/demo/checkpoint-final")
     return embed_texts(model, processor, TEXTS).embeds, embed_images(model, processor, FILES).embeds
 
@@ -79,7 +79,7 @@ def test_a_vector_database_finds_the_image_that_we_find(ours):
     assert found[0]["distance"] == pytest.approx(score.item(), abs=1e-5)
 
 
-def test_adapters_train_elsewhere_and_what_is_merged_is_a_checkpoint(ours):
+def test_peft_trains_adapters_and_the_merged_model_is_a_checkpoint(ours):
     names = run("在别处加 LoRA")
     trained, merged = (model.eval()(**names["inputs"]) for model in (names["model"], names["merged"]))
     torch.testing.assert_close(trained.text_embeds, merged.text_embeds, atol=1e-5, rtol=0)
@@ -97,14 +97,14 @@ def test_onnxruntime_embeds_as_we_do(with_onnx, ours):
 
 @pytest.fixture(scope="module")
 def node_modules(tmp_path_factory) -> Iterator[Path]:
-    """Where Node finds transformers.js: as NODE_PATH says, or installed anew."""
+    """The folder where Node finds transformers.js: NODE_PATH, or a fresh installation."""
     npm = shutil.which("npm") or pytest.skip("no npm here")
     given = Path(os.environ.get("NODE_PATH", ""))
     if (given / "@huggingface/transformers").is_dir():
         yield given
         return
     folder = tmp_path_factory.mktemp("npm")
-    # Scripts of packages fetch what only a GPU needs.
+    # The packages' install scripts download files that only a GPU needs.
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
     done = subprocess.run(
         [npm, "install", *options, "@huggingface/transformers@4"], cwd=folder, capture_output=True, text=True
@@ -149,5 +149,5 @@ def test_a_page_in_the_browser_classifies_as_we_do_and_asks_no_other_host(with_o
     model, processor = load_checkpoint("output/demo/checkpoint-final")
     texts = embed_texts(model, processor, ["一张小猫的图片", "一张公交车的图片"]).embeds
     expected = (model.logit_scale.detach().exp() * ours[1][0] @ texts.T).softmax(dim=0).tolist()
-    # A browser scales images in its own way.
+    # A browser resizes images differently.
     assert found == pytest.approx(dict(zip(["小猫", "公交车"], expected, strict=True)), abs=0.02)

@@ -1,27 +1,27 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
-const FOLD = 0.98;  // cosine from which two images count as one
+const FOLD = 0.98;  // images with at least this cosine are shown as one
 const PER_REQUEST = 48, MOST_RESULTS = 2000;
-const images = { search: null, classify: null };  // the file that each form holds
-let like = null;  // the image of the gallery to find more of: {id, digest, path}
-let latest = 0;  // number of the last request: an answer to an earlier one is not shown
+const images = { search: null, classify: null };  // form → chosen file
+let like = null;  // the gallery image to search by: {id, digest, path}
+let latest = 0;  // number of the last request; answers to earlier ones are dropped
 let shown = [];  // the images on the page, in order
 let loaded = 0;  // hits on the page; opened duplicates do not count
 const selected = new Map();  // id → path
 
-// ---- words ----
+// ---- messages ----
 
 const REASONS = {
   host: "请用服务器启动时打印的地址打开本页。",
   token: "请用服务器启动时打印的地址打开本页，它带有令牌。",
-  origin: "服务器不回答其他网站的请求。",
+  origin: "服务器不接受其他网站发来的请求。",
   busy: "服务器正忙，请稍后再试。",
   slow: "上传太慢，已中断，请再试一次。",
   aborted: "上传中断了，请再试一次。",
   too_large: "图片太大，最多 20 MB。",
-  question: "有条件不合要求，请检查“更多条件”。",
+  question: "有的条件无效，请检查“更多条件”。",
   no_image: "库里已经没有这张图片。",
-  gone: "原图已不在，或内容变了。",
+  gone: "原图已被删除，或内容已改变。",
   no_plugin: "打不开这种图片（如 HEIC、JPEG XL），请先转成 JPEG 或 PNG。",
   other_format: "打不开这种图片，请先转成 JPEG 或 PNG。",
   svg: "打不开 SVG，请先转成 PNG。",
@@ -30,12 +30,12 @@ const REASONS = {
   empty: "这个文件是空的。",
   truncated: "图片不完整。",
   too_many_pixels: "图片的像素太多，请先缩小。",
-  long_and_narrow: "图片太长太窄。",
+  long_and_narrow: "图片太窄太长。",
 };
 const wordsFor = ({ code, error }) => REASONS[code] ?? `图片打不开（${error}）。`;
 const nameOf = (path) => path.slice(path.lastIndexOf("/") + 1);
-// Names that differ are to look different: white space other than the plain blank, controls and what turns the
-// direction of writing are shown as escapes. Copying gives the exact name.
+// Different names must look different: white space other than a plain space, control characters and characters that
+// change the writing direction are shown as escapes. Copying gives the exact name.
 const visible = (text) => text.replace(/(?! )[\s\p{Cc}\p{Cs}\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f]/gu,
   (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
@@ -166,7 +166,7 @@ function findLike(image) {
   byId("viewer").close();
   if (tabs[0].ariaSelected !== "true") show(tabs[0]);
   hold(byId("search"), null);
-  byId("text").value = "";  // what stands in the field is in force
+  byId("text").value = "";  // or it would be part of the query
   setLike(image);
   window.scrollTo(0, 0);
   search();
@@ -242,7 +242,7 @@ function showHits(hits) {
   shown.push(...hits);
   loaded += hits.length;
   const isAll = hits.length < PER_REQUEST || loaded >= MOST_RESULTS;
-  say(`${meaning()}：${loaded} 个结果${isAll ? "" : "，往下滚动还有"}`);
+  say(`${meaning()}：${loaded} 个结果${isAll ? "" : "，往下滚动加载更多"}`);
   byId("end").textContent = isAll ? "" : "正在加载更多……";
   byId("end").dataset.more = isAll ? "" : "yes";
   isLoading = false;
@@ -266,7 +266,7 @@ function card(hit, isDuplicate = false) {
   const item = byId("card").content.cloneNode(true).firstElementChild;
   const opener = item.querySelector(".open"), image = opener.querySelector("img");
   image.alt = visible(nameOf(hit.path));
-  image.addEventListener("error", () => { image.alt = `${visible(nameOf(hit.path))}：原图已不在或已改变`; });
+  image.addEventListener("error", () => { image.alt = `${visible(nameOf(hit.path))}：原图已被删除或已改变`; });
   image.src = `thumbnail/${hit.digest}`;
   opener.classList.toggle("gone", hit.absent);
   opener.addEventListener("click", () => view(hit));
@@ -274,7 +274,7 @@ function card(hit, isDuplicate = false) {
   item.title = visible(hit.path);
   item.querySelector(".name").textContent = visible(nameOf(hit.path));
   item.querySelector(".caption").textContent = hit.caption;
-  const notes = [hit.score === undefined ? "" : `得分 ${hit.score.toFixed(3)}`, hit.absent ? "原图所在的磁盘不在" : ""];
+  const notes = [hit.score === undefined ? "" : `得分 ${hit.score.toFixed(3)}`, hit.absent ? "原图所在的磁盘未连接" : ""];
   item.querySelector(".score").textContent = notes.filter(Boolean).join(" · ");
   item.querySelector("[data-like]").addEventListener("click", () => findLike(hit));
   item.querySelector("[data-copy]").addEventListener("click", (event) => copy(hit.path, event.target));
@@ -315,7 +315,7 @@ function listFolders(folders) {
     }
   }
   for (const path of [...total.keys()].sort()) {
-    // A folder that holds nothing but one other folder is no choice.
+    // A folder that contains only one other folder is not listed.
     if (path in folders || children.get(path).size > 1) addFolder(path, `${visible(path)}（${total.get(path)}）`);
   }
 }
@@ -340,7 +340,7 @@ byId("selection").querySelector("[data-none]").addEventListener("click", () => {
 async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch {  // without https, browsers have no clipboard for pages of other machines
+  } catch {  // without https, browsers deny the clipboard to pages of other machines
     const field = Object.assign(document.createElement("textarea"), { value: text });
     (byId("viewer").open ? byId("viewer") : document.body).append(field);
     field.select();
@@ -436,7 +436,7 @@ function showBars({ labels }) {
 if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", location.pathname);  // now a cookie
 request("api/about").then((answer) => {
   about = answer;
-  const absent = about.absent ? `（${about.absent.toLocaleString()} 张的磁盘不在）` : "";
+  const absent = about.absent ? `（其中 ${about.absent.toLocaleString()} 张所在的磁盘未连接）` : "";
   byId("about").textContent = `${about.images.toLocaleString()} 张图片${absent} · 模型 ${about.model}`;
   listFolders(about.folders);
   fromAddress();

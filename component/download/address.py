@@ -1,4 +1,4 @@
-"""Where a URL leads: mended, parsed once by the library that connects, and judged."""
+"""URLs: repaired, parsed once by the library that connects, and checked for private addresses."""
 
 import ipaddress
 import re
@@ -11,7 +11,7 @@ from urllib3.util import Url, parse_url
 
 from component.download.outcome import FetchError
 
-# White space, byte order marks, zero-width spaces and the like: what copying leaves around a URL, invisible.
+# Invisible characters that copying leaves around a URL: white space, byte order marks, zero-width spaces.
 INVISIBLE = string.whitespace + "".join(
     chr(code) for code in (*range(0x3001), 0xFEFF) if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp", "Zs")
 )
@@ -26,7 +26,7 @@ LOCAL_NAMES = ("localhost", "localdomain", "local", "internal", "home.arpa")  # 
 
 
 def mend_url(url: str) -> str:
-    """The URL that was meant: no invisible characters around it, `&` for `&amp;`, a scheme for `//host/…`.
+    """Repair a URL: strip invisible characters, replace `&amp;` by `&`, add a scheme to `//host/…`.
 
     The scheme is http: a host that wants https redirects there, and one without https could not be reached otherwise.
 
@@ -38,10 +38,10 @@ def mend_url(url: str) -> str:
 
 
 def read_url(url: str) -> Url:
-    """The parts of a URL, given as `mend_url` returns it. Whatever is shown, compared or checked is taken from here.
+    """Parse a URL that `mend_url` returned. Everything that is shown, compared or checked comes from this result.
 
     A host is a plain name or an address in its usual form: 127.1, 0x7f000001 and 127.0.0.1. become 127.0.0.1, and an
-    IPv6 address loses its zone. What another program could read in another way is refused.
+    IPv6 address loses its zone. A URL that another program could read differently is refused.
 
     >>> read_url("http://127.1:80/a?b#c")
     Url(scheme='http', auth=None, host='127.0.0.1', port=80, path='/a', query='b', fragment=None)

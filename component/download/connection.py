@@ -1,4 +1,4 @@
-"""Pooled connections that reach checked addresses only, and stop at a deadline or when too much has come."""
+"""Pooled connections that connect to checked addresses only, with a deadline and a limit on received bytes."""
 
 import contextlib
 import http.client
@@ -25,16 +25,16 @@ KNOCK_SECONDS = 5.0
 
 
 class StaleConnectionError(ConnectionError):
-    """The server closed a kept connection before it answered the request: the request may be sent again."""
+    """The server closed a kept-alive connection before it answered: the request may be sent again."""
 
 
 class _Allowance(threading.local):
-    """What the current request of this thread may still cost, and whom it may reach.
+    """Remaining limits of the current request of this thread.
 
     Attributes:
-        deadline: monotonic time at which everything is over.
-        bytes_left: bytes that may still come, of any kind.
-        allow_private_hosts: no address is refused.
+        deadline: monotonic time at which the request must be complete.
+        bytes_left: number of bytes that may still be received, headers included.
+        allow_private_hosts: refuse no address.
     """
 
     deadline = 0.0
@@ -112,7 +112,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Guarded:
-    """Resolves the name once and connects to an address that was checked.
+    """Resolves the name once and connects to the checked address.
 
     Checking first and letting the library resolve again would leave a gap for a name server that gives another
     answer the second time (DNS rebinding).
@@ -179,7 +179,7 @@ class _HTTPSPool(urllib3.HTTPSConnectionPool):
 
 
 def _checked_addresses(name: str, port: int, allow_private_hosts: bool) -> list[str]:
-    """The addresses of a host. Raises FetchError: `dns`, or `private_host` where one of them is private."""
+    """The addresses of a host. Raises FetchError: `dns`, or `private_host` if one of them is private."""
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
@@ -192,7 +192,7 @@ def _checked_addresses(name: str, port: int, allow_private_hosts: bool) -> list[
 
 
 def accepts_connections(address: Url, limits: FetchLimits) -> bool:
-    """Whether the host of a URL, or the proxy where there is one, accepts a connection now. Nothing is sent."""
+    """Whether the host of a URL, or the proxy if there is one, accepts a connection now. Nothing is sent."""
     target = parse_url(limits.proxy) if limits.proxy else address
     port = target.port or (443 if target.scheme == "https" else 80)
     try:

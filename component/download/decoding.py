@@ -1,4 +1,4 @@
-"""Which images a process is decoding, in memory shared with the main process: an image can bring its process down."""
+"""Which images a process is decoding, in memory shared with the main process: an image can kill its process."""
 
 import contextlib
 import queue
@@ -11,9 +11,9 @@ NOTHING = 0  # in a slot that is free
 
 
 class DecodingSlots:
-    """Slots for the images that are decoded at the same time; each holds the number of a job, or NOTHING.
+    """Slots for the images that are being decoded; each holds the number of a job, or NOTHING.
 
-    An image that may have brought a process down is decoded while no other is.
+    An image that may have killed a process is decoded alone.
     """
 
     def __init__(self, numbers: MutableSequence[int]):

@@ -18,20 +18,20 @@ NO_NETWORK_ERRNO = {errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
 
 
 class TooManyBytesError(Exception):
-    """More bytes came than the request was allowed."""
+    """More bytes were received than the request allows."""
 
 
 @contextlib.contextmanager
 def faults_named(when_late: str, code: int | None = None, max_bytes: int = 0) -> Iterator[None]:
-    """Turn whatever is raised into a FetchError. An answer that breaks the rules of HTTP raises nearly anything.
+    """Turn every exception into a FetchError; an answer that violates HTTP can raise almost any.
 
     Args:
         when_late: detail of a timeout.
-        code: status of the answer; None before there is one.
+        code: status of the answer; None if there is none yet.
         max_bytes: to name in a TooManyBytesError.
 
     Raises:
-        OSError: this machine has no room for a connection.
+        OSError: this machine cannot open a connection.
     """
     try:
         yield

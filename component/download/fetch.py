@@ -57,11 +57,11 @@ class Fetcher:
 
         Args:
             address: as `read_url` gives it.
-            seconds: everything must be over by then, however slowly the bytes arrive. (Resolving a name is up to the
-                system, which gives up by its own clock, usually within 5 to 20 s.)
+            seconds: limit for everything, however slowly the bytes arrive. (Name resolution has the system's own
+                limit, usually 5 to 20 s.)
 
         Raises:
-            FetchError: for everything the network or the server did wrong.
+            FetchError: for every fault of the network or the server.
             OSError: `sink` could not be written, or this machine cannot open a connection.
         """
         allowance.deadline = time.monotonic() + seconds
@@ -86,7 +86,7 @@ class Fetcher:
 
     @contextlib.contextmanager
     def _answer(self, address: Url, cookies: CookieJar) -> Iterator[BaseHTTPResponse]:
-        """The answer with its body unread. A body that is still unread at the end is dropped with its connection."""
+        """The answer with its body unread. If the body is never read, its connection is closed."""
         patience = min(SILENCE_SECONDS, max(allowance.deadline - time.monotonic(), 0.001))
         pools = self._pools if self.limits.verifies(address.host) else self._trusting_pools
         url, headers = address._replace(auth=None).url, self.limits.headers(address)
@@ -117,9 +117,9 @@ class Fetcher:
 
 
 def _send(pools: PoolManager, url: str, **options) -> BaseHTTPResponse:
-    """Send a request, and again where the server had closed a kept connection meanwhile (RFC 9112, section 9.3.1).
+    """Send a request, and send it again if the server has closed a kept-alive connection (RFC 9112, section 9.3.1).
 
-    Each such failure takes a connection out of the pool, so that in the end the request goes out on a new one.
+    Each such failure removes a connection from the pool, so eventually the request is sent on a new one.
     """
     while True:
         allowance.bytes_left = HEADER_BYTES
@@ -131,7 +131,7 @@ def _send(pools: PoolManager, url: str, **options) -> BaseHTTPResponse:
 
 
 def _next_address(address: Url, response: BaseHTTPResponse) -> Url:
-    """Where a redirect leads. http.client hands over bytes as Latin-1: they are UTF-8, or escaped as they came."""
+    """Target of a redirect. http.client decodes the bytes as Latin-1: decode them as UTF-8, or else escape them."""
     raw = response.headers.getlist("Location")[0].encode("latin-1")
     try:
         location = raw.decode()
@@ -145,7 +145,7 @@ def _next_address(address: Url, response: BaseHTTPResponse) -> Url:
 
 
 def _check_answer(response: BaseHTTPResponse, max_bytes: int) -> None:
-    """Refuse what need not be read: errors, bodies announced too large, owners who opted out, unknown encodings."""
+    """Refuse answers without reading them: errors, bodies announced as too large, opt-outs, unknown encodings."""
     code = response.status
     if code not in (200, 203):  # 203: a proxy on the way changed something
         wait = _retry_after(response.headers.get("Retry-After", ""))

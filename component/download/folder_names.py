@@ -1,4 +1,4 @@
-"""Which names a folder takes for the same file: asked of the folder itself, since the system alone does not tell."""
+"""Which names refer to the same file in a folder: tested in the folder, because the operating system does not say."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NameRules:
-    """Which names one folder does not tell apart.
+    """Which differences between names a folder ignores.
 
     Attributes:
         ignore_case: `Dog.jpg` and `dog.jpg` (macOS, Windows).
-        ignore_endings: a folder or file name, and the same with dots or blanks after it (Windows).
+        ignore_endings: dots and spaces at the end of a name (Windows).
         ignore_composition: é as one code point and as two (macOS).
     """
 
@@ -37,7 +37,7 @@ class NameRules:
         return cls(ignore_case, ignore_endings)
 
     def key(self, filename: str) -> str:
-        """The same text for all names that these rules take for one.
+        """A key that is equal for names that refer to the same file.
 
         >>> NameRules(ignore_case=True, ignore_endings=True).key("Dogs./1.JPG ")
         'dogs/1.jpg'

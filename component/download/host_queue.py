@@ -1,4 +1,4 @@
-"""A queue that is fair to hosts: each has its share of the threads, and none waits for a slow or silent one."""
+"""A queue that is fair to hosts: each gets a share of the threads, and none waits for a slow or silent host."""
 
 import heapq
 import itertools
@@ -13,7 +13,7 @@ FIRST_PAUSE = 0.25  # seconds; pauses double while a host stays in trouble
 
 
 class Trouble(NamedTuple):
-    """For how many seconds, and pauses, a host has now answered nothing of use."""
+    """How long, and for how many pauses, a host has given no usable answer."""
 
     seconds: float
     pauses: int
@@ -37,9 +37,9 @@ class _Host:
 
 
 class HostQueue:
-    """Items wait by host; hosts with something to do and a free slot stand in one line and are served in turn.
+    """A queue of items per host; hosts with waiting items and a free slot are served round-robin.
 
-    Waiting costs no thread: an item put with a delay, or a paused host, comes back by itself when its time is up.
+    Waiting uses no thread: delayed items and paused hosts become available when their time is up.
 
     Args:
         per_host: items of one host that may run at the same time.
@@ -56,7 +56,7 @@ class HostQueue:
         self._closed = False
 
     def put(self, host: Hashable, item: Any, delay: float = 0.0) -> None:
-        """Add an item; never blocks. One with a delay in seconds starts after it, before those that wait by then."""
+        """Add an item; never blocks. After its delay, in seconds, an item goes before those already waiting."""
         with self._changed:
             state = self._state(host)
             if delay > 0:
@@ -67,7 +67,7 @@ class HostQueue:
                 self._line_up(host)
 
     def take(self) -> Any:
-        """The next item, waiting for it as long as it takes; None once the queue is closed."""
+        """Wait for the next item and return it; None once the queue is closed."""
         with self._changed:
             while not self._closed:
                 now = time.monotonic()
@@ -93,13 +93,13 @@ class HostQueue:
             return None
 
     def done(self, host: Hashable) -> None:
-        """Give back the slot of an item that was taken."""
+        """Release the slot of an item that was taken."""
         with self._changed:
             self._hosts[host].running -= 1
             self._line_up(host)
 
     def answered(self, host: Hashable) -> None:
-        """A running item of the host got an answer of use: end its trouble, and slowly give it all its slots back."""
+        """A running item got a usable answer: end the trouble of the host and gradually restore its slots."""
         with self._changed:
             state = self._hosts[host]
             state.answered_at = time.monotonic()
@@ -113,9 +113,9 @@ class HostQueue:
             return self._hosts[host].answered_at > moment
 
     def trouble(self, host: Hashable, sent_at: float, is_silence: bool, pause: float = 0.0) -> Trouble:
-        """A running item got no answer, or a refusal: pause the host, and ask it with fewer items at a time.
+        """A running item got no answer, or a refusal: pause the host and reduce its slots.
 
-        Pauses grow until the next answer of use. Items that started before the last pause tell nothing new.
+        Pauses grow until the next usable answer. Items that started before the last pause are ignored.
 
         Args:
             sent_at: monotonic time at which the item started.
@@ -136,19 +136,19 @@ class HostQueue:
             return Trouble(now - state.trouble_since, state.pauses)
 
     def forgive(self, host: Hashable) -> None:
-        """Let the time of the host's trouble begin now; pauses go on as they are."""
+        """Restart the measured time of the host's trouble; its pauses are unchanged."""
         with self._changed:
             self._hosts[host].trouble_since = time.monotonic()
 
     def release(self, host: Hashable) -> None:
-        """End the pause of a host and give it all its slots: its items need it no more."""
+        """End the pause of a host and restore all its slots, because its items no longer need the host."""
         with self._changed:
             state = self._hosts[host]
             state.resume_at, state.limit = 0.0, float(self.per_host)
             self._line_up(host)
 
     def close(self) -> None:
-        """Send all takers home; items that wait are dropped."""
+        """End all waiting `take` calls and drop the waiting items."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

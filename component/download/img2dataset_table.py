@@ -1,4 +1,4 @@
-"""The hand-off to img2dataset, for more links than one machine should fetch."""
+"""A table and a command for img2dataset, for more URLs than one machine should fetch."""
 
 import shlex
 from collections.abc import Mapping

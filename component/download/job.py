@@ -1,4 +1,4 @@
-"""What the main process and the processes of a download tell each other."""
+"""Messages between the main process and the worker processes of a download."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,8 +14,8 @@ class DownloadSettings:
     """How to download.
 
     Attributes:
-        num_threads: images in progress at the same time.
-        per_host: of these, at most how many from one host.
+        num_threads: number of images in progress at the same time.
+        per_host: maximum number of these from one host.
         retries: further attempts after 5xx and broken connections.
         patience: seconds for which a host may leave every request unanswered or refuse it (429, 503) before its rows
             fail; this machine's own network has ten times as long.
@@ -45,12 +45,12 @@ class Job:
         filename, url: cells of the row, as written.
         mended_url: as `mend_url` gives it.
         path: file to write.
-        failed_before: an earlier run gave the row up.
+        failed_before: an earlier run gave up on the row.
         address: the parsed URL.
-        attempts: that failed and count.
-        seconds: spent on attempts.
-        refusals: answers 429 and 503; the first came at the monotonic time `refused_since`.
-        kills: of processes, while they decoded this image.
+        attempts: number of failed attempts that count.
+        seconds: time spent on attempts.
+        refusals: number of answers 429 and 503; the first came at the monotonic time `refused_since`.
+        kills: number of processes that died while decoding this image.
     """
 
     number: int
@@ -103,7 +103,7 @@ class Answer(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What became of a job: its outcome, an error that ends the run, or the job itself, to be done at its host."""
+    """The end of a job: its outcome, an error that ends the run, or the job itself, to be queued for its host."""
 
     number: int
     result: Outcome | Exception | Job

@@ -1,4 +1,4 @@
-"""What a request may cost, whom it may talk to and what it says."""
+"""Limits, permitted hosts and headers of a request."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from urllib3.util import Url, make_headers, parse_url
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """What a request may cost, whom it may talk to and what it says.
+    """Limits, permitted hosts and headers of a request.
 
     Attributes:
         timeout: seconds of network time for one image, all its redirects and retries together.
@@ -24,7 +24,7 @@ class FetchLimits:
         no_verify_tls: hosts whose certificates are not verified; each name includes the hosts below it.
 
     Raises:
-        ValueError: one of these could never be sent.
+        ValueError: a value is invalid.
     """
 
     timeout: float = 30.0

@@ -1,4 +1,4 @@
-"""A table of URLs → a folder of images and a report. Constant memory, resumable at any moment."""
+"""A table of URLs → a folder of images and a report, in constant memory and resumable at any time."""
 
 import functools
 import os
@@ -21,24 +21,24 @@ ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not
 def download_images(
     rows: Rows, report: Report, settings: DownloadSettings, retry_failed: bool = False, verify: bool = False
 ) -> Iterator[Outcome]:
-    """Download every row and yield what became of it, in the order in which the rows end.
+    """Download every row and yield its outcome, in the order in which the rows finish.
 
-    A file under its final name is whole: it is written under a hidden name next to it, decoded, noted in the report,
-    and renamed. So a run that was cut off is continued by calling this again: rows whose file exists are skipped
-    without a request, and so are rows that the report knows as failed, unless `retry_failed`.
+    A file with its final name is complete: it is written under a hidden name next to it, decoded, added to the report,
+    and renamed. To continue an interrupted run, call this again: rows whose file exists are skipped without a request,
+    and so are rows that failed according to the report, unless `retry_failed`.
 
-    Close the iterator (`contextlib.closing`) before the report: that waits for the images in progress.
+    Close the iterator (`contextlib.closing`) before the report: closing waits for the images in progress.
 
     Args:
         rows: nothing is written outside their `image_path`.
         report: open report; a row is added before its outcome is yielded, and before its file has its name.
-        verify: decode each file that exists and that the report does not know as whole. A broken one stays until a
-            whole one takes its name.
+        verify: decode each existing file that the report does not list as good. A broken file stays until a good one
+            replaces it.
 
     Raises:
         ValueError: another download writes this part to the folder.
         OSError: the disk is full or read-only, this machine cannot open more files and connections, or its network
-            has been away for too long.
+            has been down for too long.
     """
     known_failures = NO_ROWS if retry_failed else report.rows_that("failed")
     known_as_whole = report.rows_that("ok", "verified") if verify else NO_ROWS
@@ -65,7 +65,7 @@ def download_images(
 
 
 def _sole_download(rows: Rows):
-    """Hold the folder, or this machine's part of it: the parts may be downloaded into one folder at once."""
+    """Lock the folder for this part: different parts may be downloaded into one folder at the same time."""
     index, count = rows.part
     if count == 1:
         return sole_writer(rows.image_path, inside=True)
@@ -73,7 +73,7 @@ def _sole_download(rows: Rows):
 
 
 def _look_at(row: Row, rows: Rows, verify: bool, kept: set[str]) -> Outcome | Job:
-    """The outcome of a row that needs neither a request nor a look into its file; else the job to do for it."""
+    """The outcome of a row that needs neither a request nor reading its file; otherwise its job."""
     job = Job(row.number, row.filename, row.url, row.mended_url, failed_before=row.failed_before)
     try:
         if row.first != row.number:
@@ -105,7 +105,7 @@ def _path_of(filename: str, image_path: str) -> str:
     """The path to write to.
 
     Raises:
-        ValueError: as `writable_file`, or when it would be taken for the temporary file of another.
+        ValueError: as `writable_file`, or the name is that of a temporary file.
     """
     if any(is_temporary(name) for name in normal_name(filename).split("/")):
         raise ValueError("filename is one of those that temporary files have here")

@@ -1,4 +1,4 @@
-"""Whether this machine's own network is there: asked of hosts that have answered before."""
+"""Whether this machine's own network is up, tested with hosts that have answered before."""
 
 import logging
 import threading
@@ -17,11 +17,11 @@ FRESH_SECONDS = 0.05  # an answer that is younger needs no further question
 
 
 class NetworkAwayError(OSError):
-    """No host has answered for so long that the run stops."""
+    """No host has answered for so long that the run must stop."""
 
 
 class Network:
-    """A host that is silent while others accept connections is at fault; when none does, the network is away.
+    """Tells a silent host from a network that is down: if no other host accepts connections, the network is down.
 
     With a proxy, the proxy is asked. When no other host has answered yet, only a failure that did not leave this
     machine counts against the network. One object serves all threads.
@@ -46,10 +46,10 @@ class Network:
                 del self._witnesses[next(iter(self._witnesses))]
 
     def is_away(self, silent: Url, question: IsNetworkAway) -> bool:
-        """Whether not the silent host but the network is at fault.
+        """Whether the network, rather than the silent host, is at fault.
 
         Raises:
-            NetworkAwayError: it has been away for too long.
+            NetworkAwayError: the network has been down for too long.
         """
         with self._lock:
             seconds = time.monotonic() - self._answered_at

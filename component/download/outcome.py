@@ -1,4 +1,4 @@
-"""What becomes of a row, and why a body could not be fetched."""
+"""The outcome of a row, and the error for a body that could not be fetched."""
 
 from dataclasses import dataclass
 
@@ -6,16 +6,16 @@ RETRIED_REASONS = {"dns", "connection", "truncated", "http_429"}  # and every ht
 
 
 class FetchError(Exception):
-    """A body that was not fetched.
+    """A body could not be fetched.
 
     Attributes:
         reason: one word to count by, such as `timeout` or `http_404`.
-        detail: what a person wants to read next to it, perhaps in a server's words; may be empty.
-        http_code: status of the last answer, None when there was none.
-        retry_after: seconds the server asked us to wait, None when it did not ask.
-        is_unreached: no connection was made, which says nothing of the URL but of its host or the network.
-        is_local: the request seems not to have left this machine.
-        host: `host:port` that was asked last, where a request was made.
+        detail: more information for people, perhaps in the server's words; may be empty.
+        http_code: status of the last answer; None if there was none.
+        retry_after: seconds to wait, if the server asked for it; else None.
+        is_unreached: no connection was made, which is a fault of the host or the network, not of the URL.
+        is_local: the request probably did not leave this machine.
+        host: `host:port` of the last request, if there was one.
     """
 
     is_unreached = is_local = False
@@ -32,28 +32,28 @@ class FetchError(Exception):
 
     @property
     def is_refusal(self) -> bool:
-        """The host answered that it gets too many requests."""
+        """The host answered that it receives too many requests."""
         return self.http_code in (429, 503)
 
     @property
     def may_pass(self) -> bool:
-        """The same request may succeed a moment later."""
+        """The same request may succeed later."""
         return self.reason in RETRIED_REASONS or self.reason.startswith("http_5")
 
 
 @dataclass
 class Outcome:
-    """What became of one row.
+    """The outcome of one row.
 
     Attributes:
         filename, url: cells of the row, as written in the table.
-        status: `ok`; `verified`, where a file from elsewhere is whole; `failed`; or `skipped` (needs nothing, and has
-            no row in the report).
+        status: `ok`; `verified` (an existing file from elsewhere is good); `failed`; or `skipped` (nothing to do; not
+            in the report).
         reason: one word to count by, then perhaps a colon and details; empty when ok.
         bytes: size of the file.
-        seconds: network and decoding time, without waiting for a turn.
-        host: `host:port` of the URL, where the URL is well formed and was needed.
-        is_mended: the URL was mended before use, see `address.mend_url`.
+        seconds: network and decoding time, without waiting in the queue.
+        host: `host:port` of the URL, if the URL is well formed and was needed.
+        is_mended: the URL was repaired before use, see `address.mend_url`.
     """
 
     filename: str

@@ -1,4 +1,4 @@
-"""The processes of a download, and the jobs each has in hand: one that is killed costs nothing but its time."""
+"""The worker processes of a download and their jobs: if a process is killed, only its time is lost."""
 
 import errno
 import math
@@ -26,13 +26,13 @@ DEATHS_IN_A_ROW = 3  # of one process that ended no job in between: it will neve
 
 
 class Processes:
-    """One process per core that this one may use, but none with fewer threads than one host may take.
+    """One process per usable core, each with at least as many threads as one host may use.
 
-    All rows of a host go to one process, which so knows how the host fares and keeps its limit. Each process is
-    started when it is first needed, and ends with this one, however that ends. A context manager.
+    All rows of a host go to the same process, which can therefore watch the host and enforce its limit. A process
+    starts when it is first needed and ends with this one, however this one ends. A context manager.
 
     Attributes:
-        ended: of each job that was put, its outcome, which is in the report; or an error that ends the run.
+        ended: queue with, for each job, its outcome, which is already in the report, or an error that ends the run.
     """
 
     def __init__(self, settings: DownloadSettings, report: Report):
@@ -48,18 +48,18 @@ class Processes:
         return self
 
     def __exit__(self, *exc_info):
-        """End the processes, after the images in progress where these take no longer than GRACE_SECONDS."""
+        """End the processes after the images in progress, or after GRACE_SECONDS."""
         for process in self._processes:
             process.ask_to_end()
         for process in self._processes:
             process.join()
 
     def put(self, job: Job) -> None:
-        """Have a job done. Raises OSError where no process can be started."""
+        """Queue a job. Raises OSError if no process can be started."""
         self._processes[self._index_for(job) % len(self._processes)].put(job)
 
     def next_outcome(self) -> Outcome:
-        """The outcome of a job, waiting for it. Raises the error that ends the run."""
+        """Wait for the next outcome and return it. Raises the error that ends the run."""
         ended = self.ended.get()
         if isinstance(ended, Exception):
             raise ended
@@ -83,7 +83,7 @@ class Processes:
 
 
 class _Books:
-    """What the main process does for all: it writes the report, knows the network, and takes what has ended."""
+    """What the main process does for all workers: write the report, watch the network, collect outcomes."""
 
     def __init__(self, report: Report, network: Network, end: Callable[[Outcome | Exception | Job], None]):
         self.report, self.network, self.end = report, network, end
@@ -102,7 +102,7 @@ class _Books:
 
 
 class _Process:
-    """One process, the thread that listens to it, and the jobs it has in hand."""
+    """One process, the thread that listens to it, and its unfinished jobs."""
 
     def __init__(self, settings: DownloadSettings, decoders: int, books: _Books):
         self._settings, self._decoders, self._books = settings, decoders, books
@@ -149,11 +149,11 @@ class _Process:
     def _send(self, message: Job | Answer | None) -> None:
         try:
             self._pipe.send(message)
-        except OSError:  # the process was killed; the next one, if there is to be one, gets its jobs
+        except OSError:  # the process was killed; its jobs go to the next one, if one is started
             pass
 
     def _listen(self) -> None:
-        """Do what the process asks for, until it ends."""
+        """Answer the messages of the process until it ends."""
         while True:
             try:
                 message = self._pipe.recv()
@@ -177,7 +177,7 @@ class _Process:
         self._books.end(message.result)
 
     def _replace(self) -> None:
-        """Give the jobs of a process that was killed to a new one, except for an image that killed it twice."""
+        """Move the jobs of a killed process to a new one, except for an image that killed two processes."""
         self._process.join()
         self._pipe.close()
         self._deaths += 1

@@ -1,4 +1,4 @@
-"""What became of each row: a CSV that is written during the download and read back to resume."""
+"""The report: a CSV with the outcome of each row, written during the download and read again to resume."""
 
 import contextlib
 import csv
@@ -36,7 +36,7 @@ def default_report(train_file: str, part: tuple[int, int]) -> str:
 
 
 class Report:
-    """Appends to a report, from any thread; a context manager. A later row for the same file and URL overrules.
+    """Appends to a report from any thread; a context manager. Of several rows for one file and URL the last counts.
 
     Raises:
         ValueError: the file exists and is something else, or another run is writing to it.
@@ -63,7 +63,7 @@ class Report:
             self._stack.close()
 
     def add(self, outcome: Outcome, digest: bytes = b"") -> None:
-        """Write one outcome through to the operating system, where a killed process cannot lose it.
+        """Write one outcome to the operating system, so that it survives if this process is killed.
 
         Args:
             digest: 8-byte digest of the content of the file.
@@ -84,9 +84,9 @@ class Report:
                 self._offsets.append(begin)
 
     def rows_that(self, *statuses: str) -> np.ndarray:
-        """Sorted `row_hashes` of all rows that ended with one of these statuses: 8 bytes each.
+        """Sorted `row_hashes`, of 8 bytes, of all rows that ended with one of these statuses.
 
-        Rows that failed may have succeeded later; the caller looks first whether their file exists.
+        Failed rows may have succeeded later; the caller first checks whether their file exists.
         """
         hashes = [NO_ROWS]
         for chunk in read_table(self.path, ("filename", "url", "status"), only_required=True, chunk_rows=20_000):
@@ -94,7 +94,7 @@ class Report:
         return np.unique(np.concatenate(hashes))
 
     def same_bytes(self, least: int = 3, most_groups: int = 5, most_names: int = 3) -> list[tuple[int, list[str]]]:
-        """(files, first names) for each content that at least `least` files got in this run, most files first."""
+        """(number of files, first names) for each content that at least `least` files of this run share."""
         digests, offsets = np.array(self._digests), np.array(self._offsets)
         found, counts = np.unique(digests, return_counts=True)
         largest = np.argsort(-counts, kind="stable")[:most_groups]
@@ -119,7 +119,7 @@ class Report:
 
 
 def _whole_rows(path: str) -> int:
-    """The length of a report up to the end of its last whole row; a row that a crash cut off is simply done again.
+    """The length of a report up to its last complete row; a row that a crash truncated is downloaded again.
 
     A row ends at a line break outside of quotes. Quotes within a cell are doubled, so an odd number of them means
     that a cell is open.

@@ -1,4 +1,4 @@
-"""The rows of a download, read once, and what is known of each before any request. 24 bytes of memory a row."""
+"""The rows of a download, read once, and what is known about each before any request. 24 bytes of memory per row."""
 
 import os
 import pickle
@@ -26,10 +26,10 @@ class Row(NamedTuple):
         number: from 1, without headers, over all files of the table.
         filename, url: the cells as written.
         mended_url: as `mend_url` gives it.
-        first: number of the first row with the same file; `number` where that is this row.
+        first: number of the first row with the same file; equal to `number` if that is this row.
         has_first_url: that row has the same URL; this is another caption of one image.
-        failed_before: an earlier run gave the row up.
-        whole_before: an earlier run wrote its file, or found it whole.
+        failed_before: an earlier run gave up on the row.
+        whole_before: an earlier run wrote its file, or found it good.
     """
 
     number: int
@@ -45,17 +45,17 @@ class Row(NamedTuple):
 class Rows:
     """The rows of one part of a table; a context manager.
 
-    The whole table is read when this is made, so that a malformed row shows now and not in the night. The rows of the
-    part wait in a temporary file without a name, which takes about as much room as the report will.
+    The constructor reads the whole table, so that a malformed row is reported at the start. The rows of the part are
+    kept in an unnamed temporary file, which takes about as much space as the report.
 
-    Names are normalised and URLs mended before they are compared: `./d//x.jpg` is `d/x.jpg`, and so are names that
-    `image_path` takes for one.
+    Names are normalised and URLs repaired before they are compared: `./d//x.jpg` equals `d/x.jpg`, and names are equal
+    if they refer to the same file in `image_path`.
 
     Args:
         train_file: table with the columns `url` and `filename`, as `read_table` reads it; or several, as a pattern.
         image_path: folder of the images, made if it is missing.
-        part: (i, n), i from 1 to n. Rows are dealt by the hash of the file name, so rows that share a name meet in
-            one part and no two machines ever write the same file.
+        part: (i, n), i from 1 to n. Rows are assigned by the hash of the file name, so rows with the same name are in
+            one part, and two machines never write the same file.
         columns: as for `read_table`.
         temporary_path: folder for the temporary file; None: the system's.
 
@@ -150,7 +150,7 @@ def _hashes(texts: Iterable[str]) -> np.ndarray:
 
 
 def _look_up(values: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each value its position in a sorted array, and whether the array holds it."""
+    """For each value: its position in a sorted array, and whether the array contains it."""
     position = np.searchsorted(ordered, values)
     found = np.zeros(len(values), dtype=bool)
     inside = position < len(ordered)
@@ -159,14 +159,14 @@ def _look_up(values: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 class _FirstRows:
-    """Remembers in which row, and with which URL, each file name came first: three arrays, sorted by the names."""
+    """The first row of each file name, and the URL of that row: three arrays, sorted by name."""
 
     def __init__(self):
         self._names, self._urls = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64)
         self._numbers = np.empty(0, dtype=np.int64)
 
     def find(self, names: np.ndarray, urls: np.ndarray, numbers: np.ndarray) -> tuple[list[int], list[bool]]:
-        """For further rows, given by hashes and number: the first row of each name, and whether that has its URL."""
+        """For more rows (hashes and numbers): the first row with each name, and whether it has the same URL."""
         unique, index, which = np.unique(names, return_index=True, return_inverse=True)
         position, known = _look_up(unique, self._names)
         first_urls, first_numbers = urls[index], numbers[index]

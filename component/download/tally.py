@@ -1,4 +1,4 @@
-"""How a download went, in totals: by reason and by host."""
+"""Totals of a download, by reason and by host."""
 
 from collections import Counter
 
@@ -37,7 +37,7 @@ class Tally:
 
     @property
     def failed_share(self) -> float:
-        """Share of the rows without an image, those that failed in earlier runs included."""
+        """Share of the rows without an image, including those that failed in earlier runs."""
         return self.failed / max(self.by_status.total(), 1)
 
     def worst_hosts(self, count: int) -> list[tuple[str, int, int]]:
@@ -58,7 +58,7 @@ class Tally:
 
 
 def summary(tally: Tally, report: Report, limits: FetchLimits) -> str:
-    """What a user should know at the end of a download."""
+    """The lines to print at the end of a download."""
     lines = [f"{tally}\n"]
     if tally.mended:
         lines.append(f"{tally.mended} URLs were mended: `&amp;`, no scheme, or invisible characters at the ends.")

@@ -1,6 +1,7 @@
-"""One of the processes of a download: its threads fetch, decode and write; the main process keeps the report.
+"""A worker process of a download: its threads fetch, decode and write; the main process keeps the report.
 
-It is a process, because threads of one share an interpreter; with threads in it, because they wait for the network.
+Several processes, because the threads of one share an interpreter lock; threads in each, because they mostly wait for
+the network.
 """
 
 import contextlib
@@ -42,32 +43,32 @@ GRACE_SECONDS = 5.0  # for the images in progress when the download is to stop
 
 
 class Stopped(BaseException):
-    """The download has stopped meanwhile: no verdict on the image."""
+    """The download was stopped: there is no verdict on the image."""
 
 
 class _TryAgain(Exception):
-    """The attempt failed in a way that may pass; `delay` in seconds."""
+    """The attempt failed but may succeed later; `delay` is in seconds."""
 
     def __init__(self, delay: float = 0.0):
         self.delay = delay
 
 
 def work(pipe: Connection, settings: DownloadSettings, decoded: MutableSequence[int]) -> None:
-    """Do the jobs that come, until None, a signal or the end of the pipe comes.
+    """Do the jobs from the pipe until None, a signal or the end of the pipe.
 
     Args:
-        pipe: Job and Answer come in; ToNote, IsNetworkAway and Ended go out.
-        decoded: shared with the main process: the numbers of the jobs whose images are being decoded.
+        pipe: receives Job and Answer; sends ToNote, IsNetworkAway and Ended.
+        decoded: the numbers of the jobs whose images are being decoded, shared with the main process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then sends None
     is_over = threading.Event()
     for name in ("SIGTERM", "SIGHUP"):  # may be sent to all processes of a run at once
         if number := getattr(signal, name, None):
             signal.signal(number, lambda *_: is_over.set())
-    # urllib3 warns of what it repairs, in the middle of the progress bar; `image.load` quiets Pillow likewise.
+    # urllib3 warns of faults that it repairs, which would break the progress bar; `image.load` quiets Pillow likewise.
     warnings.filterwarnings("ignore", module="urllib3")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
-    # Pixels of the last image make room for the next: threads that each return them lose a sixth of their time.
+    # Reuse the memory of the last pixels: returning it to the system costs a sixth of the time of several threads.
     Image.core.set_blocks_max(KEPT_BLOCKS)
     worker = _Worker(pipe, settings, DecodingSlots(decoded))
     threading.Thread(target=worker.listen, args=(is_over,), daemon=True, name="download").start()
@@ -91,7 +92,7 @@ class _Worker:
             thread.start()
 
     def listen(self, is_over: threading.Event) -> None:
-        """Take what comes through the pipe until nothing more will come."""
+        """Receive messages until the pipe ends."""
         with contextlib.suppress(EOFError, ConnectionError):
             while (message := self._pipe.recv()) is not None:
                 self._take(message)
@@ -104,9 +105,9 @@ class _Worker:
         is_over.set()
 
     def close(self) -> None:
-        """Start nothing more, and return when the images in progress are done, or GRACE_SECONDS over.
+        """Start nothing more; return when the images in progress are done, or after GRACE_SECONDS.
 
-        A file whose row is already in the report gets its name in any case.
+        A file whose row is already in the report still gets its final name.
         """
         self._queue.close()
         deadline = time.monotonic() + GRACE_SECONDS
@@ -127,7 +128,7 @@ class _Worker:
             self._pipe.send(message)
 
     def _ask(self, message: ToNote | IsNetworkAway) -> Any:
-        """The answer of the main process."""
+        """Ask the main process and return its answer."""
         answer = self._answers[message.number] = queue.SimpleQueue()
         if self._is_stopped:
             raise Stopped
@@ -153,11 +154,11 @@ class _Worker:
                     self._queue.done(host)
 
     def _attempt(self, job: Job) -> Outcome:
-        """Verify, or fetch and check, one image; unless it is skipped, its outcome is in the report.
+        """Verify one image, or fetch and check it; the outcome is in the report unless the row is skipped.
 
         Raises:
-            _TryAgain: another attempt is allowed and promises something.
-            OSError: no image can be written any more.
+            _TryAgain: another attempt is allowed and may succeed.
+            OSError: images can no longer be written.
         """
         outcome, started = job.outcome("failed"), time.monotonic()
         try:
@@ -180,7 +181,7 @@ class _Worker:
             outcome.reason = f"disk: {error.strerror or error}"
         except _TryAgain:
             raise
-        except Exception as error:  # one strange image must not end a night's run, nor go unnoticed
+        except Exception as error:  # one strange image must neither end a long run nor go unnoticed
             outcome.reason = f"internal_error: {type(error).__name__}: {error}"
         if outcome.reason and outcome.status != "skipped":
             outcome.status, outcome.bytes, outcome.seconds = "failed", 0, job.seconds
@@ -188,10 +189,10 @@ class _Worker:
         return outcome
 
     def _verify(self, job: Job, outcome: Outcome) -> None:
-        """Look into a file that exists.
+        """Decode an existing file.
 
         Raises:
-            _TryAgain: it is broken, and now a job for its host.
+            _TryAgain: it is broken, and must be fetched from its host.
         """
         try:
             with self._decoding.holding(job):
@@ -206,7 +207,7 @@ class _Worker:
         self._ask(ToNote(job.number, outcome, b""))
 
     def _fetch(self, job: Job, outcome: Outcome) -> None:
-        """Put the image under its final name, and add the time spent to the job."""
+        """Fetch the image, give it its final name, and add the time spent to the job."""
         started = time.monotonic()
         try:
             with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as body:
@@ -234,16 +235,16 @@ class _Worker:
         with _named(job.path), new_file(job.path, "wb", sync=False) as file:
             file.write(content)
             file.flush()  # now a full disk shows
-            # Before the file has its name, so that no file is without its row, however this process ends. A row
-            # whose file is missing is simply done again.
+            # Before the file gets its name, so that every file has its row, however this process ends. A row whose
+            # file is missing is downloaded again.
             self._ask(ToNote(job.number, outcome, hashlib.blake2b(content, digest_size=8).digest()))
 
     def _ask_again(self, job: Job, error: FetchError, started: float) -> None:
-        """Return when the row has failed for good.
+        """Decide whether to try again; returns if the row has failed permanently.
 
         Raises:
-            _TryAgain: the host or the network is in trouble, which costs the row no attempt; or another attempt is
-                allowed and may succeed.
+            _TryAgain: the host or the network is in trouble, which does not count as an attempt; or another attempt
+                is allowed and may succeed.
         """
         if error.host and error.host != job.host:  # a redirect led there
             self._queue.answered(job.host)
@@ -264,7 +265,7 @@ class _Worker:
             raise _TryAgain(2 ** (job.attempts - 1) * random.uniform(0.5, 1.5))
 
     def _wait_for_host(self, job: Job, error: FetchError, started: float) -> None:
-        """Raise _TryAgain unless the host is given up, or has answered others meanwhile."""
+        """Raise _TryAgain unless the host is given up, or has answered other requests since."""
         is_of_this_row = not error.is_unreached and self._queue.has_answered_since(job.host, started)
         if is_of_this_row or job.host in self._given_up:
             return
@@ -307,7 +308,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Let a full disk say where it is full."""
+    """Add the path to the error of a full disk."""
     try:
         yield
     except OSError as error:
@@ -315,7 +316,7 @@ def _named(path: str) -> Iterator[None]:
 
 
 def _portable(error: Exception) -> Exception:
-    """One that can be sent to another process."""
+    """The error in a form that can be sent to another process."""
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror or str(error), error.filename)
     return RuntimeError(f"{type(error).__name__}: {error}")

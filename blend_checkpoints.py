@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         "--test_file", nargs="+", required=True, metavar="FILE", help=f"pairs like those of the fine-tuning: {files}"
     )
     parser.add_argument("--image_path", help="folder of their images, or the .tsv; shards need none")
-    parser.add_argument("--keep_file", nargs="+", metavar="FILE", help="pairs that are not to be forgotten")
+    parser.add_argument("--keep_file", nargs="+", metavar="FILE", help="pairs that should not be forgotten")
     parser.add_argument("--keep_path", help="folder of their images, or the .tsv; shards need none")
     parser.add_argument(
         "--alphas",

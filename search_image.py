@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     query.add_argument("--image", nargs="+", default=[], type=input_file, help="images, together with each text")
     query.add_argument("--like", nargs="+", default=[], type=whole_number("the gallery", 0), help="images by their id")
     query.add_argument(
-        "--minus", nargs="+", default=[], type=unicode_text, metavar="TEXT", help="what should not be seen"
+        "--minus", nargs="+", default=[], type=unicode_text, metavar="TEXT", help="what should not be in the image"
     )
     query.add_argument("--image_weight", type=share, default=0.5, help="of the images next to a text (%(default)s)")
     query.add_argument("--top_k", type=whole_number("images"), default=10, help="(%(default)s)")
@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
     for command in (index, query, server):
         command.add_argument("--device", help="such as cpu, cuda:1; default: a GPU if there is one")
     for command in (query, server):
-        command.add_argument("--model", help="where the gallery's model lies now; default: where it lay")
+        command.add_argument("--model", help="current path of the gallery's model; default: the recorded one")
     args = parser.parse_args()
     if args.command == "index" and args.forget is None and not (args.model and args.images):
         parser.error("index: give --model and --images, or --forget")

@@ -164,7 +164,7 @@ class BertCLIPModel(_LoadsQuietly, modeling_bertclip.BertCLIPModel):
         )
         # Created before loading, which also draws random weights: the result of a seed must not change.
         model = cls._from_config(config, dtype=dtype)
-        # The weights of a single vision tower have no "vision_model." in front.
+        # The names of a single vision tower's weights have no prefix "vision_model.".
         prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
         clip, new_in_clip = load_pretrained(
             cls, clip_path, IMAGE_TOWER, config=config, dtype=dtype, key_mapping=prefix

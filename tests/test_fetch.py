@@ -296,7 +296,7 @@ def test_an_encoding_that_needs_a_package_names_it(server, encoding):
     if {name.strip().lower() for name in encoding.split(",")} <= set(HTTPResponse.CONTENT_DECODERS):
         pytest.skip(f"{encoding} is installed")
     server.answers["packed"] = [FINE + f"Content-Encoding: {encoding}\r\n\r\n".encode(), b"body"]
-    with pytest.raises(FetchError, match="bad_encoding: (br|zstd), though none was asked for; `pip install"):
+    with pytest.raises(FetchError, match="bad_encoding: (br|zstd), though none was requested; `pip install"):
         fetch(server.url("raw/packed"))
 
 

@@ -1,4 +1,4 @@
-"""What a script writes to stdout and stderr when nobody can read it."""
+"""Scripts whose stdout or stderr no one can read: a closed pipe, a full disk."""
 
 import os
 import subprocess

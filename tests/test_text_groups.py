@@ -67,7 +67,7 @@ def test_a_batch_of_the_recipe_is_parted_by_the_costs_of_the_device(costs, most_
 @pytest.mark.parametrize("largest", [None, 2])
 @pytest.mark.parametrize("costs", [CPU_COSTS, GPU_COSTS, GroupCosts(0), GroupCosts(20, 4)])
 def test_groups_have_the_embeddings_and_gradients_of_the_whole_batch(bert_clip_path, costs, largest):
-    """With a tower of 22 positions, which is no multiple of 8."""
+    """With a tower of 22 positions, which is not a multiple of 8."""
     config = BertCLIPConfig.from_pretrained(bert_clip_path)
     config.text_config.max_position_embeddings = 22
     torch.manual_seed(0)

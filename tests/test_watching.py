@@ -211,7 +211,7 @@ def test_a_scale_that_rises_to_its_maximum_is_reported_once(trainer, caplog):
         for keys in (dict(**STEADY, max_steps=25, learning_rate=5e-3), dict(max_steps=5, learning_rate=1.0))
     )
     for module in (*trained.model.modules(), *built.model.modules()):
-        module.p = 0.0  # no dropout: pairs once told apart stay so in every step
+        module.p = 0.0  # no dropout: pairs that are distinguished once stay so in every step
     trained.train()
     built.model.load_state_dict(trained.model.state_dict())
     built.model.requires_grad_(False).logit_scale.requires_grad_(True)

@@ -157,7 +157,7 @@ def _check_answer(response: BaseHTTPResponse, max_bytes: int) -> None:
             raise FetchError("opt_out", f"X-Robots-Tag: {directive.strip()}", code)
     for encoding in response.headers.get("Content-Encoding", "").lower().split(","):
         if (package := PACKAGES.get(encoding.strip())) and encoding.strip() not in HTTPResponse.CONTENT_DECODERS:
-            detail = f"{encoding.strip()}, though none was asked for; `pip install {package}` decodes it"
+            detail = f"{encoding.strip()}, though none was requested; `pip install {package}` decodes it"
             raise FetchError("bad_encoding", detail, code)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate blends of two checkpoints on the data of the fine-tuning and on data that is not to be forgotten."""
+"""Evaluate blends of two checkpoints on the data of the fine-tuning and on data that should not be forgotten."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class MeasuredBlend:
 
     Attributes:
         own: on the data of the fine-tuning.
-        kept: on the data that is not to be forgotten; None without such data.
+        kept: on the data that should not be forgotten; None without such data.
     """
 
     alpha: float

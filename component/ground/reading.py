@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 RETRY_SECONDS = (0.2, 1.0)  # pauses before the second and the third attempt
-# The name does not stand for a regular file, and will not in a second either.
+# The name is not that of a regular file, and waiting will not change that.
 NOT_A_FILE = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _BUFFER_BYTES = 2**17
 

@@ -1,4 +1,4 @@
-"""Batches that DataLoader workers hand over through /dev/shm, which in a container has 64 MB unless told otherwise."""
+"""Batches that DataLoader workers hand over through /dev/shm, which has 64 MB in a container by default."""
 
 import logging
 import os

@@ -1,6 +1,6 @@
 """Digests of weights, kept with the state of the files they were read from: hashing 190 M parameters takes a second.
 
-They lie in the cache folder of the Hub (HF_HOME), one small file for each model folder, because a model folder may be
+They are kept in the cache folder of the Hub (HF_HOME), one small file per model folder, because a model folder may be
 read-only and is not ours. Without room there, digests are computed each time.
 """
 

@@ -1,4 +1,4 @@
-"""What a file is that is not in one of the formats that we read."""
+"""Names the format of a file that is not in one of the formats that we read."""
 
 import re
 from contextlib import suppress
@@ -90,7 +90,7 @@ SIGNATURES: dict[str, tuple[int, tuple[bytes, ...]]] = {
     "torrent": (0, (b"d8:", b"d10:", b"d13:")),
 }
 
-_MAX_TEXT_BYTES = 2**16  # an error page or message is not longer; a longer text is somebody's
+_MAX_TEXT_BYTES = 2**16  # an error page or message is not longer; a longer text may be a document of the user
 _NOT_IN_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _HTML = re.compile(rb"<(?:html|head|body|script|!doctype html)\b", re.IGNORECASE)
 

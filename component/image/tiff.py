@@ -28,7 +28,7 @@ class Samples(NamedTuple):
     """How a file stores brightness in more than 8 bits, if not as unsigned integers from black to white.
 
     Attributes:
-        bits: per sample; the largest integer of so many bits is white (MinIsWhite: black).
+        bits: per sample; the largest integer of this many bits is white (MinIsWhite: black).
         is_float: floating point, from 0 to 1.
         is_inverted: 0 is white.
     """

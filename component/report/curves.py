@@ -25,7 +25,7 @@ def draw_training(path: str, rows: Sequence[Row]) -> None:
         ModuleNotFoundError: matplotlib is not installed.
     """
     with new_figure(path, 2, 3, figsize=(13, 7)) as (figure, grid):
-        # Fixed room for the labels: to have it measured takes half as long again, and training waits for the figure.
+        # Fixed margins for the labels: measuring them takes half as long again, and training waits for the figure.
         figure.subplots_adjust(left=0.05, right=0.98, bottom=0.08, top=0.94, wspace=0.16, hspace=0.18)
         loss, recall, scale, rate, speed, wait = grid.flat
         _plot(loss, rows, "ln_batch", label=label("ln(batch): cannot tell pairs apart"), color="gray", linestyle="--")

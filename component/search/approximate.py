@@ -76,8 +76,8 @@ class ApproximateIndex:
     def measure(self, gallery: Gallery, at: int = 10) -> None:
         """Set `probes` to the fewest cells, doubled again and again, that reach MIN_RECALL, and set `recall`.
 
-        The queries are the gallery's random *texts*: an index that is good for images can be poor for texts, which lie
-        elsewhere in the space.
+        The queries are the gallery's random *texts*: an index that is good for images can be poor for texts, which are
+        in another region of the space.
         """
         allowed = torch.from_numpy(gallery.rows_where())
         at, queries = min(at, int(allowed.sum())), torch.tensor(gallery.about["random_texts"])
@@ -93,7 +93,7 @@ class ApproximateIndex:
 
 
 def open_index(gallery: Gallery) -> ApproximateIndex | None:
-    """The index of a gallery, built if there is none that fits; None if it cannot be kept.
+    """The index of a gallery, built if no stored one matches; None if it cannot be stored.
 
     Raises:
         ImportError: faiss is not installed.

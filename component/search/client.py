@@ -15,7 +15,7 @@ _SECONDS = 60
 def ask_running(gallery_folder: str, query: Query, top_k: int, where: Filter) -> dict[str, Any] | None:
     """The answer of the server, see `Answer.as_json`; None if none runs, or if it does not answer this query.
 
-    Only a query with at most one image, given as a path, can be asked.
+    Only queries with at most one image, given as a path, are supported.
     """
     try:
         with open(os.path.join(gallery_folder, PORT_FILE), encoding="utf-8") as file:

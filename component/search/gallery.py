@@ -121,7 +121,7 @@ class Gallery:
     def rows_where(
         self, folder: str | None = None, since: float | None = None, until: float | None = None
     ) -> np.ndarray:
-        """(N,) bool: the rows whose image is not deleted, lies below a folder, and dates from [since, until).
+        """(N,) bool: the rows whose image is not deleted, is below a folder, and dates from [since, until).
 
         Args:
             since, until: seconds since 1970. The date of an image is the one it was taken on by its EXIF, otherwise
@@ -219,4 +219,4 @@ def _has_tables(path: str, patience: float) -> bool:
         with database_errors(path), closing(connect(path, patience)) as database:
             return database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() != (0,)
     except ValueError:
-        return True  # damaged; whoever opens it says so
+        return True  # damaged: opening it reports the error

@@ -61,10 +61,10 @@ def gallery_to_write(
 def open_searcher(
     folder: str, model_path: str | None = None, device: str | None = None, approximate: bool = False
 ) -> Searcher:
-    """A gallery, ready to answer.
+    """Open a gallery and its model for searching.
 
     Args:
-        model_path: where its model lies now; None: where it lay when the gallery was made.
+        model_path: current path of its model; None: the path recorded in the gallery.
         approximate: take the candidates from a faiss index, which is built if there is none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Is it there at all? A search always finds something; this judges whether anything of it may be what was meant.
+"""Judge whether a gallery has any image for a text: a search alone always returns something.
 
 If images fit a text, they stand out from the rest; if none fits, many are about equally near. So the measure is the
 share that the TOP best images have in softmax(SCALE · cosine) over the whole gallery; five rather than one, because

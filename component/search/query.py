@@ -1,4 +1,4 @@
-"""What to look for in a gallery, and where."""
+"""Queries to a gallery, and filters on its images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # a question to a running server needs no more than this file
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for: the sum of its parts.
+    """A query: the sum of its parts.
 
     Attributes:
         texts, images: what the image should be like; several have the same weight.
@@ -31,7 +31,7 @@ class Query:
 
     @property
     def name(self) -> str:
-        """What a person would call it."""
+        """A readable name of the query."""
         images = [image if isinstance(image, str) else "an image" for image in self.images]
         parts = [*self.texts, *images, *(f"#{row}" for row in self.like)]
         return " + ".join(parts) + "".join(f" − {text}" for text in self.minus)

@@ -50,7 +50,7 @@ ALTER TABLE bad_images ADD COLUMN inode INTEGER NOT NULL DEFAULT 0;
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as it lies on disk, before it is read.
+    """An image on disk, before it is read.
 
     Attributes:
         path: absolute, as shown in results; of a member of a shard `shard.tar/member`.
@@ -75,7 +75,7 @@ class ImageFile:
         return read_bytes(self.path)
 
     def is_unchanged(self, known: "ImageFile") -> bool:
-        """Whether this is the file that was `known`, as far as can be told without reading it."""
+        """Whether this is the file that was `known`, judged without reading it."""
         same_source = (self.shard, self.locator) == (known.shard, known.locator)
         return same_source and is_same_state(self.state, known.state)
 
@@ -86,7 +86,7 @@ def is_same_state(found: FileState, known: FileState) -> bool:
 
 
 def digest_of(content: bytes) -> bytes:
-    """What tells the content of an image from any other."""
+    """Digest of the content of an image."""
     return hashlib.blake2b(content, digest_size=16).digest()
 
 

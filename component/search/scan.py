@@ -1,4 +1,4 @@
-"""Folders, tables and shards → the images in them, as they lie on disk; no image is read."""
+"""Folders, tables and shards → the image files in them; no image is read."""
 
 import fnmatch
 import os
@@ -68,7 +68,7 @@ def scan(sources: Sequence[str], image_path: str | None = None, exclude: Sequenc
     """Find every image once, in order.
 
     Args:
-        sources: folders (with all that lies below them, except hidden folders, folders behind symbolic links, and
+        sources: folders (with everything below them, except hidden folders, folders behind symbolic links, and
             galleries), image files, tables of pairs (CSV or Parquet), and WebDataset shards; `{00..99}` and `*` mean
             what they mean in a shell.
         image_path: the folder that the file names in tables are relative to.

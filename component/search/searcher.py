@@ -87,7 +87,7 @@ class Searcher:
         self._version = None
 
     def _refresh(self) -> None:
-        """Take note of what another process has written. Run this inside a snapshot."""
+        """Reload what another process has written. Call this inside a snapshot."""
         version = self.gallery.version()
         if version != self._version:
             self._vectors = torch.from_numpy(self.gallery.vectors())

@@ -111,7 +111,7 @@ def make_app(searcher: Searcher, access: Access = _LOCAL):
 
 
 class _Answers:
-    """What the server answers; each method may run in a thread of its own."""
+    """The answers of the server; each method may run in a separate thread."""
 
     def __init__(self, searcher: Searcher):
         self.searcher, self.gallery = searcher, searcher.gallery

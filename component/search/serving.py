@@ -1,4 +1,4 @@
-"""Runs the server of a gallery: its socket, its address, and its patience with clients that stall."""
+"""Runs the server of a gallery: its socket, its address, and its timeouts for stalled clients."""
 
 import contextlib
 import ctypes
@@ -64,7 +64,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _own_address() -> str:
-    """The address of this machine in its network. The name of a Debian machine leads to 127.0.1.1 instead."""
+    """The address of this machine in its network. (On Debian, its host name resolves to 127.0.1.1.)"""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(("192.0.2.1", 9))  # sends nothing: it only makes the system choose an address
         return probe.getsockname()[0]
@@ -146,7 +146,7 @@ def _impatient_protocol():
 
 @contextlib.contextmanager
 def announced(gallery: Gallery, address: Address) -> Iterator[None]:
-    """Tell in the gallery where its server is, for `ask_running`; a gallery on a read-only disk goes without."""
+    """Write the server's address into the gallery, for `ask_running`; skipped on a read-only disk."""
     path = os.path.join(gallery.folder, PORT_FILE)
     content = json.dumps({"gallery": gallery.about.get("id"), "url": address.local_url, "pid": os.getpid()})
     with contextlib.suppress(OSError), new_file(path, sync=False) as file:

@@ -1,4 +1,4 @@
-"""All of an update that needs no model: what is unchanged, moved, copied, deleted or away."""
+"""The part of an update that needs no model: unchanged, moved, copied, deleted and absent images."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from component.search.rows import ABSENT, DELETED, GalleryImage, ImageFile, dige
 from component.search.scan import Found, Root
 from component.search.writer import GalleryWriter
 
-# More than that many of the images of one source do not vanish at once because somebody deleted them.
+# If more images of one source than this are missing at once, they were probably not deleted by the user.
 MAX_VANISHED, MAX_VANISHED_SHARE = 10, 0.2
 _FILES_PER_TRANSACTION = 1000
 
@@ -149,7 +149,7 @@ def _take_over(gallery: GalleryWriter, file: ImageFile, before: GalleryImage | N
 
 
 def _settle_vanished(gallery, vanished, found, roots, known, report) -> None:
-    """Mark as deleted what was deleted, and leave absent what may only be away."""
+    """Mark missing images as deleted, or as absent if their disk may be away."""
     left = [image for image in vanished if (now := gallery.image(image.row)) and now.path == image.path and now.status]
     away = _away(found)
     deleted = set()
@@ -167,7 +167,7 @@ def _settle_vanished(gallery, vanished, found, roots, known, report) -> None:
 
 
 def _away(found: Found):
-    """Whether a path lies below a folder that is unreadable, or empty as the mount point of a disk that is away."""
+    """Whether a path is below a folder that is unreadable, or empty like the mount point of an unmounted disk."""
 
     @cache
     def is_away(folder: str) -> bool:

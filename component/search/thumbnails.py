@@ -17,7 +17,7 @@ MEDIA_TYPES = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "W
 
 
 def thumbnail_path(gallery_folder: str, digest: bytes) -> str:
-    """Where the small copy of an image lies. Named by the content, it cannot be that of another image."""
+    """Path of the small copy of an image. It is named by the content, so it cannot be that of another image."""
     return os.path.join(gallery_folder, THUMBNAILS, digest.hex()[:2], f"{digest.hex()}.jpg")
 
 

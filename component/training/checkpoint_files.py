@@ -206,7 +206,8 @@ def remove_unfinished(output_dir: str) -> None:
 def remove_oldest(output_dir: str, limit: int | None, keep: set[str]) -> None:
     """Move the run's checkpoints with the lowest steps to UNFINISHED until `limit` are left (None, 0: no limit).
 
-    The Trainer's own rotation also counts and removes checkpoint-final, and goes by age, which clocks get wrong.
+    The Trainer's own rotation also counts and removes checkpoint-final, and sorts by file times, which clocks can get
+    wrong.
 
     Args:
         keep: names of checkpoints that stay. The run is theirs; checkpoints of other runs are not touched.

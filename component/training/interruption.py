@@ -70,7 +70,7 @@ class SaveAndStop(TrainerCallback):
             return
         atexit.register(_kill_workers)
         # nohup ignores SIGHUP, so that the run outlives its terminal. Shells also ignore SIGINT for a background job,
-        # which is no wish of the user.
+        # which the user did not ask for.
         caught = [number for number in SIGNALS if number != SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
         handlers = {number: signal.signal(number, self._receive) for number in caught}
         try:

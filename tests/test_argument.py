@@ -152,7 +152,7 @@ def test_texts_are_grouped_by_cost_if_no_size_is_given(load, keys, size, costs):
     assert (args.group_size, args.group_costs) == (size, costs)
 
 
-def test_set_takes_a_number_as_the_name_that_it_is(train_args, tmp_path, monkeypatch):
+def test_a_number_given_to_set_is_text_for_a_key_of_text(train_args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = load_arguments(train_args(), ["output_dir=2024", "run_name=1e3", "test_file=null"])
     assert args.output_dir == str(tmp_path / "2024") and args.run_name == "1e3" and args.test_file is None

@@ -280,7 +280,7 @@ def test_a_killed_process_costs_no_image_and_no_process_is_left_at_the_end(tmp_p
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one process per core")
-def test_hosts_are_dealt_to_processes_and_keep_their_limits_when_one_is_killed(tmp_path, server):
+def test_hosts_are_assigned_to_processes_and_keep_their_limits_when_one_is_killed(tmp_path, server):
     with ImageServer() as other:
         write_csv(
             tmp_path / "train.csv", [("", (server, other)[i % 2].url(f"slow/{i}"), f"{i}.jpg") for i in range(40)]
@@ -297,7 +297,7 @@ def test_hosts_are_dealt_to_processes_and_keep_their_limits_when_one_is_killed(t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_an_image_that_brings_its_process_down_has_a_reason_and_the_others_are_kept(tmp_path, server):
+def test_an_image_that_kills_its_process_has_a_reason_and_the_others_are_kept(tmp_path, server):
     buffer = io.BytesIO()
     Image.new("RGB", (8000, 8000)).save(buffer, "PNG", compress_level=1)  # 256 MB decoded, and 200 kB for them
     server.answers["large"] = [b"HTTP/1.1 200 OK\r\n\r\n", buffer.getvalue()]
@@ -511,7 +511,7 @@ def test_private_addresses_are_refused_before_a_connection_is_made(tmp_path, ser
     assert "another chance" not in said  # which would give the same
 
 
-def test_an_unknown_host_and_a_refused_connection_are_told_apart(tmp_path, server):
+def test_an_unknown_host_and_a_refused_connection_have_different_reasons(tmp_path, server):
     with ImageServer() as gone:
         pass
     urls = {"a.jpg": "http://no-such-host.invalid/x", "b.jpg": gone.url("jpg/x"), "c.jpg": server.url("jpg/x")}
@@ -590,7 +590,7 @@ def test_one_content_under_many_names_is_reported(tmp_path, server):
     assert "same bytes" not in download(tmp_path)[1]
 
 
-def test_the_words_of_a_server_are_inert_in_the_report(tmp_path, server):
+def test_text_from_a_server_is_escaped_in_the_report(tmp_path, server):
     server.answers["odd"] = [b"HTTP/1.1 999 \x1b[2J" + b"x" * 9000 + b"\r\n\r\n"]
     write_csv(tmp_path / "train.csv", [("", server.url("raw/odd"), "=cmd|1.jpg")])
     download(tmp_path)

@@ -89,7 +89,7 @@ def test_a_host_that_is_away_while_others_answer_is_given_up_after_the_patience(
     assert len(reasons) == 100 and sum(reason.startswith("host_down: no answer for ") for reason in reasons) > 90
 
 
-def test_a_host_with_a_limit_of_requests_a_second_is_asked_more_slowly_until_all_rows_have_come(tmp_path):
+def test_a_rate_limited_host_is_asked_more_slowly_until_all_rows_are_done(tmp_path):
     with ImageServer() as server:
         write_rows(tmp_path, [server], 120, "limited/40")
         assert download(tmp_path, num_threads=16, patience=10.0)[0] == {("ok", ""): 120}
@@ -104,7 +104,7 @@ def test_a_host_that_refuses_everything_is_given_up_after_the_patience(tmp_path)
         assert server.hits.total() < 30  # few probes, then none for the rest
 
 
-def test_one_url_that_is_always_refused_fails_and_the_others_of_its_host_come(tmp_path):
+def test_one_url_that_is_always_refused_fails_and_the_others_of_its_host_succeed(tmp_path):
     with ImageServer() as server:
         write_rows(tmp_path, [server], 30)
         with open(tmp_path / "train.csv", "a") as file:

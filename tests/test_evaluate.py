@@ -230,7 +230,7 @@ def same_pairs_in_every_format(data) -> dict[str, dict]:
             "test_file": write_jsonl(data / "t.jsonl", jsonl),
             "image_path": str(data / "all_imgs.tsv"),
         },
-        "jsonl with a tsv beside it": {
+        "jsonl next to a tsv": {
             "test_file": write_jsonl(data / "all_texts.jsonl", jsonl),
             "image_path": images,
         },
@@ -431,7 +431,7 @@ def test_class_names_as_windows_saves_them_are_read(data, tmp_path):
 
 
 def errors(done: subprocess.CompletedProcess) -> list[str]:
-    """The lines of stderr, except the warning on machines without a Chinese font, which has a test of its own."""
+    """The lines of stderr without the warning about a missing Chinese font, which another test covers."""
     return [line for line in done.stderr.splitlines() if not line.startswith("no Chinese font is installed")]
 
 
@@ -533,7 +533,7 @@ def only_dejavu(monkeypatch):
 
 
 def test_a_chinese_font_that_matplotlib_has_not_listed_yet_is_found(only_dejavu, tmp_path, monkeypatch):
-    """matplotlib's list is a cache, and a name that we do not know is no reason to draw boxes."""
+    """matplotlib's list is a cache, and an unknown font name must not lead to boxes."""
     font = TTFont(only_dejavu)
     for table in font["cmap"].tables:
         table.cmap |= {ord(character): "A" for character in "中图"}

@@ -96,7 +96,7 @@ def embeddings(path: str, images: list) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def python_elsewhere(code: str, *arguments: str, **environment: str) -> str:
-    """What a program prints that has this repository not on its path."""
+    """The output of a program that runs without this repository on its path."""
     command, environment = [sys.executable, "-c", code, *arguments], {**ENVIRONMENT, **environment}
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
     assert done.returncode == 0, done.stderr
@@ -386,7 +386,7 @@ def test_a_pooling_that_a_format_cannot_express_is_refused_with_an_alternative(
 
 @pytest.mark.parametrize("name", EVERY_FORMAT)
 @pytest.mark.parametrize("bad", ["clip_path", "half_written", "no_config", "nowhere/at/all"])
-def test_what_is_not_a_complete_bertclip_gives_one_line(name, bad, clip_path, cls_path, tmp_path, command, capsys):
+def test_an_incomplete_bertclip_gives_one_line(name, bad, clip_path, cls_path, tmp_path, command, capsys):
     paths = {"clip_path": clip_path, "half_written": tmp_path / "cut", "no_config": tmp_path / "empty"}
     (tmp_path / "cut").mkdir()
     (tmp_path / "empty").mkdir()

@@ -125,7 +125,7 @@ def test_a_changed_image_alone_is_computed_again(dataset, data, model, tmp_path,
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_of_a_longer_table_only_the_new_images_are_computed(dataset, data, model, tmp_path):
+def test_for_a_longer_table_only_the_new_images_are_computed(dataset, data, model, tmp_path):
     cached(dataset(), model, tmp_path / "cache")
     Image.new("RGB", (50, 40), "purple").save(data / "images" / "new.png")
     (data / "more.csv").write_text("text,filename\n小狗,new.png\n小猪,5.png\n", encoding="utf-8")
@@ -180,7 +180,7 @@ def test_other_weights_or_settings_never_use_the_same_cache(dataset, model, tmp_
     assert_features_are_right(with_cache, pairs, model)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(dataset, model, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_where_it_stopped(dataset, model, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "BLOCK_ROWS", 3)
     tower = Tower(model)
 
@@ -281,7 +281,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         FeatureCache(str(tmp_path / "file"), "key", 48)
 
 
-def test_too_little_room_is_said_before_the_work(tmp_path):
+def test_too_little_disk_space_is_reported_before_the_work(tmp_path):
     with pytest.raises(ValueError, match="MB free"):
         FeatureCache(str(tmp_path), "key", 48).require_space(10**13)
 
@@ -297,7 +297,7 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path):
     assert not os.listdir(tmp_path / "key")
 
 
-def test_a_block_that_cannot_be_written_whole_is_not_left_behind(dataset, model, tmp_path):
+def test_a_block_that_cannot_be_written_completely_is_removed(dataset, model, tmp_path):
     pairs = dataset()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # as a full disk: the write stops half way
@@ -410,7 +410,7 @@ def test_ranks_share_the_work(train_args, data, bert_clip_path, tmp_path):
     assert len(blocks(tmp_path / "image_features")) == 2
 
 
-def test_features_that_another_machine_keeps_to_itself_are_missed(data, bert_clip_path, tmp_path):
+def test_features_that_another_machine_wrote_to_its_own_disk_are_reported_as_missing(data, bert_clip_path, tmp_path):
     """They are not reported as bad images."""
     script = tmp_path / "rank.py"
     script.write_text(

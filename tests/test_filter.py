@@ -246,10 +246,10 @@ def test_verdicts_on_damaged_jpegs_are_those_of_training():
             assert verdict(check_image, data) == verdict(load_image, data)
 
 
-def verdict(road, data: bytes) -> str:
-    """The reason for which `road` refuses a file; "" if it does not."""
+def verdict(reader, data: bytes) -> str:
+    """The reason for which `reader` refuses a file; "" if it does not."""
     try:
-        road(data)
+        reader(data)
     except BadImageError as error:
         return str(error)
     return ""
@@ -411,7 +411,7 @@ def test_a_table_without_rows_gives_a_table_without_rows(tmp_path, images):
         ("text,filename\na,b\n", ["--clip_model", "no/such/folder/here"], "no/such/folder/here"),
     ],
 )
-def test_a_mistake_of_the_user_is_one_line_and_leaves_no_file(tmp_path, images, content, options, message):
+def test_a_user_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, images, content, options, message):
     (tmp_path / "train.csv").write_text(content)
     done = run(tmp_path, *options)
     assert done.returncode == 2

@@ -36,7 +36,7 @@ def case_insensitive(tmp_path):
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_asking_a_folder_leaves_nothing_in_it(tmp_path):
+def test_testing_a_folder_leaves_no_file_in_it(tmp_path):
     rules = NameRules.of(str(tmp_path))
     assert not list(tmp_path.iterdir())
     names = ["Dog.jpg", "dog.jpg"]
@@ -59,7 +59,7 @@ def test_names_that_a_folder_takes_for_one_have_one_key(rules, alike, apart):
     assert len({rules.key(name) for name in apart}) == len(apart)
 
 
-def test_names_alike_with_two_urls_are_two_images_or_refused_as_the_folder_has_it(tmp_path):
+def test_similar_names_with_two_urls_are_refused_only_if_the_folder_takes_them_for_one(tmp_path):
     with ImageServer() as server:
         write_csv(
             tmp_path / "train.csv", [("", server.url(f"jpg/{i}"), name) for i, name in enumerate(["Dog", "dog"])]

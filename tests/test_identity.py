@@ -54,7 +54,9 @@ EDITS = {
 
 
 @pytest.mark.parametrize("difference", ["the weights of the image half", *EDITS])
-def test_what_changes_an_embedding_changes_the_identity_and_is_named(difference, before, bert_clip_path, tmp_path):
+def test_everything_that_changes_an_embedding_changes_the_identity_and_is_named(
+    difference, before, bert_clip_path, tmp_path
+):
     folder = shutil.copytree(bert_clip_path, tmp_path / "model")
     if difference in EDITS:
         os.remove(folder / "processor_config.json")  # repeats preprocessor_config.json

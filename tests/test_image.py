@@ -41,10 +41,10 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def verdict(road, content: bytes) -> str:
-    """The reason for which `road` refuses a file; "" if it does not."""
+def verdict(reader, content: bytes) -> str:
+    """The reason for which `reader` refuses a file; "" if it does not."""
     try:
-        road(content)
+        reader(content)
     except BadImageError as error:
         return error.reason
     return ""
@@ -92,7 +92,7 @@ def with_exif(kind: str, block: bytes) -> bytes:
     return encoded(corners(), kind, exif=block)
 
 
-def seen_on_each_road(content: bytes) -> list[bool]:
+def seen_by_each_reader(content: bytes) -> list[bool]:
     """The image as `load_image`, a draft of training, the filter and the download see it."""
     small = io.BytesIO()
     shrink_image(content, small, 400)
@@ -106,7 +106,7 @@ def seen_on_each_road(content: bytes) -> list[bool]:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_every_road_applies_the_orientation_whatever_the_other_tags_are(kind, orientation):
+def test_every_reader_applies_the_orientation_whatever_the_other_tags_are(kind, orientation):
     for seed, order in enumerate("<><>"):
         dice = random.Random(seed)
         odd = [
@@ -114,14 +114,14 @@ def test_every_road_applies_the_orientation_whatever_the_other_tags_are(kind, or
             for b in (dice.randbytes(4) for _ in range(6))
         ]
         content = with_exif(kind, exif(*odd[:3], orientation_entry(orientation, order), *odd[3:], order=order))
-        assert all(is_upright(image, orientation) for image in seen_on_each_road(content))
+        assert all(is_upright(image, orientation) for image in seen_by_each_reader(content))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
-def test_every_road_turns_a_tiff_once(compression, orientation):
+def test_every_reader_turns_a_tiff_once(compression, orientation):
     content = encoded(corners(), "TIFF", compression=compression, tiffinfo={0x0112: orientation})
-    assert all(is_upright(image, orientation) for image in seen_on_each_road(content))
+    assert all(is_upright(image, orientation) for image in seen_by_each_reader(content))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -142,7 +142,7 @@ def test_every_road_turns_a_tiff_once(compression, orientation):
     ],
 )
 def test_an_invalid_orientation_is_ignored(kind, block):
-    assert all(is_upright(image, 1) for image in seen_on_each_road(with_exif(kind, block)))
+    assert all(is_upright(image, 1) for image in seen_by_each_reader(with_exif(kind, block)))
 
 
 def test_exif_in_an_avif_is_not_read():
@@ -150,7 +150,7 @@ def test_exif_in_an_avif_is_not_read():
     content = encoded(corners(), "AVIF", exif=block)
     assert block in content
     for odd in (b"\xff" * len(block), block[:8] + b"\xff" * (len(block) - 8), block[:10] + block[:-10]):
-        assert all(is_upright(image, 1) for image in seen_on_each_road(content.replace(block, odd)))
+        assert all(is_upright(image, 1) for image in seen_by_each_reader(content.replace(block, odd)))
 
 
 def test_random_bytes_as_exif_change_nothing():
@@ -170,29 +170,29 @@ def test_random_bytes_as_exif_change_nothing():
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_road_gives_the_same_verdict_on_a_damaged_file_and_raises_nothing_else(kind):
+def test_every_reader_gives_the_same_verdict_on_a_damaged_file_and_raises_nothing_else(kind):
     dice = random.Random(3)
     whole = encoded(Image.open(io.BytesIO(image_bytes(1, (48, 40)))), kind)
-    roads = [load_image, check_image, lambda file: decode(file, 8)]
-    roads.append(lambda file: shrink_image(file, io.BytesIO(), 16))
+    readers = [load_image, check_image, lambda file: decode(file, 8)]
+    readers.append(lambda file: shrink_image(file, io.BytesIO(), 16))
     for number in range(120):
         damaged = bytearray(whole)
         for _ in range(dice.randrange(1, 4)):
             # damage in headers has more effect than in pixels
             damaged[dice.randrange(len(whole) if number % 2 else min(len(whole), 200))] = dice.randrange(256)
         del damaged[dice.choice([len(whole), len(whole), dice.randrange(len(whole))]) :]
-        first, *others = (verdict(road, bytes(damaged)) for road in roads)
+        first, *others = (verdict(reader, bytes(damaged)) for reader in readers)
         assert others == [first] * 3
 
 
-def test_every_road_gives_the_same_verdict_on_a_lossless_jpeg():
+def test_every_reader_gives_the_same_verdict_on_a_lossless_jpeg():
     """SOF3, which libjpeg decodes only at full size and in its own colours; here 16 x 8 pixels of grey 128."""
     frame = b"\xff\xc3" + struct.pack(">HBHHBBBB", 11, 8, 8, 16, 1, 1, 0x11, 0)
     table = b"\xff\xc4" + struct.pack(">HB16sB", 20, 0, bytes([1] + [0] * 15), 0)  # one code: no difference
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0)
     content = b"\xff\xd8" + frame + table + scan + bytes(16) + b"\xff\xd9"
-    roads = load_image, check_image, lambda file: decode(file, 1), lambda file: shrink_image(file, io.BytesIO(), 4)
-    verdicts = {verdict(road, content) for road in roads}
+    readers = load_image, check_image, lambda file: decode(file, 1), lambda file: shrink_image(file, io.BytesIO(), 4)
+    verdicts = {verdict(reader, content) for reader in readers}
     assert len(verdicts) == 1
     if verdicts == {""}:  # libjpeg-turbo 3 decodes it
         assert load_image(content).getpixel((3, 3)) == (128, 128, 128)
@@ -209,7 +209,7 @@ def test_a_damaged_tiff_writes_nothing_to_the_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_noise_after_every_magic_number_is_a_verdict():
+def test_noise_after_every_magic_number_gives_a_verdict():
     dice = random.Random(4)
     starts = [encoded(corners(), kind)[:24] for kind in (*FORMATS, "GIF", "PPM", "ICO", "TGA", "PCX", "EPS")]
     for start in starts:
@@ -222,7 +222,7 @@ RLE_BMP = b"BM" + struct.pack("<LHHLLllHHLLLLLL", 1090, 0, 0, 1078, 40, 8, 8, 1,
 
 
 @pytest.mark.parametrize(
-    ("content", "reason", "told"),
+    ("content", "reason", "message"),
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "no_plugin", "pillow-heif"),
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "no_plugin", "pillow-jxl-plugin"),
@@ -234,8 +234,8 @@ RLE_BMP = b"BM" + struct.pack("<LHHLLllHHLLLLLL", 1090, 0, 0, 1078, 40, 8, 8, 1,
         (encoded(corners(), "JPEG").replace(b"\x08\0\x10\0\x20\x03", b"\x0c\0\x10\0\x20\x03"), "undecodable", "JPEG"),
     ],
 )
-def test_what_only_other_programs_show_is_refused_by_name(content, reason, told):
-    with pytest.raises(BadImageError, match=told) as caught:
+def test_formats_that_only_other_programs_show_are_refused_by_name(content, reason, message):
+    with pytest.raises(BadImageError, match=message) as caught:
         check_image(content)
     assert caught.value.reason == reason == verdict(load_image, content)
 
@@ -315,8 +315,8 @@ RGB = {258: [8, 8, 8], 262: 2, 277: 3}
     ],
 )
 def test_a_tiff_of_any_depth_is_read_from_black_to_white_or_refused(content):
-    for road in (load_image, lambda file: check_image(file).rgb):
-        seen = np.asarray(road(content)).astype(int)
+    for reader in (load_image, lambda file: check_image(file).rgb):
+        seen = np.asarray(reader(content)).astype(int)
         assert np.abs(seen - (RAMP * 255)[..., None]).max() <= 1
 
 
@@ -341,7 +341,7 @@ def test_a_tiff_that_cannot_be_read_right_is_refused_by_name(content):
 
 
 @pytest.mark.parametrize("alpha", [1, 2])  # with and without colours multiplied by it
-def test_what_is_transparent_in_a_tiff_is_white(alpha):
+def test_transparency_in_a_tiff_becomes_white(alpha):
     content = tiff(bytes(16 * 8 * 4), {258: [8] * 4, 262: 2, 277: 4, 338: alpha})
     assert load_image(content).getpixel((4, 4)) == (255, 255, 255)
 
@@ -478,10 +478,10 @@ def test_a_jpeg_of_thousands_of_scans_is_refused():
 
 @pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000), (3, 3 * MAX_ASPECT + 1)])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
-def test_every_road_refuses_an_image_that_is_long_and_narrow(kind, size):
+def test_every_reader_refuses_an_image_that_is_long_and_narrow(kind, size):
     content = encoded(Image.new("RGB", size), kind)
-    roads = load_image, check_image, lambda file: shrink_image(file, io.BytesIO(), 224)
-    assert {verdict(road, content) for road in roads} == {"long_and_narrow"}
+    readers = load_image, check_image, lambda file: shrink_image(file, io.BytesIO(), 224)
+    assert {verdict(reader, content) for reader in readers} == {"long_and_narrow"}
     with pytest.raises(BadImageError, match="long_and_narrow"):
         open_image(Image.new("RGB", size))
 

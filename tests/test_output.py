@@ -41,7 +41,7 @@ sys.exit(run_script(main, needs_stdout=False))
 
 
 @pytest.mark.parametrize("redirection", [">&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full", "2>&1 | head -1"])
-def test_a_script_ends_well_without_its_output(tmp_path, redirection):
+def test_a_script_finishes_without_its_output(tmp_path, redirection):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = f"set -o pipefail; PYTHONPATH={ROOT} {sys.executable} script.py out {redirection}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)

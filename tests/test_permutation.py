@@ -13,7 +13,7 @@ def order(size: int, *seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 99, 100, 101, 10_007, 2**16 + 1])
-def test_every_number_comes_once(size):
+def test_every_number_occurs_once(size):
     assert np.array_equal(np.sort(order(size)), np.arange(size))
 
 

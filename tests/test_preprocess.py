@@ -102,7 +102,7 @@ def test_a_damaged_draft_is_a_bad_image(gradient, tmp_path):
         decode(str(tmp_path / "cut.jpg"), 224)
 
 
-def test_random_crops_have_the_minimum_area_and_lie_everywhere(gradient):
+def test_random_crops_have_the_minimum_area_and_occur_everywhere(gradient):
     torch.manual_seed(0)
     raw = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32, do_normalize=False)
     transform = ImageTransform(raw, min_crop_area=0.25)

@@ -180,7 +180,7 @@ def test_a_published_layout_trains(layout, data, trained):
     assert loss.isfinite()
 
 
-def test_the_columns_that_were_recognised_are_said_in_one_line(data, caplog):
+def test_recognised_columns_are_logged_in_one_line(data, caplog):
     path, _ = wukong(data)
     chunk = next(read_table(path, ("text", "filename"), only_required=True))
     assert chunk["filename"][0] == filename_from_url(URLS[0])
@@ -190,7 +190,7 @@ def test_the_columns_that_were_recognised_are_said_in_one_line(data, caplog):
     )
 
 
-def test_columns_that_are_named_win_over_those_that_are_known(data):
+def test_columns_named_by_the_user_win_over_known_ones(data):
     path = lines(data / "t.csv", ["title,caption,file", "一,二,1.png"])
     rows = next(read_table(path, columns={"text": "caption", "filename": "file"}, only_required=True))
     assert rows.values.tolist() == [["二", "1.png"]]
@@ -207,7 +207,7 @@ def test_a_url_in_quotes_or_brackets_is_the_url(data, url):
     assert chunk.values.tolist() == [["http://a.com/1.jpg", filename_from_url("http://a.com/1.jpg")]]
 
 
-def test_a_second_header_is_skipped_and_said(data, caplog):
+def test_a_second_header_is_skipped_with_a_warning(data, caplog):
     path = lines(data / "t.csv", ["text,filename", "一,1.png", "\ufefftext,filename", "二,2.png"])
     assert next(read_table(path))["text"].tolist() == ["一", "二"]
     assert "line 3: the header comes again" in caplog.text
@@ -229,19 +229,19 @@ def test_a_first_line_of_excel_names_the_separator(data):
         (["text,filename", r'"红,\"大\",码",1.jpg'], 2),
     ],
 )
-def test_quotes_escaped_by_a_backslash_are_refused_with_the_way_out(data, rows, line):
+def test_quotes_escaped_by_a_backslash_are_refused_with_a_remedy(data, rows, line):
     path = lines(data / "t.csv", rows)
     with pytest.raises(ValueError, match=rf"line {line}: quotes are escaped by a backslash.*option\(.escape"):
         list(read_table(path))
 
 
-def test_a_backslash_in_a_well_formed_csv_is_a_letter(data):
+def test_a_backslash_in_a_well_formed_csv_is_an_ordinary_character(data):
     path = lines(data / "t.csv", ["text,filename", r"显示器 27\",1.jpg", r'"尺寸 5\""",2.jpg', r"C:\a,3.jpg"])
     assert next(read_table(path))["text"].tolist() == ['显示器 27\\"', '尺寸 5\\"', "C:\\a"]
 
 
 @pytest.mark.parametrize("middle", ["猫,图 (2).jpg\n", "", "猫,x?id=2\n"])
-def test_a_stray_quote_is_told_by_the_rows_it_swallows(data, caplog, middle):
+def test_a_stray_quote_is_found_by_the_rows_it_swallows(data, caplog, middle):
     path = lines(data / "t.csv", ["text,filename", f'"狗,图 (1).jpg\n{middle}熊",图 (3).jpg'])
     list(read_table(path))
     assert "stray quote in lines 2 to" in caplog.text

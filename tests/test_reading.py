@@ -23,7 +23,7 @@ from component.training.feature_blocks import Block
 
 @contextmanager
 def no_descriptor_left(seconds: float | None = None):
-    """Let no file be opened in the block; with `seconds`, only for so long."""
+    """Let no file be opened in the block, or only during the first `seconds` of it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def end() -> None:
@@ -42,7 +42,7 @@ def no_descriptor_left(seconds: float | None = None):
 
 @pytest.fixture
 def readers(tmp_path):
-    """What reads → a function that does, and returns something to compare."""
+    """Name of a reader → a function that reads and returns something to compare."""
     (tmp_path / "a.csv").write_text("text,filename\n狗,a.jpg\n", encoding="utf-8")
     with gzip.open(tmp_path / "b.csv", "wt", encoding="utf-8") as file:
         file.write("text,filename\n狗,a.jpg\n")
@@ -70,7 +70,7 @@ WHAT = ["a table", "a packed table", "the index of a shard", "an image in a shar
 
 
 @pytest.mark.parametrize("what", WHAT)
-def test_it_is_read_once_there_is_a_descriptor_again(readers, what):
+def test_reading_succeeds_once_a_descriptor_is_free(readers, what):
     wanted = readers[what]()
     with no_descriptor_left(seconds=0.1):
         assert readers[what]() == wanted
@@ -102,7 +102,7 @@ def test_a_file_that_was_replaced_meanwhile_is_not_read_on(tmp_path):
             file.read()
 
 
-def test_what_a_name_causes_is_raised_at_once(tmp_path):
+def test_an_error_caused_by_the_name_is_raised_at_once(tmp_path):
     (tmp_path / "file").touch()
     attempts = []
 

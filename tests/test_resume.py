@@ -297,7 +297,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize("keys", ENDS, ids=["limit of one", "best", "no checkpoint", "model only"])
-def test_a_finished_run_is_known_however_it_saved(run, data, tmp_path, keys):
+def test_a_finished_run_is_recognised_whatever_it_saved(run, data, tmp_path, keys):
     # With a learning rate of 0, the first evaluation is the best.
     keys = dict(keys, learning_rate=0, eval_strategy="epoch", test_file=str(data / "train.csv"))
     assert run(**keys) is None
@@ -627,7 +627,7 @@ EVALUATED = dict(num_train_epochs=9, eval_strategy="epoch", metric_for_best_mode
 
 
 @pytest.mark.parametrize("keys", [{"save_strategy": "no"}, {"save_strategy": "epoch", "load_best_model_at_end": True}])
-def test_a_run_that_stops_improving_stops_with_a_line(run, data, tmp_path, caplog, keys):
+def test_a_run_that_stops_improving_stops_with_a_message(run, data, tmp_path, caplog, keys):
     # With a learning rate of 0, no later epoch of 2 steps is better than the first.
     assert run(**EVALUATED, **keys, learning_rate=0, test_file=str(data / "train.csv")) is None
     assert list(losses(tmp_path / "output"))[-1] == 6 and read(tmp_path / "output", "test_results.json")

@@ -26,7 +26,7 @@ def pairs(batches) -> list[int]:
 
 @pytest.mark.parametrize("world_size", [1, 3, 8])
 @pytest.mark.parametrize("size", [1, 23, 24, 25, 100])
-def test_every_pair_comes_once_an_epoch(size, world_size):
+def test_every_pair_occurs_once_per_epoch(size, world_size):
     batches = epoch_of(size, 24, world_size)
     assert sorted(pairs(batches)) == list(range(size))
     for batch in batches:

@@ -153,7 +153,7 @@ def away_much(folder, tmp_path):
 
 
 @pytest.mark.parametrize("take_away", [away_missing, away_empty, away_mount_point, away_much])
-def test_what_may_only_be_away_stays_until_it_is_back_or_forgotten(index, folder, tmp_path, take_away):
+def test_images_whose_disk_may_be_away_stay_until_they_are_back_or_forgotten(index, folder, tmp_path, take_away):
     index()
     take_away(folder, tmp_path)
     report = index()
@@ -206,7 +206,7 @@ def test_one_unreadable_item_never_stops_the_rest(index, folder, tmp_path, monke
     assert index().added == 1 and len(paths(Gallery(str(tmp_path / "gallery")))) == 24
 
 
-def test_what_is_passed_over_is_counted(index, folder, caplog):
+def test_skipped_files_are_counted(index, folder, caplog):
     image = folder / "blue" / "0.png"
     for name in ("a.HEIC", "b.jxl", "@eaDir/c.png", ".Trash-1000/c.png", "#recycle/c.png", "lost+found/c.png",
                  "raw/c.png", "d.tmp.png", ".hidden/c.png"):  # fmt: skip
@@ -315,7 +315,7 @@ def test_two_processes_make_the_gallery_of_one(index, folder, bert_clip_path, tm
         assert np.abs(one.vectors()[row].astype(float) - two.vectors()[rows[1][path]]).max() < 1e-3
 
 
-def test_another_models_gallery_is_refused(index, tmp_path, bert_clip_path):
+def test_the_gallery_of_another_model_is_refused(index, tmp_path, bert_clip_path):
     from component.model import BertCLIPModel
     from component.processor import load_processor, save_processor
 
@@ -356,7 +356,7 @@ def test_another_tokenizer_with_the_same_weights_is_refused(index, tmp_path, ber
         open_searcher(str(tmp_path / "gallery"), str(tmp_path / "other"))
 
 
-def test_the_second_of_two_writers_is_told(index, tmp_path, bert_clip_path):
+def test_the_second_of_two_writers_gets_an_error(index, tmp_path, bert_clip_path):
     with gallery_to_write(str(tmp_path / "gallery"), bert_clip_path), pytest.raises(ValueError, match="another run"):
         index()
 
@@ -391,7 +391,7 @@ def test_a_locked_gallery_is_not_called_damaged(index, tmp_path):
         Gallery(str(tmp_path / "gallery"), patience=0.1)
 
 
-def test_readers_see_one_moment_while_a_writer_goes_on(index, folder, tmp_path, searcher):
+def test_readers_see_a_snapshot_while_a_writer_continues(index, folder, tmp_path, searcher):
     gallery = Gallery(str(tmp_path / "gallery"))
     with gallery.snapshot():
         before = gallery.counts()
@@ -449,7 +449,7 @@ def test_filters_by_folder_date_and_score(searcher, folder):
     assert len(searcher.search(query, 100, Filter(since=1.0))) == 24
 
 
-def test_what_another_process_adds_and_deletes_is_seen(searcher, index, folder):
+def test_additions_and_deletions_by_another_process_are_seen(searcher, index, folder):
     query = searcher.embed(Query(texts=["红色的圆"]))
     Image.new("RGB", (30, 30), "red").save(folder / "new.png")
     gone = folder / "blue" / "0.png"
@@ -464,8 +464,8 @@ def test_near_duplicates_are_folded_into_the_best(index, folder, tmp_path):
     index()
     searcher = open_searcher(str(tmp_path / "gallery"), device="cpu")
     hits = searcher.search(searcher.embed(Query(images=[str(folder / "copy.png")])), 100, Filter(fold=0.9995))
-    told = [hit.image.path for hit in hits] + [image.path for hit in hits for image in hit.duplicates]
-    assert sorted(told) == sorted(map(str, folder.rglob("*.png")))
+    found = [hit.image.path for hit in hits] + [image.path for hit in hits for image in hit.duplicates]
+    assert sorted(found) == sorted(map(str, folder.rglob("*.png")))
     twins = {str(folder / "copy.png"), str(folder / "blue" / "0.png")}
     assert {hits[0].image.path, *(image.path for image in hits[0].duplicates)} >= twins
 
@@ -519,7 +519,7 @@ def test_probes_are_raised_until_the_recall_holds(tmp_path, monkeypatch):
         assert np.mean([len(a & set(b)) for a, b in zip(found, best, strict=True)]) >= 9.5
 
 
-def test_a_text_without_an_image_is_told_from_one_with(tmp_path):
+def test_a_text_without_an_image_is_distinguished_from_one_with_an_image(tmp_path):
     vectors, texts = random_vectors(2000, 64, 0), random_vectors(200, 64, 1)
     gallery = gallery_of(tmp_path, vectors, texts)
     assert absence_threshold(gallery_of(tmp_path / "few", vectors[:10], texts)) is None
@@ -577,7 +577,7 @@ def test_a_faiss_index_that_does_not_belong_to_the_vectors_is_built_again(search
     assert searcher.gallery.about["id"].encode() in path.read_bytes()
 
 
-def test_where_no_index_can_be_kept_the_answer_is_exact(searcher, tmp_path, caplog):
+def test_if_no_index_can_be_stored_the_answer_is_exact(searcher, tmp_path, caplog):
     pytest.importorskip("faiss")
     (tmp_path / "gallery" / APPROXIMATE_INDEX).mkdir()  # nothing can be written there
     again = open_searcher(str(tmp_path / "gallery"), device="cpu", approximate=True)

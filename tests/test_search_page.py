@@ -76,7 +76,7 @@ def test_search_by_text_image_paste_more_like_this_and_classification(page, fold
     assert sorted(page.locator("#bars li span:first-child").all_text_contents()) == sorted("红蓝绿")
 
 
-def test_the_address_holds_the_search(page, folder):
+def test_the_url_contains_the_search(page, folder):
     search(page, "红色的圆")
     page.click("summary")
     page.select_option("#folder", str(folder / "红"))

@@ -55,13 +55,13 @@ def test_later_hits_are_those_that_follow(server):
     assert sum(pages, []) == whole and len(whole) == 24
 
 
-def test_what_is_not_there_alone_can_be_asked(server):
+def test_a_query_of_minus_texts_alone_is_allowed(server):
     hits = ask(server(), "search", {"minus": ["红"], "top_k": 24}).json()["hits"]
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True) and len(hits) == 24
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP"])
-def test_what_browsers_do_not_show_is_sent_in_full_as_jpeg(server, index, folder, kind):
+def test_formats_that_browsers_do_not_show_are_sent_in_full_as_jpeg(server, index, folder, kind):
     Image.new("RGB", (1500, 900), "green").save(folder / f"large.{kind.lower()}")
     address = server()
     index()
@@ -89,7 +89,7 @@ def test_an_overview_names_folders_and_some_images(server, folder):
 
 
 @pytest.mark.parametrize("name", ["two  blanks", "nbsp\xa0here", "wide\u3000blank", "\u202egnp.evil", "\udcff"])
-def test_names_are_given_exactly(server, index, folder, name):
+def test_names_are_returned_exactly(server, index, folder, name):
     path = folder / f"{name}.png"
     Image.new("RGB", (30, 30), "red").save(path)
     address = server()
@@ -149,7 +149,7 @@ def test_a_server_for_others_answers_to_addresses_and_names_in_any_case(server):
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_pages_of_other_sites_cost_no_work(server, searcher, headers):
+def test_requests_from_other_sites_cause_no_work(server, searcher, headers):
     address, digest = server(), next(searcher.gallery.images()).digest.hex()
     assert ask(address, "search", {"texts": ["红"]}, **headers).status_code == 403
     for path in (f"/image/{digest}", f"/thumbnail/{digest}", "/api/about", "/images.zip?ids=0"):
@@ -158,7 +158,7 @@ def test_pages_of_other_sites_cost_no_work(server, searcher, headers):
     assert ask(address, "search", {"texts": ["红"]}, Origin=address).ok
 
 
-def test_with_a_token_nothing_goes_without_and_two_servers_keep_theirs(server):
+def test_every_request_needs_the_token_and_two_servers_keep_separate_cookies(server):
     addresses = {token: server(token=token) for token in ("first", "second")}
     for path in ("/", "/api/about", f"/image/{'0' * 32}", "/?token=wrong", "/?token=%00", "/?token=%ff"):
         assert requests.get(addresses["first"] + path).status_code == 403
@@ -191,12 +191,12 @@ def test_with_a_token_nothing_goes_without_and_two_servers_keep_theirs(server):
         ([1], b"", 400),
     ],
 )
-def test_no_question_ends_in_a_traceback(server, options, image, status):
+def test_no_request_ends_in_a_traceback(server, options, image, status):
     answer = ask(server(), "search", options, image)
     assert answer.status_code == status and (status == 200 or answer.json()["code"])
 
 
-def test_a_number_of_many_digits_and_an_aborted_upload_are_no_fault_of_the_server(server, caplog):
+def test_a_number_of_many_digits_and_an_aborted_upload_are_not_server_errors(server, caplog):
     address = server()
     assert requests.post(f"{address}/api/search", b'{"top_k": ' + b"9" * 5000 + b"}\n").status_code == 400
     with socket.create_connection(address.removeprefix("http://").split(":")) as client:
@@ -214,7 +214,7 @@ def stalled(address: str, content: bytes) -> socket.socket:
     return client
 
 
-def test_stalled_clients_keep_nobody_waiting(server, monkeypatch):
+def test_stalled_clients_keep_no_one_waiting(server, monkeypatch):
     monkeypatch.setattr(serving, "HEADER_SECONDS", 0.5)
     monkeypatch.setattr("component.search.question.CHUNK_SECONDS", 0.5)
     address = server()

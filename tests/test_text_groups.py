@@ -1,4 +1,4 @@
-"""Texts in groups: which are taken, and that the model does not notice."""
+"""Groups of texts: which are chosen, and that the model's results do not depend on them."""
 
 import math
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def test_no_other_groups_cost_less(costs, largest):
 
 
 def partitions(count: int) -> Iterator[list[list[int]]]:
-    """All ways to part the rows below `count` into groups."""
+    """All partitions of the rows below `count` into groups."""
     if not count:
         yield []
         return
@@ -54,7 +54,7 @@ def partitions(count: int) -> Iterator[list[list[int]]]:
 
 
 @pytest.mark.parametrize("costs, most_groups, most_padding", [(CPU_COSTS, 16, 0.07), (GPU_COSTS, 5, 0.3)])
-def test_a_batch_of_the_recipe_is_parted_by_the_costs_of_the_device(costs, most_groups, most_padding):
+def test_a_batch_of_the_recipe_is_split_by_the_costs_of_the_device(costs, most_groups, most_padding):
     """768 captions of a lognormal length; in one group 77 % would be padding."""
     characters = np.random.default_rng(0).lognormal(np.log(20) - 0.18, 0.6, 768)
     lengths = np.clip(characters.round() + 2, 3, 100)

@@ -1,4 +1,4 @@
-"""What a run shows of itself: curves, warnings, and the check of the data before it."""
+"""What a run reports: curves, warnings, and the data check before it."""
 
 import html
 import os
@@ -230,7 +230,7 @@ def test_recall_that_falls_together_with_the_loss_is_reported_once(trainer, data
     assert "from 100.0% at step 0" in warning and "blend_checkpoints.py" in warning
 
 
-def test_waiting_for_data_is_reported_with_what_helps(trainer, data, caplog):
+def test_waiting_for_data_is_reported_with_remedies(trainer, data, caplog):
     noise = np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), dtype=np.uint8)
     for number in range(8):
         Image.fromarray(noise).save(data / "images" / f"{number}.png", compress_level=1)
@@ -262,7 +262,7 @@ def test_no_warning_for_masked_duplicates_or_a_few_truncated_captions_and_missin
 # ---- check_data ----
 
 
-def test_check_data_reports_what_is_bad_and_does_not_train(run, data, tmp_path, caplog):
+def test_check_data_reports_bad_data_and_does_not_train(run, data, tmp_path, caplog):
     (data / "images" / "2.png").write_bytes(b"<html>")
     shutil.copy(data / "images" / "3.png", data / "images" / "copy.png")
     some = [
@@ -297,7 +297,7 @@ def test_check_data_reports_what_is_bad_and_does_not_train(run, data, tmp_path, 
         (rows(count=3), dict(dataloader_drop_last=True), "`dataloader_drop_last` leaves no step"),
     ],
 )
-def test_what_would_stop_a_run_is_on_the_page(run, data, tmp_path, train, keys, problem):
+def test_problems_that_would_stop_a_run_are_on_the_page(run, data, tmp_path, train, keys, problem):
     run(train_file=table(data, *train), check_data=True, **keys)
     assert problem in html.unescape((tmp_path / "output" / "check_data.html").read_text(encoding="utf-8"))
 

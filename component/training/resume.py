@@ -215,7 +215,7 @@ def _require_same_test_set(path: str, before: Run, args, now: Run) -> None:
     if figures_of(args, log_history):
         raise ValueError(
             f"{path} measured {args.metric_for_best_model} on {tables[0]}, but test_file is now {tables[1]}: the best "
-            "of both cannot be told. Set test_file back, or leave out load_best_model_at_end, "
+            "of both is unknown. Set test_file back, or leave out load_best_model_at_end, "
             "early_stopping_patience and save_strategy best, or set another output_dir."
         )
 

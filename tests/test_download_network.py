@@ -55,7 +55,7 @@ def test_when_all_hosts_fall_silent_at_once_the_network_is_away_and_no_host_is_b
     with blinking(servers, after_hits=12, seconds=2.5):  # longer than the patience with a host, 0.5 s
         assert download(tmp_path, patience=0.5)[0] == {("ok", ""): 90}
     away, back = caplog.messages
-    assert away == "No host answers: this machine's network is away. Waiting for it, up to 5 s."
+    assert away == "No host answers: this machine's network is down. Waiting for it, up to 5 s."
     assert re.fullmatch(r"A host answers again, after \d s\.", back)
 
 

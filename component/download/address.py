@@ -20,7 +20,7 @@ NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only range of IPv6 assigned so far
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Public by the registry, but the cloud of the machine answers there (Oracle, Azure). Alibaba's is in 100.64.0.0/10.
+# Registered as public, but metadata services of clouds use them (Oracle, Azure). Alibaba's is in 100.64.0.0/10.
 CLOUD_SERVICES = [ipaddress.ip_network(network) for network in ("192.0.0.0/24", "168.63.129.16/32")]
 LOCAL_NAMES = ("localhost", "localdomain", "local", "internal", "home.arpa")  # names that are never public
 
@@ -98,7 +98,7 @@ def _usual_form(host: str) -> str:
 
 def _is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     if ip.version == 6:
-        # Addresses that contain an IPv4 address are judged by that one: a gateway sends the packets there.
+        # An address that contains an IPv4 address is checked as that one: a gateway forwards the packets there.
         inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) % 2**32) if ip in NAT64 else None)
         if inner is None:
             return ip in GLOBAL_UNICAST and ip.is_global  # is_global excludes Teredo, 2001::/32

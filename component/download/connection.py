@@ -18,9 +18,9 @@ from component.download.faults import TooManyBytesError, name_fault
 from component.download.limits import FetchLimits
 from component.download.outcome import FetchError
 
-BLOCK_BYTES = 64 * 1024  # what is read at once: most images come whole with their headers
-SILENCE_SECONDS = 10.0  # longest wait for a connection, and for the next bytes; never longer than the deadline
-LEAST_BYTES = 1000  # in SILENCE_SECONDS, once an answer has begun; a slower one is as good as none
+BLOCK_BYTES = 64 * 1024  # bytes per read: enough for most images with their headers
+SILENCE_SECONDS = 10.0  # longest wait for a connection and for the next bytes, within the deadline
+LEAST_BYTES = 1000  # minimum per SILENCE_SECONDS once an answer has begun; a slower one is given up
 KNOCK_SECONDS = 5.0
 
 
@@ -67,7 +67,7 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, raw: socket.SocketIO, sock: socket.socket):
         self._raw, self._sock = raw, sock
-        self._due, self._missing = 0.0, 0  # when this number of bytes more must have come
+        self._due, self._missing = 0.0, 0  # time by which this number of further bytes must have arrived
 
     def readable(self) -> bool:
         return True
@@ -79,7 +79,7 @@ class _Reader(io.RawIOBase):
         if allowance.bytes_left <= 0:
             raise TooManyBytesError
         patience = min(SILENCE_SECONDS, left)
-        if patience != self._sock.gettimeout():  # setting it is a call to the system
+        if patience != self._sock.gettimeout():  # avoids a system call
             self._sock.settimeout(patience)
         count = self._raw.readinto(buffer)
         allowance.bytes_left -= count or 0
@@ -91,7 +91,7 @@ class _Reader(io.RawIOBase):
         return count
 
     def readall(self) -> bytes:
-        # We ask for blocks. Only a chunk that announces -1 bytes makes http.client read to the end at once.
+        # We read blocks. Only a chunk that announces -1 bytes makes http.client read everything at once.
         raise http.client.HTTPException("a chunk of negative length")
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class _Guarded:
     """
 
     response_class = _Response
-    _is_kept = False  # the connection has brought an answer before
+    _is_kept = False  # the connection has already delivered an answer
 
     def _new_conn(self) -> socket.socket:
         if self.proxy is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, MutableSequence
 
 from component.download.job import Job
 
-NOTHING = 0  # in a slot that is free
+NOTHING = 0  # content of a free slot
 
 
 class DecodingSlots:
@@ -25,7 +25,7 @@ class DecodingSlots:
     @contextlib.contextmanager
     def holding(self, job: Job) -> Iterator[None]:
         """Hold a slot, or all of them."""
-        with self._gate:  # a job that waits for all slots lets no other in
+        with self._gate:  # while a job waits for all slots, no other may enter
             slots = [self._free.get() for _ in range(len(self._numbers) if job.kills else 1)]
         self._numbers[slots[0]] = job.number
         try:

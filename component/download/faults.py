@@ -11,7 +11,7 @@ from urllib3 import exceptions
 
 from component.download.outcome import FetchError
 
-# Failures of this machine that every other URL would meet too: the run stops instead of blaming the servers.
+# Faults of this machine, which would affect every other URL too: the run stops instead of blaming the servers.
 OUR_ERRNO = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 NOT_CONNECTED = exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyError
 NO_NETWORK_ERRNO = {errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}

@@ -29,7 +29,7 @@ from component.download.limits import FetchLimits
 from component.download.outcome import FetchError
 
 MAX_REDIRECTS = 5
-HEADER_BYTES = 128 * 1024  # of one answer, or in addition to the content of a body, such as the sizes of chunks
+HEADER_BYTES = 128 * 1024  # limit per answer, and for everything in addition to a body's content, such as chunk sizes
 OPT_OUT_DIRECTIVES = {"noai", "noimageai", "noindex", "noimageindex"}  # the four that img2dataset respects
 # Encodings that urllib3 decodes only with another package.
 PACKAGES = {"br": "brotli", "zstd": "backports.zstd"}
@@ -44,7 +44,7 @@ class Fetcher:
 
     def __init__(self, limits: FetchLimits, connections_per_host: int):
         self.limits = limits
-        # Idle connections are files too: 32 hosts of 16 stay below the 1,024 that most systems allow.
+        # Idle connections count as open files: 32 hosts with 16 each stay below the usual limit of 1,024.
         options = dict(proxy=limits.proxy, num_pools=32, maxsize=connections_per_host)
         self._pools = pool_manager(**options, ssl_context=ssl.create_default_context(cafile=certifi.where()))
         if limits.no_verify_tls:
@@ -72,7 +72,7 @@ class Fetcher:
                 if self.limits.proxy and not self.limits.allow_private_hosts:
                     refuse_private_by_name(address.host)
                 with self._answer(address, cookies) as response:
-                    # False: not a redirect; None: one that does not say where to
+                    # False: not a redirect; None: a redirect without a target
                     if not response.get_redirect_location():
                         _check_answer(response, self.limits.max_bytes)
                         self._copy_body(response, sink)
@@ -95,7 +95,7 @@ class Fetcher:
         with faults_named(f"{address.netloc} is silent for {patience:.0f} s", max_bytes=HEADER_BYTES):
             response = _send(pools, url, headers=headers, timeout=patience)
             if response.length_remaining == 0 and not response.chunked:
-                response.read(1)  # tells the pool that the connection is free
+                response.read(1)  # returns the connection to the pool
         try:
             yield response
         finally:
@@ -135,7 +135,7 @@ def _next_address(address: Url, response: BaseHTTPResponse) -> Url:
     raw = response.headers.getlist("Location")[0].encode("latin-1")
     try:
         location = raw.decode()
-    except UnicodeDecodeError:  # GBK, for one; the server recognises its own bytes
+    except UnicodeDecodeError:  # such as GBK; the server recognises its own bytes
         location = "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in raw)
     try:
         return read_url(urljoin(address.url, location))
@@ -147,7 +147,7 @@ def _next_address(address: Url, response: BaseHTTPResponse) -> Url:
 def _check_answer(response: BaseHTTPResponse, max_bytes: int) -> None:
     """Refuse answers without reading them: errors, bodies announced as too large, opt-outs, unknown encodings."""
     code = response.status
-    if code not in (200, 203):  # 203: a proxy on the way changed something
+    if code not in (200, 203):  # 203: a proxy has modified the answer
         wait = _retry_after(response.headers.get("Retry-After", ""))
         raise FetchError(f"http_{code}", response.reason or "", code, wait)
     if (response.length_remaining or 0) > max_bytes:

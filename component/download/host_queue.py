@@ -27,12 +27,12 @@ class _Host:
 
     def __init__(self, per_host: int):
         self.waiting: deque = deque()
-        self.delayed = self.running = 0  # items with a timer, and items taken
+        self.delayed = self.running = 0  # items that wait for their delay, and items in progress
         self.limit = float(per_host)  # items that may run at the same time
         self.in_line = False
         # Monotonic times, 0 for never.
-        self.resume_at = 0.0  # nothing starts before
-        self.answered_at = 0.0  # last answer of use
+        self.resume_at = 0.0  # no item starts before this
+        self.answered_at = 0.0  # last usable answer
         self.trouble_since, self.pauses, self.paused_at = 0.0, 0, 0.0
 
 
@@ -84,7 +84,7 @@ class HostQueue:
                 host = self._line.popleft()
                 state = self._hosts[host]
                 state.in_line = False
-                if state.resume_at > now or state.running >= max(1, int(state.limit)):  # since it got in line
+                if state.resume_at > now or state.running >= max(1, int(state.limit)):  # changed since it was queued
                     continue
                 state.running += 1
                 item = state.waiting.popleft()
@@ -160,7 +160,7 @@ class HostQueue:
 
     def _wake_at(self, moment: float, host: Hashable, item: Any) -> None:
         heapq.heappush(self._timers, (moment, next(self._order), host, item))
-        self._changed.notify()  # a taker may be asleep until a later timer
+        self._changed.notify()  # a `take` may be sleeping until a later time
 
     def _line_up(self, host: Hashable) -> None:
         state = self._hosts.get(host)
@@ -173,4 +173,4 @@ class HostQueue:
                 self._line.append(host)
                 self._changed.notify()
         elif not (state.running or state.delayed or is_paused):
-            del self._hosts[host]  # a million hosts pass through; only those at work are remembered
+            del self._hosts[host]  # of a million hosts, only those with items are remembered

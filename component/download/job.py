@@ -85,7 +85,7 @@ class ToNote(NamedTuple):
 
 
 class IsNetworkAway(NamedTuple):
-    """The question whether the job's host is silent because this machine's own network is away. The answer is a bool.
+    """The question whether the job's host is silent because this machine's own network is down. The answer is a bool.
 
     `is_local`: as in FetchError; `needs_names`: the host's name could not be resolved.
     """

@@ -15,7 +15,7 @@ from component.ground.files import is_temporary, sweep
 from component.ground.lock import sole_writer
 from component.pairs.paths import normal_name, writable_file
 
-ROWS_IN_HAND = 20_000  # read ahead, so that one slow host in the table does not hide the others after it
+ROWS_IN_HAND = 20_000  # read ahead, so that a slow host does not block the hosts after it in the table
 
 
 def download_images(
@@ -49,7 +49,7 @@ def download_images(
         for row in rows.rows(known_failures, known_as_whole):
             found = _look_at(row, rows, verify, kept)
             if isinstance(found, Job):
-                sweep_once(os.path.dirname(found.path))  # what a killed run left next to files it could not finish
+                sweep_once(os.path.dirname(found.path))  # temporary files of a killed run
                 processes.put(found)
                 in_hand += 1
             else:

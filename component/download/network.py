@@ -11,9 +11,9 @@ from component.download.job import DownloadSettings, IsNetworkAway
 
 logger = logging.getLogger(__name__)
 
-WITNESSES = 5  # the hosts that answered last
-NETWORK_PATIENCE = 10  # times the patience with a host
-FRESH_SECONDS = 0.05  # an answer that is younger needs no further question
+WITNESSES = 5  # number of hosts that are remembered, those that answered last
+NETWORK_PATIENCE = 10  # as a multiple of the patience with a host
+FRESH_SECONDS = 0.05  # a more recent answer proves that the network is up
 
 
 class NetworkAwayError(OSError):
@@ -68,10 +68,10 @@ class Network:
         if is_away and seconds > limit:
             raise NetworkAwayError(
                 f"No host has answered for {seconds:.0f} s, not even those that did before: the network of this "
-                "machine, its resolver or the proxy is away. Run the same command again to resume."
+                "machine, its resolver or the proxy is down. Run the same command again to resume."
             )
         with self._lock:
             if is_away and not self._is_away:
-                logger.warning("No host answers: this machine's network is away. Waiting for it, up to %.0f s.", limit)
+                logger.warning("No host answers: this machine's network is down. Waiting for it, up to %.0f s.", limit)
             self._is_away |= is_away
         return is_away

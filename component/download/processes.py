@@ -19,10 +19,10 @@ from component.download.worker import GRACE_SECONDS, work
 from component.ground.cores import usable_cores
 from component.ground.files import sweep
 
-HOSTS_IN_TURN = 4096  # are dealt evenly and remembered; further ones are dealt by a hash of their names
-MOST_KILLS = 2  # of processes by one image, the second time while no other was decoded
-CLOSING_SECONDS = GRACE_SECONDS + 10.0  # the rest for files being written; a disk that hangs takes longer
-DEATHS_IN_A_ROW = 3  # of one process that ended no job in between: it will never end one
+HOSTS_IN_TURN = 4096  # are assigned evenly and remembered; further hosts are assigned by a hash
+MOST_KILLS = 2  # processes that one image may kill; the second time, it was decoded alone
+CLOSING_SECONDS = GRACE_SECONDS + 10.0  # extra time for files being written
+DEATHS_IN_A_ROW = 3  # without a finished job in between: the process will never finish one
 
 
 class Processes:
@@ -107,7 +107,7 @@ class _Process:
     def __init__(self, settings: DownloadSettings, decoders: int, books: _Books):
         self._settings, self._decoders, self._books = settings, decoders, books
         self._jobs: dict[int, Job] = {}
-        self._lock = threading.Lock()  # of what goes into the pipe, and of which pipe that is
+        self._lock = threading.Lock()  # guards the pipe, which is replaced together with the process
         self._process, self._is_closed, self._deaths = None, False, 0
 
     def put(self, job: Job) -> None:

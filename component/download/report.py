@@ -45,7 +45,7 @@ class Report:
     def __init__(self, path: str):
         self.path = path
         self._lock = threading.Lock()
-        self._digests, self._offsets = array("Q"), array("Q")  # of the files of this run; where their rows begin
+        self._digests, self._offsets = array("Q"), array("Q")  # of this run's files: digest, and offset of the row
         with contextlib.ExitStack() as stack:
             stack.enter_context(sole_writer(path))
             self._file = stack.enter_context(open(path, "a+b", buffering=0))
@@ -72,7 +72,7 @@ class Report:
             OSError: the row is not in the report, not even in part.
         """
         row = {name: getattr(outcome, name) for name in COLUMNS}
-        row["reason"] = one_line(outcome.reason[:MAX_REASON])  # servers write some of it
+        row["reason"] = one_line(outcome.reason[:MAX_REASON])  # may contain text from a server
         row["seconds"] = round(outcome.seconds, 3)
         line = io.StringIO()
         csv.writer(line).writerow(spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row.values())
@@ -106,7 +106,7 @@ class Report:
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
-        except OSError as error:  # a full disk: half a row would be taken for the beginning of the next
+        except OSError as error:  # disk full: a partial row would merge with the next one
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             raise OSError(error.errno, error.strerror, self.path) from None

@@ -34,12 +34,12 @@ from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError, read_bytes
 
-IN_MEMORY_BYTES = 2**20  # of each image in progress; the rest of a larger one waits in a temporary file
-MAX_RETRY_AFTER = 60.0  # seconds; a row whose host asks for more is left for another day (--retry_failed)
+IN_MEMORY_BYTES = 2**20  # per image in progress; larger ones go to a temporary file
+MAX_RETRY_AFTER = 60.0  # seconds; if a host asks for more, the row fails (see --retry_failed)
 FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS} | OUR_ERRNO  # every further row would fail the same way
-LEAST_PROBES = 2  # after the first failure, before a host is given up
-KEPT_BLOCKS = 8  # of Pillow's, at most 16 MiB each
-GRACE_SECONDS = 5.0  # for the images in progress when the download is to stop
+LEAST_PROBES = 2  # attempts after the first failure before a host is given up
+KEPT_BLOCKS = 8  # blocks of Pillow's memory, at most 16 MiB each
+GRACE_SECONDS = 5.0  # for the images in progress when the download stops
 
 
 class Stopped(BaseException):
@@ -81,8 +81,8 @@ class _Worker:
         self.settings, self._pipe, self._sends, self._decoding = settings, pipe, threading.Lock(), decoding
         self._queue = HostQueue(settings.per_host, settings.longest_pause)
         self._fetcher = Fetcher(settings.limits, settings.per_host)
-        self._given_up: dict[str, str] = {}  # hosts, with the reason for their rows
-        self._answers: dict[int, queue.SimpleQueue] = {}  # of the jobs that wait for one
+        self._given_up: dict[str, str] = {}  # host → reason for its rows
+        self._answers: dict[int, queue.SimpleQueue] = {}  # job number → queue for the answer it waits for
         self._writing, self._is_stopped = threading.Semaphore(settings.num_threads), False
         # daemon: the process need not wait for a server that hangs
         self._threads = [
@@ -124,7 +124,7 @@ class _Worker:
             self._queue.put(message.host, message)
 
     def _send(self, message: ToNote | IsNetworkAway | Ended) -> None:
-        with self._sends, contextlib.suppress(ConnectionError):  # the main process is gone, and listen() will see it
+        with self._sends, contextlib.suppress(ConnectionError):  # the main process is gone, which listen() notices
             self._pipe.send(message)
 
     def _ask(self, message: ToNote | IsNetworkAway) -> Any:
@@ -148,7 +148,7 @@ class _Worker:
                         self._queue.put(host, job, again.delay)
                     else:
                         self._send(Ended(job.number, job))
-                except Exception as error:  # of the disk or of this machine: the main process must know, and stop
+                except Exception as error:  # of the disk or this machine: the main process must stop the run
                     self._send(Ended(job.number, _portable(error)))
                 finally:
                     self._queue.done(host)
@@ -230,11 +230,11 @@ class _Worker:
 
     def _write(self, content: bytes, job: Job, outcome: Outcome) -> None:
         folder = os.path.dirname(job.path)
-        if not os.path.isdir(folder):  # makedirs alone would lock the folder around it each time
+        if not os.path.isdir(folder):  # makedirs would lock the parent folder each time
             os.makedirs(folder, exist_ok=True)
         with _named(job.path), new_file(job.path, "wb", sync=False) as file:
             file.write(content)
-            file.flush()  # now a full disk shows
+            file.flush()  # raises if the disk is full
             # Before the file gets its name, so that every file has its row, however this process ends. A row whose
             # file is missing is downloaded again.
             self._ask(ToNote(job.number, outcome, hashlib.blake2b(content, digest_size=8).digest()))

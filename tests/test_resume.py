@@ -619,7 +619,8 @@ def test_a_model_without_training_state_cannot_be_resumed(run, tmp_path, caplog)
     assert "it has no trainer_state.json" in run(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-final"))
     assert "save_only_model was set" in run(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-1"))
     assert "there is no whole checkpoint" in run(resume_from_checkpoint=True)
-    assert run(max_steps=2, resume_from_checkpoint="auto") is None
+    assert "already contains a run" in run(max_steps=2, resume_from_checkpoint="auto")
+    assert run(max_steps=2, resume_from_checkpoint="auto", overwrite_output_dir=True) is None
     assert list(losses(tmp_path / "output")) == [1, 2]
 
 

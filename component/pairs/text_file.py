@@ -161,14 +161,17 @@ def _guess_encodings(sample: bytes) -> list[tuple[str, str]]:
         text = [character for character in sample.decode(codec, errors="replace") if character > "\x7f"]
         codes = [character.encode(codec, errors="ignore") for character in text]
         if text and sum(map(is_usual, codes)) > len(text) / 2:
-            fitting[name, codec.replace("_", "-")] = sum(map(is_typical, text)) / len(text) >= least
-    return [found for found, is_sure in fitting.items() if is_sure] or list(fitting)
+            is_sure = sum(map(is_typical, text)) / len(text) >= least
+            is_likely = name == "GBK" and len(text) < _FEW  # what users have, and few characters prove nothing
+            fitting[name, codec.replace("_", "-")] = is_sure or is_likely
+    return [found for found, counts in fitting.items() if counts] or list(fitting)
 
 
 def _two_bytes(leads: Sequence[int], least_trail: int = 0x40) -> Callable[[bytes], bool]:
     return lambda code: len(code) == 2 and code[0] in leads and code[1] >= least_trail
 
 
+_FEW = 50  # characters
 _COMMON = set(
     "的一是不了人我在有他这這中大来來上国國个個到说說们們为為子和你地出也时時年得就那要下以生会會自去之过"
     "過家学學对對可里裡后後小心多天能好都没沒日起还還成只隻看文无無开開手用主行方又如前所本见見头頭面公同"

@@ -28,7 +28,7 @@ def read_class_names(path: str, folders: Sequence[str]) -> list[str]:
     for folder, name in zip(folders, names, strict=True):
         if not is_caption(name):
             raise ValueError(f"{path}: the name of the folder {folder} has no visible character ({name!a}).")
-        # What shows nothing is dropped by the tokenizer as well.
+        # The tokenizer drops invisible characters as well.
         first = folder_of.setdefault(visible(name).casefold(), folder)
         if first != folder:
             raise ValueError(

@@ -64,7 +64,7 @@ def rank_pairs(data: RetrievalData, images: Embedded, texts: Embedded, num_mista
     if not good.any():
         row, reason = next(iter(images.bad_images.items()))
         raise ValueError(f"No image with a text can be read (the first: {data.image_names[row]}: {reason}).")
-    # From here on, texts and images are numbered among those that are left.
+    # From here on, texts and images are numbered without those that were left out.
     text_rows, text_index = pairs[good, 0].unique(return_inverse=True)
     image_rows = torch.tensor(images.rows)
     image_index = torch.searchsorted(image_rows, pairs[good, 1])

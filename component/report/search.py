@@ -9,7 +9,7 @@ from component.ground.files import new_file
 from component.ground.plain_text import one_line, shown_path, spreadsheet_cell
 from component.report.text_table import text_table
 
-if TYPE_CHECKING:  # a question to a running server needs neither torch nor pandas
+if TYPE_CHECKING:  # a query to a running server needs neither torch nor pandas
     from component.search.gallery import Gallery
     from component.search.settle import IndexReport
 

@@ -19,9 +19,9 @@ from component.search.gallery import Gallery
 
 logger = logging.getLogger(__name__)
 
-APPROXIMATE_INDEX = "vectors.faiss"  # a line of JSON, the index as faiss writes it, _END
-MIN_RECALL = 0.95  # recall@10 against the exact search, up to which more cells are probed
-MAX_EXACT_ROWS = 50_000  # so few are compared with the query one by one
+APPROXIMATE_INDEX = "vectors.faiss"  # holds a line of JSON, the index in faiss's format, and _END
+MIN_RECALL = 0.95  # recall@10 against the exact search that the number of probed cells must reach
+MAX_EXACT_ROWS = 50_000  # up to this many rows are compared with the query one by one
 _END = b"complete"
 _FIRST_PROBES = 8
 _TRAINING_VECTORS = 64  # per cell
@@ -58,7 +58,7 @@ class ApproximateIndex:
         num_allowed = int(allowed.sum())
         if num_allowed <= max(wanted, MAX_EXACT_ROWS):
             return allowed.nonzero()[:, 0]
-        # Of the vectors in a cell only this share may be found: probe as many more cells.
+        # Only this share of the vectors in a cell is allowed: probe more cells in proportion.
         probes = math.ceil(self.probes * len(allowed) / num_allowed)
         while len(rows := self._probe(query[None], wanted, allowed, min(probes, self.cells))[0]) < wanted:
             if probes >= self.cells:
@@ -106,7 +106,7 @@ def open_index(gallery: Gallery) -> ApproximateIndex | None:
             if state and (state["id"], state["rows"]) == (gallery.about.get("id"), gallery.num_rows()):
                 index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
                 return ApproximateIndex(index, state["probes"], state["recall"])
-    except (OSError, RuntimeError):  # faiss has RuntimeError for a damaged file
+    except (OSError, RuntimeError):  # faiss raises RuntimeError for a damaged file
         pass
     try:
         if "id" not in gallery.about:

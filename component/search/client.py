@@ -38,11 +38,11 @@ def ask_running(gallery_folder: str, query: Query, top_k: int, where: Filter) ->
             data=json.dumps(options).encode() + b"\n" + image,
             headers={"Content-Type": "application/octet-stream"},
         )
-        # No proxy of the environment: the server is on this machine.
+        # Ignore proxies in the environment: the server is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_SECONDS) as response:
             answer = json.load(response)
-        # Another program may have the port of a server that was killed.
+        # Another program may use the port of a server that was killed.
         is_this_gallery = len(query.images) <= 1 and answer.pop("gallery") == server["gallery"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

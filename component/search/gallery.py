@@ -115,7 +115,7 @@ class Gallery:
         rows = self.num_rows()
         if not rows:
             return np.empty((0, self.width), np.float16)
-        # "c", copy on write: the file never changes, and torch warns about arrays that are read-only.
+        # Mode "c" (copy on write) never changes the file, and torch would warn about read-only arrays.
         return np.memmap(os.path.join(self.folder, VECTORS), np.float16, "c", shape=(rows, self.width))
 
     def rows_where(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_PUBLIC = ("/", "/page.css", "/page.js", "/icon.svg")  # what costs no work: other sites may link to it
+_PUBLIC = ("/", "/page.css", "/page.js", "/icon.svg")  # cheap to serve, so other sites may link to it
 _HEADERS = {
-    # Only what this server sends; blob: is a pasted image before it is sent.
+    # Only content from this server; blob: is for a pasted image before it is uploaded.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -114,7 +114,7 @@ class Guard:
 
     @staticmethod
     def _cookie(request) -> str:
-        # Cookies do not know ports: two servers of one host need two names.
+        # Cookies ignore ports, so two servers on one host need different names.
         return f"gallery_token_{_port_of(request.headers.get('host', ''))}"
 
 

@@ -92,7 +92,7 @@ def _require_same_model(
 ) -> None:
     """Raise ValueError, with what differs, if the vectors of the gallery cannot be compared with this model's."""
     before = gallery.about["fingerprint"]
-    if isinstance(before, str):  # of an earlier version, which knew weights and image processor only
+    if isinstance(before, str):  # written by an earlier version, which compared only weights and image processor
         same = before == weights_digest(model, processor.image_processor.to_dict())
         differences = [] if same else ["the weights or the image processor"]
     else:

@@ -17,8 +17,8 @@ from torch import Tensor
 from component.search.gallery import Gallery
 
 SCALE, TOP = 20, 5
-_ALIKE = 0.7  # cosine of an image with the best one, from which it is left out with it
-_QUANTILE = 0.85  # of the random texts without an image stay below the threshold
+_ALIKE = 0.7  # images with at least this cosine to the best image are left out with it
+_QUANTILE = 0.85  # share of the random texts without an image that are below the threshold
 _ROWS_AT_A_TIME = 65_536
 
 

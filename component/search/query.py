@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # a question to a running server needs no more than this file
+if TYPE_CHECKING:  # a query to a running server needs only this file
     from PIL import Image
 
 

@@ -11,7 +11,7 @@ from component.search.guard import Refused
 from component.search.query import Filter
 
 MAX_UPLOAD_BYTES = 20 * 2**20
-MAX_BODIES = 4  # that are larger than SMALL_BYTES and in memory at once
+MAX_BODIES = 4  # number of bodies above SMALL_BYTES in memory at once
 SMALL_BYTES = 64 * 2**10
 CHUNK_SECONDS, BODY_SECONDS, QUEUE_SECONDS = 5, 60, 10
 MAX_TEXT, MAX_TEXTS, MAX_LABELS = 500, 8, 50

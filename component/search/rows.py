@@ -170,7 +170,7 @@ def _execute_all(database: sqlite3.Connection, script: str) -> None:
 def values_of(file: ImageFile) -> tuple:
     """Values of path, shard, locator, size, mtime_ns, ctime_ns, inode, caption. Names are bytes: not all are UTF-8."""
     shard = None if file.shard is None else os.fsencode(file.shard)
-    # Inodes of some file systems take 64 bits, and SQLite's integers have a sign.
+    # Some file systems have inodes of 64 bits, but SQLite's integers are signed.
     numbers = [value if value < 2**63 else value - 2**64 for value in file.state]
     return os.fsencode(file.path), shard, file.locator, *numbers, file.caption.encode(errors="replace").decode()
 

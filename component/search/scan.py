@@ -151,6 +151,6 @@ def _scan_pairs(file: str, image_path: str | None, found: Found) -> None:
                 continue
             try:
                 path = image_file(source.path, locator)
-            except ValueError:  # a name that leaves the folder
+            except ValueError:  # a name that leads out of the folder
                 continue
             found.add(os.path.abspath(path), caption)

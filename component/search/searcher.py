@@ -19,7 +19,7 @@ from component.search.query import Filter, Query
 from component.search.rows import ABSENT, GalleryImage
 
 _ANYWHERE = Filter()
-_MORE_CANDIDATES = 64  # beyond the number asked for: scores in fp16 can be in another order than those in fp32
+_MORE_CANDIDATES = 64  # extra candidates, because scores in fp16 can be in another order than in fp32
 
 
 @dataclass(frozen=True)

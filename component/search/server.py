@@ -28,7 +28,7 @@ from component.search.zip_stream import zip_stream
 
 MAX_ZIP_IMAGES = 500
 NUM_SAMPLES = 24  # images on the page before the first search
-_QUERY_EDGE = 1024  # pixels, to which large images that are searched with are reduced: several times what a tower sees
+_QUERY_EDGE = 1024  # pixels; large query images are reduced to this, several times the input size of a tower
 _LOCAL = Access()
 _PAGE = Path(__file__).parent / "page"
 
@@ -57,7 +57,7 @@ def make_app(searcher: Searcher, access: Access = _LOCAL):
                 return refusal(Refused(400, error.reason, one_line(error)))
             except ValueError as error:
                 return refusal(Refused(400, "question", one_line(error)))
-            except OSError as error:  # the gallery is locked for long
+            except OSError as error:  # the gallery has been locked for too long
                 return refusal(Refused(503, "busy", one_line(error)))
 
         return endpoint
@@ -80,7 +80,7 @@ def make_app(searcher: Searcher, access: Access = _LOCAL):
 
     async def small(request: Request) -> Response:
         content = await run_in_threadpool(answers.thumbnail, request.path_params["digest"])
-        # The address says which content it is: it never changes.
+        # The URL contains the digest of the content, so the response never changes.
         return Response(
             content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=31536000, immutable"}
         )
@@ -115,7 +115,7 @@ class _Answers:
 
     def __init__(self, searcher: Searcher):
         self.searcher, self.gallery = searcher, searcher.gallery
-        # One question and one decoding at a time: two at once would take twice the memory and be no faster.
+        # One query and one decoding at a time: two would take twice the memory without being faster.
         self._answering, self._decoding = threading.Lock(), threading.Lock()
         self._overview = lru_cache(maxsize=1)(self._make_overview)
 
@@ -197,5 +197,5 @@ class _Answers:
             factor = min(image.size) // _QUERY_EDGE
             if factor > 1:
                 image = image.reduce(factor)
-                gc.collect()  # Pillow's images refer to themselves, and these take hundreds of megabytes
+                gc.collect()  # Pillow's images are in reference cycles, and large ones take hundreds of megabytes
             return image

@@ -14,10 +14,10 @@ from component.search.client import PORT_FILE
 from component.search.gallery import Gallery
 from component.search.guard import LOOPBACK, Access, new_token
 
-HEADER_SECONDS = 10  # for a request to state what it wants
-SHUTDOWN_SECONDS = 2  # for answers that are under way, after Ctrl-C
-MAX_CONNECTIONS = 200  # beyond that, the oldest one that asks nothing is closed
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+HEADER_SECONDS = 10  # for the headers of a request
+SHUTDOWN_SECONDS = 2  # for responses in progress after Ctrl-C
+MAX_CONNECTIONS = 200  # beyond that, the oldest idle one is closed
+_M_MMAP_THRESHOLD = -3  # from malloc.h
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -120,7 +120,7 @@ def _impatient_protocol():
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            # Bytes alone do not start the timer again: a client may send one every second.
+            # Received bytes do not restart the timer: a client could send one every second.
             if not self.asks_nothing():
                 self.stop_timer()
             elif self.timer is None:
@@ -151,7 +151,7 @@ def announced(gallery: Gallery, address: Address) -> Iterator[None]:
     content = json.dumps({"gallery": gallery.about.get("id"), "url": address.local_url, "pid": os.getpid()})
     with contextlib.suppress(OSError), new_file(path, sync=False) as file:
         if hasattr(os, "fchmod"):  # not on Windows
-            os.fchmod(file.fileno(), 0o600)  # the token is in it
+            os.fchmod(file.fileno(), 0o600)  # it contains the token
         file.write(content)
     try:
         yield

@@ -94,7 +94,7 @@ def _settle_unchanged(gallery, files, known, report) -> list[ImageFile]:
         image = known.get(path)
         if image and file.is_unchanged(image.file):
             if image.file != file or image.status:
-                moved[image.row] = file  # back again, or with another caption, or of a gallery of format 1
+                moved[image.row] = file  # present again, has another caption, or is of a gallery of format 1
             back += image.status == DELETED
             report.unchanged += image.status != DELETED
         elif path in bad and is_same_state(file.state, bad[path]):
@@ -130,7 +130,7 @@ def _take_over(gallery: GalleryWriter, file: ImageFile, before: GalleryImage | N
         digest = digest_of(file.read())
     except (OSError, MemoryError, BadImageError):
         return False  # reported by the run that reads the others
-    if before and before.digest == digest:  # touched, not changed
+    if before and before.digest == digest:  # touched but unchanged
         gallery.move({before.row: file})
         report.moved += 1
         return True

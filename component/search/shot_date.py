@@ -15,11 +15,11 @@ def shot_date(content: bytes) -> float | None:
             exif = image.getexif() if image.format != "PNG" else _exif_of_png(image)
             text = exif.get_ifd(_EXIF_IFD)[_DATE_TIME_ORIGINAL]
         return datetime.datetime.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S").timestamp()
-    except Exception:  # a damaged EXIF makes Pillow raise nearly anything, and the image is as good as without
+    except Exception:  # a damaged EXIF makes Pillow raise nearly anything; treat it as missing
         return None
 
 
 def _exif_of_png(image: Image.Image) -> Image.Exif:
     exif = Image.Exif()
-    exif.load(image.info["exif"])  # `getexif` would decode all pixels to look for EXIF after them
+    exif.load(image.info["exif"])  # `getexif` would decode all pixels to find EXIF after them
     return exif

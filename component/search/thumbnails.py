@@ -32,7 +32,7 @@ def thumbnail(image: GalleryImage, gallery_folder: str) -> bytes:
         return file.read()
     small = decode(original(image), edge=SIDE).rgb
     content = _as_jpeg(small, SIDE)
-    with suppress(OSError):  # a full or read-only disk: made again each time
+    with suppress(OSError):  # disk full or read-only: make it again each time
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with new_file(path, "wb", sync=False) as file:
             file.write(content)

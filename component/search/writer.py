@@ -61,7 +61,7 @@ class GalleryWriter(Gallery):
             database_errors(path),
             closing(connect(path, _PATIENCE)) as database,
         ):
-            # One transaction: a killed process leaves all of it or nothing.
+            # One transaction, so that a killed process leaves all or nothing.
             database.execute("BEGIN IMMEDIATE")
             create_tables(database, width=width, **about)
             database.execute("COMMIT")
@@ -173,7 +173,7 @@ class GalleryWriter(Gallery):
         found = self._select("row, digest, status FROM images WHERE path >= ? AND path < ?", span)
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, APPROXIMATE_INDEX))
-        # Zeros first: after a kill in between, the rows are still there, and the user can run the command again.
+        # Zeros first: if the process is killed in between, the rows still exist, and the command can be repeated.
         with open(os.path.join(self.folder, VECTORS), "r+b") as file:
             for row, _, _ in found:
                 file.seek(row * 2 * self.width)

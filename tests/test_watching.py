@@ -4,12 +4,13 @@ import html
 import os
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CAPTIONS
+from conftest import CAPTIONS, ROOT
 from matplotlib.text import Text
 from PIL import Image
 from transformers import TrainerState
@@ -20,6 +21,7 @@ from component.dataset import PairDataset
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.report.curves import draw_training
+from component.report.data_check import REASONS
 from component.report.figures import load_pyplot
 from component.training.build import load_datasets
 from component.training.check_data import check_data
@@ -330,3 +332,8 @@ def test_whole_captions_are_counted_and_the_batch_decides_how_often_copies_meet(
     texts = survey_texts(dataset.table, batch=16, max_seq_length=16, unknown_id=1)
     assert texts.repeated == 8 and texts.meetings == pytest.approx(1) and texts.most_repeated[0][1] == 2
     assert texts.lengths.tolist() == [len(CAPTIONS[n // 2]) + 2 for n in range(16)]
+
+
+def test_every_reason_that_the_page_translates_exists():
+    code = "".join(p.read_text("utf-8") for p in Path(ROOT, "component").rglob("*.py") if p.name != "data_check.py")
+    assert not [reason for reason in REASONS if f'"{reason}' not in code]

@@ -67,7 +67,7 @@ class Shard:
         # Opened for each image, because a process may not keep a thousand shards open.
         with open(self.path, "rb", buffering=0) as file:
             if self.state != FileState.of(file.fileno()):
-                raise BadImageError("the shard has changed since it was indexed; start again to index it again")
+                raise BadImageError("the shard has changed since it was indexed; start again")
             return _read(file, offset, size)
 
 

@@ -33,7 +33,7 @@ REASONS = {
     "text": "是文本，不是图片",
     "not base64": "不是 base64",
     "the row has no image": "这一行没有图片",
-    "the shard has changed since it was indexed; start again to index it anew": "分片在建索引之后变了，请重新开始",
+    "the shard has changed since it was indexed; start again": "分片在建索引之后变了，请重新开始",
     "the file has changed since its texts were read; start again": "文件在读过文本之后变了，请重新开始",
     "svg": "是 SVG，不是位图",
     "html": "是网页，不是图片",

@@ -77,6 +77,7 @@ def test_chunks_keep_the_order_and_lose_no_row(tmp_path):
         (" Text,TEXT,filename\n", "2 columns for `text` .' Text', 'TEXT'.. Rename the others, or name one: --columns"),
         ("text，filename\n", "separated by full-width commas"),
         ('{"text": "a"}\n', "no column `filename` .found: text"),
+        ("a,b\n", "no column `text` and no column `filename` .*Rename them, or name yours: --columns text=…"),
         ("[1]\n", "record 1: expected a record such as"),
         ('{"text": "a", "filename": "1.jpg"}\n{\n', "line 2 is not JSON"),
     ],

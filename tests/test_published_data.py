@@ -194,7 +194,10 @@ def test_columns_named_by_the_user_win_over_known_ones(data):
     path = lines(data / "t.csv", ["title,caption,file", "一,二,1.png"])
     rows = next(read_table(path, columns={"text": "caption", "filename": "file"}, only_required=True))
     assert rows.values.tolist() == [["二", "1.png"]]
-    with pytest.raises(ValueError, match="no column `nowhere` .found: title, caption, file.. See --columns"):
+    with pytest.raises(
+        ValueError,
+        match="no column `nowhere` .found: title, caption, file.. Name one of these: --columns text=…",
+    ):
         next(read_table(path, columns={"text": "nowhere"}))
 
 

@@ -191,8 +191,11 @@ def read_bytes(path: str, folder: str | None = None) -> bytes:
     except ValueError as error:
         raise BadImageError("bad_filename", str(error)) from None
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and has_entries(folder):
-            raise MissingImageError("no such file") from None
+        if isinstance(error, FileNotFoundError):
+            if has_entries(folder):
+                raise MissingImageError("no such file") from None
+            message = f"no such file, and the folder {folder} is missing, empty or unreadable; check its path and disk"
+            raise FileNotFoundError(error.errno, message, path) from None
         if error.errno in NOT_A_FILE:
             raise BadImageError("not_a_file", error.strerror) from None
         raise

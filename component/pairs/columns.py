@@ -88,7 +88,9 @@ def find_columns(
 def _find(path: str, found: Sequence[str], name: str, given: Mapping[str, str]) -> str | None:
     if name in given:
         if given[name] not in found:
-            raise ValueError(f"{path} has no column `{given[name]}` (found: {_listed(found)}). See --columns.")
+            raise ValueError(
+                f"{path} has no column `{given[name]}` (found: {_listed(found)}). Name one of these: {_option(name)}"
+            )
         return given[name]
     if name in found:
         _require_one(path, name, [column for column in found if column == name])
@@ -106,7 +108,7 @@ def _require_one(path: str, name: str, columns: Sequence[str]) -> None:
     if len(columns) > 1:
         raise ValueError(
             f"{path} has {len(columns)} columns for `{name}` ({', '.join(map(repr, columns))}). Rename the others, or "
-            f"name one: --columns {name}=…"
+            f"name one: {_option(name)}"
         )
 
 
@@ -115,11 +117,15 @@ def _raise_missing(path: str, missing: Sequence[str], required: Sequence[str], f
     if separators:
         hint = f"Its cells are separated by {separators[0]}; a CSV has commas between them."
     else:
-        hint = f"The first line must name the columns. Other names are told with --columns {missing[0]}=…"
+        hint = f"The first line must name the columns. Rename them, or name yours: {_option(missing[0])}"
     raise ValueError(
-        f"{path} has no column {', '.join(f'`{name}`' for name in missing)} (found: {_listed(found)}). "
+        f"{path} has no column {' and no column '.join(f'`{name}`' for name in missing)} (found: {_listed(found)}). "
         f"It needs the columns {', '.join(required)}. {hint}"
     )
+
+
+def _option(name: str) -> str:
+    return f"--columns {name}=… (in training: --set columns={name}=…)"
 
 
 def is_image_column(name: str) -> bool:

@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     clip.add_argument(
         "--min_similarity", type=number("a cosine", -1, 1), metavar="COSINE", help="least cosine, such as 0.2"
     )
-    clip.add_argument("--batch_size", type=whole_number("pairs"), default=64, help="(%(default)s)")
+    clip.add_argument("--batch_size", type=whole_number("pairs"), default=64, help="per forward pass (%(default)s)")
     clip.add_argument(
         "--histogram",
         type=output_file,

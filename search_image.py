@@ -26,14 +26,18 @@ def parse_args() -> argparse.Namespace:
     index = commands.add_parser("index", help="bring a gallery up to date: new, changed and deleted images")
     index.add_argument("--model", help="BertCLIP folder, such as output/demo/checkpoint-final")
     index.add_argument("--images", nargs="+", metavar="FOLDER", help="folders, image files, tables or .tar shards")
-    index.add_argument("--image_path", metavar="FOLDER", help="of the file names in tables (CSV, Parquet)")
+    index.add_argument("--image_path", metavar="FOLDER", help="of the images that tables (CSV, Parquet) name")
     index.add_argument(
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="names of files and folders to leave out"
     )
     index.add_argument("--forget", metavar="FOLDER", help="instead: remove all images below it from the gallery")
     index.add_argument("--batch_size", type=whole_number("images"), default=64, help="per forward pass (%(default)s)")
-    index.add_argument("--num_workers", type=whole_number("processes", 0, 1000), help="that decode; default: by cores")
-    index.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(%(default)s)")
+    index.add_argument(
+        "--num_workers", type=whole_number("processes", 0, 1000), help="processes that decode; default: by cores"
+    )
+    index.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the towers (%(default)s)"
+    )
     index.add_argument("--report", type=output_file, metavar="CSV", help="default: bad_images.csv in the gallery")
 
     query = commands.add_parser("query", help="print the images that fit best")
@@ -63,7 +67,9 @@ def parse_args() -> argparse.Namespace:
 
     export = commands.add_parser("export", help="write id, path and vector for other programs")
     export.add_argument("--format", choices=("parquet", "npy"), default="parquet", help="(%(default)s)")
-    export.add_argument("--output", required=True, type=output_file, metavar="FILE")
+    export.add_argument(
+        "--output", required=True, type=output_file, metavar="FILE", help="such as output/gallery.parquet"
+    )
 
     for command in commands.choices.values():
         command.add_argument("--gallery", required=True, metavar="FOLDER", help="folder of vectors and rows")

@@ -121,10 +121,11 @@ def log_next_steps(args) -> None:
         relative = os.path.relpath(path)
         return shlex.quote(path if relative.startswith("..") else relative)
 
-    model, gallery = (short(os.path.join(args.output_dir, name)) for name in ("checkpoint-final", "gallery"))
+    names = ("checkpoint-final", "similarity.html", "gallery")
+    model, page, gallery = (short(os.path.join(args.output_dir, name)) for name in names)
     images = short(args.image_path) if os.path.isdir(args.image_path or "") else "FOLDER"
     logger.info("the model is in %s. Next, compare images with texts, or search images in the browser:", model)
-    logger.info("python predict_similarity.py --model %s --html similarity.html", model)
+    logger.info("python predict_similarity.py --model %s --html %s", model, page)
     logger.info("python search_image.py index --model %s --images %s --gallery %s", model, images, gallery)
     logger.info("python search_image.py serve --gallery %s", gallery)
 

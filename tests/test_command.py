@@ -71,6 +71,25 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        (
+            predict_similarity,
+            ["--modle", "m"],
+            "unrecognized arguments: --modle; the following arguments are required",
+        ),
+        (evaluate_clip, ["--model", "m", "--test_files=t.csv"], "unrecognized arguments: --test_files; one of the"),
+        (filter_data, ["--image", "images"], "filter_data.py: the following arguments are required: --train_file"),
+    ],
+)
+def test_a_mistyped_required_option_is_named(script, words, message, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"{script.__name__}.py", *words])
+    with pytest.raises(SystemExit):
+        script.parse_args()
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script, name, text", CASES)
 def test_an_invalid_option_is_refused_in_one_line(folder, monkeypatch, capsys, script, name, text):
     before = sorted(folder.iterdir())

@@ -24,8 +24,20 @@ MOST = 2**31 - 1  # default upper limit of counts
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line: `filter_data.py: --min_side -5: expected a number …`."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
         message = message.removeprefix("argument ")
+        if message.endswith(" required") or " are required: " in message:
+            # argparse looks for missing options first, so that a mistyped `--modle` would only be a missing `--model`.
+            options = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+            unknown = [
+                word for word in options if not any(known.startswith(word) for known in self._option_string_actions)
+            ]
+            if unknown:
+                message = f"unrecognized arguments: {', '.join(unknown)}; {message}"
         if ": expected " in message:  # from the types below, whose messages begin with the value
             message = message.replace(": ", " ", 1)
         self.exit(2, f"{self.prog}: {one_line(message)} (see --help)\n")

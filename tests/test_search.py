@@ -206,6 +206,13 @@ def test_one_unreadable_item_never_stops_the_rest(index, folder, tmp_path, monke
     assert index().added == 1 and len(paths(Gallery(str(tmp_path / "gallery")))) == 24
 
 
+def test_a_folder_without_images_is_named_as_such(index, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").write_text("a")
+    report = index(tmp_path / "empty")
+    assert "no image was found" in index_summary(report, Gallery(str(tmp_path / "gallery")))
+
+
 def test_skipped_files_are_counted(index, folder, caplog):
     image = folder / "blue" / "0.png"
     for name in ("a.HEIC", "b.jxl", "@eaDir/c.png", ".Trash-1000/c.png", "#recycle/c.png", "lost+found/c.png",

@@ -67,6 +67,8 @@ def index_summary(report: IndexReport, gallery: Gallery) -> str:
     parts = [f"{count:,} {what}" for what, count in numbers.items() if count or what == "added"]
     counts, folder = gallery.counts(), shown_path(gallery.folder)
     lines = [f"{counts['images']:,} images in {folder}: {', '.join(parts)}"]
+    if not counts["images"] and not report.bad_images and not report.unreadable:
+        lines.append("no image was found: --images takes folders, image files, tables and .tar shards")
     if report.passed_over:
         lines.append("passed over: " + ", ".join(f"{count:,} {what}" for what, count in report.passed_over.items()))
     for path, reason in list(report.unreadable.items())[:3]:

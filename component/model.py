@@ -48,16 +48,20 @@ class GroupedOutput(ModelOutput):
     logit_bias: Tensor | None = None
 
 
-class _LoadsQuietly:
-    """Mixin whose `from_pretrained` shows no progress bar."""
+class _Quiet:
+    """Mixin whose weights are loaded and saved without a progress bar."""
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         with no_progress_bars():
             return super().from_pretrained(*args, **kwargs)
 
+    def save_pretrained(self, *args, **kwargs):
+        with no_progress_bars():
+            return super().save_pretrained(*args, **kwargs)
 
-class BertCLIPTextModel(_LoadsQuietly, BertCLIPPreTrainedModel):
+
+class BertCLIPTextModel(_Quiet, BertCLIPPreTrainedModel):
     """The text tower of a BertCLIP folder. `forward` is BertModel's, and cuts texts that are too long."""
 
     config_class = BertCLIPTextConfig
@@ -102,7 +106,7 @@ class BertCLIPTextModel(_LoadsQuietly, BertCLIPPreTrainedModel):
         )
 
 
-class BertCLIPModel(_LoadsQuietly, modeling_bertclip.BertCLIPModel):
+class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
     """CLIP with a Chinese BERT as text tower (LiT, arXiv:2111.07991), with what training adds.
 
     The architecture is in `modeling_bertclip`, the module that is saved with the weights.

@@ -284,6 +284,13 @@ def test_vision_tower_alone(bert_clip_path, model, batch):
     assert torch.equal(ours.pooler_output, theirs.pooler_output)
 
 
+def test_saving_and_loading_show_no_progress_bars(model, tmp_path, capfd):
+    capfd.readouterr()
+    model.save_pretrained(tmp_path)
+    BertCLIPModel.from_pretrained(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_saving_and_loading_keeps_every_weight(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = BertCLIPModel.from_pretrained(tmp_path).state_dict()

@@ -261,7 +261,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Hide transformers' bar "Loading weights", which is gone in a second."""
+    """Hide transformers' bars "Loading weights" and "Writing model shards", which are gone in a second."""
     enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -1,6 +1,7 @@
 """Decoding an image file: what is refused, what it may cost, and that training, filter and download agree."""
 
 import errno
+import gc
 import io
 import os
 import random
@@ -530,6 +531,17 @@ def resized_tiff(tags: dict[int, int]) -> bytes:
 )
 def test_too_many_pixels_are_refused_before_memory_is_allocated(content):
     assert verdict(load_image, content) == verdict(check_image, content) == "too_many_pixels"
+
+
+@pytest.mark.parametrize("edge", [None, 16])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_no_verdict_keeps_the_image_in_memory(kind, edge):
+    size = (1511, 307)  # of no other image in this process
+    content = encoded(Image.effect_noise(size, 50).convert("RGB"), kind)
+    with pytest.raises(BadImageError) as kept:
+        decode(content[: len(content) * 2 // 3], edge)
+    assert not [thing for thing in gc.get_objects() if issubclass(type(thing), Image.Image) and thing.size == size]
+    assert kept.value.reason
 
 
 def test_tags_that_share_their_values_take_no_memory():

@@ -1,6 +1,8 @@
 """The server of a gallery: what it answers, to whom, and what it refuses."""
 
 import concurrent.futures
+import contextlib
+import gc
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import subprocess
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from component.image import load
 from component.search import serving
 from component.search.open import open_searcher
 from component.search.query import Query
-from component.search.question import MAX_BODIES
+from component.search.question import MAX_BODIES, Question
 
 pytest_plugins = ["galleries"]
 
@@ -258,7 +261,67 @@ def test_many_uploads_of_large_images_are_decoded_one_at_a_time(server, monkeypa
     assert all(answer.ok for answer in answers) and most == [1]
 
 
+@pytest.mark.parametrize(
+    "image", [b"no image", encoded(Image.new("L", (500, 500)), "PNG")[:100]], ids=["not an image", "damaged"]
+)
+def test_an_image_that_is_refused_does_not_stay_in_memory(server, image):
+    address = server()
+    gc.collect()
+    gc.disable()  # as between two of its collections
+    try:
+        assert ask(address, "search", {"top_k": 1}, image).status_code == 400
+        end = time.monotonic() + 5  # for the thread that answered to leave its frames
+        while any(type(thing) is Question for thing in gc.get_objects()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+
+
 # ---- the script ----
+
+
+@contextlib.contextmanager
+def running_script(gallery, port: int) -> Iterator[subprocess.Popen]:
+    command = python("search_image.py", "serve", "--gallery", gallery, "--port", port, "--device", "cpu")
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT, text=True)
+    try:
+        assert server.stdout.readline().startswith(f"Open http://127.0.0.1:{port}/ ")
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def memory(server: subprocess.Popen, key: str) -> int:
+    """Bytes that a process takes: VmRSS now, VmHWM at the most so far."""
+    with open(f"/proc/{server.pid}/status") as file:
+        (line,) = (line for line in file if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells the peak of a process")
+def test_huge_images_posted_at_once_take_no_more_memory_than_one_may(index, tmp_path):
+    index()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    huge = encoded(Image.new("L", (9400, 9400)), "PNG")
+    cut = huge[: len(huge) * 2 // 3]
+    with running_script(tmp_path / "gallery", port) as server, concurrent.futures.ThreadPoolExecutor(12) as pool:
+
+        def post(images: list[bytes], origin: str) -> set[int]:
+            headers = {"Origin": origin, "Sec-Fetch-Site": "same-origin" if origin == address else "cross-site"}
+            answers = pool.map(lambda image: ask(address, "search", {"top_k": 1}, image, **headers), images)
+            return {answer.status_code for answer in answers}
+
+        assert post([encoded(Image.new("L", (50, 50)), "PNG")], address) == {200}
+        before = memory(server, "VmHWM")
+        assert post([huge] * 12, "http://evil.example") == {403}
+        assert memory(server, "VmHWM") - before < 2**24
+        assert post([huge, cut] * 6, address) == {200, 400}
+        assert memory(server, "VmHWM") - before < load.MAX_DECODE_BYTES
+        assert memory(server, "VmRSS") - before < 2**27  # goes back to the system
 
 
 def test_the_running_server_answers_a_query_and_ends_at_once(index, folder, tmp_path):
@@ -268,10 +331,7 @@ def test_the_running_server_answers_a_query_and_ends_at_once(index, folder, tmp_
         port = sock.getsockname()[1]
         taken = run_python("search_image.py", "serve", "--gallery", gallery, "--port", port)
         assert taken.returncode == 2 and "cannot be used" in taken.stderr and "Open http" not in taken.stdout
-    command = python("search_image.py", "serve", "--gallery", gallery, "--port", port, "--device", "cpu")
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT, text=True)
-    try:
-        assert server.stdout.readline().startswith(f"Open http://127.0.0.1:{port}/ ")
+    with running_script(gallery, port) as server:
         image = folder / "blue" / "0.png"
         query = ["search_image.py", "query", "--gallery", gallery, "--image", image, "--json", tmp_path / "a.json"]
         done = run_python("-X", "importtime", *query)
@@ -289,6 +349,3 @@ def test_the_running_server_answers_a_query_and_ends_at_once(index, folder, tmp_
         server.wait(timeout=30)
         assert time.monotonic() - started < 10 and not (gallery / "serve.json").exists()
         half_open.close()
-    finally:
-        server.kill()
-        server.wait()

@@ -121,7 +121,12 @@ def decode(
     if edge is not None and format_of(content) == "JPEG":
         with suppress(BadImageError):  # libjpeg does not scale a lossless JPEG, for example
             return _decode(content, stills_only, ("L" if grey else None, (edge, edge)))
-    return _decode(content, stills_only)
+    try:
+        return _decode(content, stills_only)
+    except BadImageError as error:
+        # The frames in its traceback and in that of Pillow's error hold the image, as long as the error is kept.
+        error.__context__ = None
+        raise error.with_traceback(None) from None
 
 
 def _decode(content: bytes, stills_only: bool, draft: tuple | None = None) -> DecodedImage:

@@ -4,9 +4,9 @@ Images are addressed by the digest of their content, so no path is part of a URL
 gallery is never shown for another on the same port. starlette is imported here, in `guard` and in `question`.
 """
 
-import gc
 import os
 import threading
+import traceback
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,14 +51,10 @@ def make_app(searcher: Searcher, access: Access = _LOCAL):
         async def endpoint(request: Request) -> Response:
             try:
                 return await answer(request)
-            except Refused as error:
-                return refusal(error)
-            except BadImageError as error:
-                return refusal(Refused(400, error.reason, one_line(error)))
-            except ValueError as error:
-                return refusal(Refused(400, "question", one_line(error)))
-            except OSError as error:  # the gallery has been locked for too long
-                return refusal(Refused(503, "busy", one_line(error)))
+            except (Refused, ValueError, OSError) as error:
+                # A future of another thread and this error refer to each other; the frames hold the uploaded image.
+                traceback.clear_frames(error.__traceback__)
+                return refusal(_refused(error))
 
         return endpoint
 
@@ -108,6 +104,17 @@ def make_app(searcher: Searcher, access: Access = _LOCAL):
     )
     app.router.redirect_slashes = False
     return Guard(app, access)
+
+
+def _refused(error: Refused | ValueError | OSError) -> Refused:
+    """The response that an error becomes."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, BadImageError):
+        return Refused(400, error.reason, one_line(error))
+    if isinstance(error, ValueError):
+        return Refused(400, "question", one_line(error))
+    return Refused(503, "busy", one_line(error))  # the gallery has been locked for too long
 
 
 class _Answers:
@@ -194,8 +201,4 @@ class _Answers:
     def _decode(self, content: bytes) -> Image.Image:
         with self._decoding:
             image = decode(content, edge=_QUERY_EDGE).rgb
-            factor = min(image.size) // _QUERY_EDGE
-            if factor > 1:
-                image = image.reduce(factor)
-                gc.collect()  # Pillow's images are in reference cycles, and large ones take hundreds of megabytes
-            return image
+            return image.reduce(max(1, min(image.size) // _QUERY_EDGE))

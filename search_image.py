@@ -15,6 +15,7 @@ from component.ground.command import (
     unicode_text,
     whole_number,
 )
+from component.pairs.columns import columns_option
 
 PORT = 8642
 
@@ -27,6 +28,12 @@ def parse_args() -> argparse.Namespace:
     index.add_argument("--model", help="BertCLIP folder, such as output/demo/checkpoint-final")
     index.add_argument("--images", nargs="+", metavar="FOLDER", help="folders, image files, tables or .tar shards")
     index.add_argument("--image_path", metavar="FOLDER", help="of the images that tables (CSV, Parquet) name")
+    index.add_argument(
+        "--columns",
+        type=columns_option,
+        metavar="NAMES",
+        help="names of the columns of tables, such as text=caption,filename=image",
+    )
     index.add_argument(
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="names of files and folders to leave out"
     )
@@ -112,7 +119,7 @@ def run_index(args: argparse.Namespace) -> int:
         gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model),
         tqdm(unit=" images", desc="index", disable=not is_first) as bar,
     ):
-        sources = Sources(args.images, args.image_path, args.exclude)
+        sources = Sources(args.images, args.image_path, args.exclude, args.columns)
         progress = Progress(on_total=bar.reset, on_batch=bar.update)
         report = update(gallery, *model, sources, Loading(args.batch_size, args.num_workers), progress)
         if is_first:

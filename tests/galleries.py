@@ -28,8 +28,8 @@ def folder(tmp_path):
 def index(bert_clip_path, folder, tmp_path):
     """Index sources, by default `folder`, into `tmp_path / gallery`."""
 
-    def index(*sources, gallery="gallery", batch_size=5, image_path=None, exclude=()):
-        found = Sources([str(source) for source in sources or [folder]], image_path, exclude)
+    def index(*sources, gallery="gallery", batch_size=5, image_path=None, exclude=(), columns=None):
+        found = Sources([str(source) for source in sources or [folder]], image_path, exclude, columns)
         with gallery_to_write(str(tmp_path / gallery), bert_clip_path, "cpu") as opened:
             return update(*opened, found, Loading(batch_size, num_workers=0))
 

@@ -18,7 +18,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python, write_csv
 from PIL import Image
 
 import search_image
@@ -26,6 +26,7 @@ from component.checkpoint import load_checkpoint, save_checkpoint
 from component.embedding import embed_images
 from component.ground.file_state import FileState
 from component.hub.identity import weights_digest
+from component.image.load import BadImageError
 from component.report.search import index_summary
 from component.search.approximate import APPROXIMATE_INDEX, open_index
 from component.search.export import export_gallery
@@ -35,7 +36,7 @@ from component.search.presence import absence_threshold
 from component.search.query import Filter, Query
 from component.search.rows import ImageFile
 from component.search.searcher import Searcher
-from component.search.thumbnails import thumbnail
+from component.search.thumbnails import original, thumbnail
 from component.search.writer import GalleryWriter
 
 pytest_plugins = ["galleries"]
@@ -270,6 +271,37 @@ def test_tables_and_shards(index, data, tmp_path):
     gallery = Gallery(str(tmp_path / "gallery"))
     assert str(tmp_path / "a.tar" / "2.png") in paths(gallery)
     assert index(data / "train.csv", tmp_path / "a.tar", image_path=str(data / "images")).unchanged == 11
+
+
+def test_the_columns_of_a_table_may_have_other_names(index, data, tmp_path):
+    rows = [(f"{number}.png", "words") for number in range(3)]
+    table = write_csv(tmp_path / "a.csv", rows, header=("file", "what"))
+    with pytest.raises(ValueError, match="--columns"):
+        index(table, image_path=str(data / "images"))
+    assert index(table, image_path=str(data / "images"), columns={"filename": "file", "text": "what"}).added == 3
+    images = list(Gallery(str(tmp_path / "gallery")).images())
+    assert {image.path for image in images} == {str(data / "images" / name) for name, _ in rows}
+    assert {image.file.caption for image in images} == {"words"}
+
+
+def test_images_inside_a_parquet_table_are_indexed(index, data, tmp_path):
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    contents = [(data / "images" / f"{number}.png").read_bytes() for number in range(5)] + [None]
+    captions = [f"caption {number}" for number in range(6)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": captions, "image": contents}), path, row_group_size=2)
+    report = index(path)
+    assert (report.added, report.bad_images) == (5, {f"{path}/2/1": "the row has no image"})
+    images = {image.path: image for image in Gallery(str(tmp_path / "gallery")).images()}
+    third = images[f"{path}/1/0"]
+    assert original(third) == contents[2] and third.file.caption == "caption 2"
+    assert index(path).unchanged == 5
+    pyarrow.parquet.write_table(pyarrow.table({"text": captions[:3], "image": contents[:3]}), path)
+    with pytest.raises(BadImageError, match="changed"):
+        original(third)
+    report = index(path)
+    assert (report.added, len(paths(Gallery(str(tmp_path / "gallery"))))) == (3, 3)
 
 
 def test_the_vectors_are_those_of_the_model(searcher, bert_clip_path):

@@ -3,7 +3,7 @@
 Shapes: B images, D projection width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Sources:
     paths: Sequence[str]
     image_path: str | None = None
     exclude: Sequence[str] = ()
+    columns: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def update(
     state, report = PartialState(), IndexReport()
     new: list[ImageFile] = []
     if state.is_main_process:
-        new = settle(gallery, scan(sources.paths, sources.image_path, sources.exclude), report)
+        new = settle(gallery, scan(sources.paths, sources.image_path, sources.exclude, sources.columns), report)
         progress.on_total(len(new))
     shared = [new]
     broadcast_object_list(shared)

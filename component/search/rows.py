@@ -1,5 +1,6 @@
 """rows.sqlite of a gallery: the tables, the two dataclasses that a row becomes, and the errors of SQLite in words."""
 
+import functools
 import hashlib
 import json
 import os
@@ -8,10 +9,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from component.ground.file_state import FileState
 from component.image.load import BadImageError, read_bytes
 from component.pairs.shards import Shard
+
+if TYPE_CHECKING:
+    from component.pairs.parquet import ParquetImages
 
 FORMAT = 2
 PRESENT, DELETED, ABSENT = 0, 1, 2  # ABSENT: not found, but perhaps only because its disk is away
@@ -53,9 +58,10 @@ class ImageFile:
     """An image on disk, before it is read.
 
     Attributes:
-        path: absolute, as shown in results; of a member of a shard `shard.tar/member`.
-        state: of the file, or of the shard that holds it; of rows of format 1 only size and mtime_ns.
-        shard, locator: of a member of a shard, the path of the shard and the position in it; else None.
+        path: absolute, as shown in results; inside another file `shard.tar/member` or `table.parquet/group/row`.
+        state: of the file, or of the one that holds it; of rows of format 1 only size and mtime_ns.
+        shard, locator: of an image inside a shard or a Parquet table, the path of that file and the position in it;
+            else None.
         caption: from the table or shard that names the image.
     """
 
@@ -66,18 +72,28 @@ class ImageFile:
     caption: str = ""
 
     def read(self) -> bytes:
-        """The content of the image. Raises BadImageError (also for a changed shard), OSError or MemoryError."""
+        """The content of the image. Raises BadImageError (also if `shard` has changed), OSError or MemoryError."""
         if self.shard is not None:
             state = FileState.of(self.shard)
             if not is_same_state(state, self.state):
-                raise BadImageError("changed", "the shard has changed since it was indexed; index it again")
-            return Shard(self.shard, state).read(self.locator)
+                raise BadImageError("changed", f"{self.shard} has changed since it was indexed; index it again")
+            return _store(self.shard, state).read(self.locator)
         return read_bytes(self.path)
 
     def is_unchanged(self, known: "ImageFile") -> bool:
         """Whether this is the file that was `known`, judged without reading it."""
         same_source = (self.shard, self.locator) == (known.shard, known.locator)
         return same_source and is_same_state(self.state, known.state)
+
+
+@functools.lru_cache(maxsize=64)  # finding the column of images opens the Parquet file
+def _store(path: str, state: FileState) -> "Shard | ParquetImages":
+    # These import pandas, which a query does not need.
+    from component.pairs.parquet import ParquetImages, image_column
+    from component.pairs.table_files import Kind, kind_of
+
+    is_parquet = kind_of(path) is Kind.PARQUET
+    return ParquetImages(path, state, image_column(path)) if is_parquet else Shard(path, state)
 
 
 def is_same_state(found: FileState, known: FileState) -> bool:

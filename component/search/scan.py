@@ -1,16 +1,16 @@
-"""Folders, tables and shards → the image files in them; no image is read."""
+"""Folders, tables and shards → the images in them; no image is read."""
 
 import fnmatch
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from component.ground.file_state import FileState
 from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, is_image_name
+from component.pairs.image_stores import ImageFolder
 from component.pairs.paths import image_file
-from component.pairs.shards import Shard
-from component.pairs.sources import read_pair_files
+from component.pairs.sources import needs_folder, read_pair_files
 from component.pairs.table_files import expand, is_shard
 from component.search.gallery import ROWS, VECTORS
 from component.search.rows import ImageFile
@@ -64,7 +64,12 @@ class Found:
             self.files[path] = ImageFile(path, state, caption=caption)
 
 
-def scan(sources: Sequence[str], image_path: str | None = None, exclude: Sequence[str] = ()) -> Found:
+def scan(
+    sources: Sequence[str],
+    image_path: str | None = None,
+    exclude: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Found:
     """Find every image once, in order.
 
     Args:
@@ -74,6 +79,7 @@ def scan(sources: Sequence[str], image_path: str | None = None, exclude: Sequenc
         image_path: the folder that the file names in tables are relative to.
         exclude: patterns such as `*.tmp.jpg` of file and folder names to leave out, besides DEFAULT_EXCLUDES; a
             pattern with a slash is compared with the path relative to the source.
+        columns: of tables, see `read_table`.
 
     Raises:
         ValueError: a source is neither of these, or a table or shard cannot be read.
@@ -86,14 +92,14 @@ def scan(sources: Sequence[str], image_path: str | None = None, exclude: Sequenc
             _scan_folder(path, (*DEFAULT_EXCLUDES, *exclude), found)
         elif not os.path.isfile(source):
             found.missing.append(path)
-        elif is_shard(source):
-            found.roots.append(Root(path, is_complete=True))
-            _scan_pairs(source, None, found)
-        elif source.lower().endswith((".csv", ".csv.gz", ".parquet")):
-            if image_path is None:
+        elif is_shard(source) or source.lower().endswith((".csv", ".csv.gz", ".parquet")):
+            if not needs_folder(source, columns):  # the file holds its images
+                found.roots.append(Root(path, is_complete=True))
+            elif image_path is not None:
+                found.roots.append(Root(os.path.abspath(image_path), is_complete=False))
+            else:
                 raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
-            found.roots.append(Root(os.path.abspath(image_path), is_complete=False))
-            _scan_pairs(source, image_path, found)
+            _scan_pairs(source, image_path, columns, found)
         elif is_image_name(source):
             found.roots.append(Root(path, is_complete=True))
             found.add(path)
@@ -141,16 +147,16 @@ def _first_match(root: str, path: str, patterns: Sequence[str]) -> str | None:
     return next((p for p in patterns if fnmatch.fnmatch(inside if "/" in p else name, p.rstrip("/"))), None)
 
 
-def _scan_pairs(file: str, image_path: str | None, found: Found) -> None:
-    for source, chunk in read_pair_files(file, image_path):
+def _scan_pairs(file: str, image_path: str | None, columns: Mapping[str, str] | None, found: Found) -> None:
+    for store, chunk in read_pair_files(file, image_path, columns):
         for locator, caption in zip(chunk["filename"].tolist(), chunk["text"].tolist(), strict=True):
-            if isinstance(source, Shard):
-                shard = os.path.abspath(source.path)
-                path = os.path.join(shard, source.filename(locator)[len(source.path) + 1 :])
-                found.files.setdefault(path, ImageFile(path, source.state, shard, locator, caption))
+            if not isinstance(store, ImageFolder):
+                shard = os.path.abspath(store.path)
+                path = os.path.join(shard, store.filename(locator)[len(store.path) + 1 :])
+                found.files.setdefault(path, ImageFile(path, store.state, shard, locator, caption))
                 continue
             try:
-                path = image_file(source.path, locator)
+                path = image_file(store.path, locator)
             except ValueError:  # a name that leads out of the folder
                 continue
             found.add(os.path.abspath(path), caption)

@@ -19,16 +19,12 @@ def usable_cores(root: str = "/") -> int:
     return max(1, min(cores, math.ceil(min(_quotas(Path(root)), default=cores))))
 
 
-def limit_threads(at_most: int | None = None) -> None:
-    """Let torch compute with `usable_cores` threads at most, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set.
-
-    Args:
-        at_most: a lower limit.
-    """
+def limit_threads() -> None:
+    """Let torch compute with `usable_cores` threads at most, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set."""
     import torch  # not at the top: the download needs the number of cores, but not torch
 
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
-        torch.set_num_threads(min(torch.get_num_threads(), at_most or usable_cores()))
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -23,8 +23,6 @@ from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
 from component.training.shared_work import SharedWork
 
-# Kernels of such a tower take microseconds: on a busy machine, threads mostly wait for each other.
-SMALL_TOWER = 256  # hidden size of the text tower
 WHOLE_TEXTS = 2**31  # tokens: longer than any text
 
 
@@ -51,8 +49,6 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
             args.clip_pretrain_path, args.bert_pretrain_path, text_pooling=args.text_pooling or "pooler"
         )
         model.ancestors = []
-    if model.config.text_config.hidden_size <= SMALL_TOWER:
-        limit_threads(1)
     model.set_loss(args.loss_type)
     if args.trainable_vision_blocks is not None:
         model.lock_vision(args.trainable_vision_blocks)

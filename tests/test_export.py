@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from conftest import CAPTIONS, ENVIRONMENT, EVERY_TRANSFORMERS
 from PIL import Image
 from safetensors.torch import load_file
@@ -156,6 +157,8 @@ def test_a_dual_encoder_is_loaded_whole_without_this_repository(environment, ber
 @pytest.mark.parametrize("start", ["cls_path", "chinese_clip_path"])
 def test_a_chinese_clip_is_loaded_without_this_repository(environment, start, request, exported, images, tmp_path):
     """Cropped images and squeezed ones. get_text_features of transformers 4.57 fails for every Chinese-CLIP."""
+    if not environment and transformers.__version__.startswith("5.17."):
+        pytest.skip("AutoImageProcessor of transformers 5.17 needs torchvision")
     path = request.getfixturevalue(start)
     images[0].save(tmp_path / "a.png")
     code = (

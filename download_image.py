@@ -3,28 +3,19 @@
 import argparse
 import contextlib
 import os
-import re
 import sys
 
 from component.ground.command import (
     Parser,
-    expected,
     number,
     output_file,
     output_folder,
+    part,
     run_script,
     share,
     whole_number,
 )
 from component.pairs.columns import columns_option
-
-
-def part(text: str) -> tuple[int, int]:
-    """Type of an option: i/n, the i-th of n parts, counted from 1."""
-    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise expected(text, "a part such as 1/4; four machines take 1/4, 2/4, 3/4 and 4/4")
-    return int(match[1]), int(match[2])
 
 
 def parse_args() -> argparse.Namespace:

@@ -90,6 +90,18 @@ def number(what: str, least: float = -math.inf, most: float = math.inf, above: f
 share = number("a share", 0, 1)
 
 
+def part(text: str) -> tuple[int, int]:
+    """Option type: i/n, the i-th of n parts, counted from 1.
+
+    >>> part("1/4")
+    (1, 4)
+    """
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise expected(text, "a part such as 1/4; four machines take 1/4, 2/4, 3/4 and 4/4")
+    return int(match[1]), int(match[2])
+
+
 def output_file(text: str) -> str:
     """Option type: a file that can be written."""
     if not text:

@@ -106,6 +106,13 @@ class CLIPTrainingArguments(TrainingArguments):
             "help": "Lock the vision tower (LiT). false: train it; last_n_blocks:k: train only its last k blocks."
         },
     )
+    freeze_visual_projection: bool = field(
+        default=False,
+        metadata={
+            "help": "Lock visual_projection too: the model embeds images as it did before the training, and a gallery "
+            "of them stays valid."
+        },
+    )
     lora_rank: int | None = field(
         default=None,
         metadata={

@@ -23,6 +23,7 @@ from component.configuration import BertCLIPConfig, BertCLIPTextConfig
 from component.hub.pretrained import (
     IMAGE_TOWER,
     TEXT_TOWER,
+    Use,
     check_pretrained,
     load_pretrained,
     loading,
@@ -136,7 +137,12 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, clip_path: str, bert_path: str, dtype: torch.dtype = torch.float32, text_pooling: str = "pooler"
+        cls,
+        clip_path: str,
+        bert_path: str,
+        dtype: torch.dtype = torch.float32,
+        text_pooling: str = "pooler",
+        image_use: Use = IMAGE_TOWER,
     ) -> "BertCLIPModel":
         """Pair two pretrained folders (or hub names) for training.
 
@@ -149,11 +155,12 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             bert_path: a BERT with any head.
             dtype: of all parameters. fp32 by default, which AdamW needs, whatever the folders hold.
             text_pooling: see `BertCLIPConfig`.
+            image_use: IMAGE_HALF if visual_projection may not be new.
 
         Raises:
             ValueError: a folder does not exist, is damaged or incomplete, or holds another kind of model.
         """
-        clip_source = check_pretrained(clip_path, IMAGE_TOWER)
+        clip_source = check_pretrained(clip_path, image_use)
         has_pooler = text_pooling == "pooler"
         bert, new_in_bert = load_pretrained(
             BertModel, bert_path, TEXT_TOWER, dtype=dtype, add_pooling_layer=has_pooler
@@ -170,9 +177,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         model = cls._from_config(config, dtype=dtype)
         # The names of a single vision tower's weights have no prefix "vision_model.".
         prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
-        clip, new_in_clip = load_pretrained(
-            cls, clip_path, IMAGE_TOWER, config=config, dtype=dtype, key_mapping=prefix
-        )
+        clip, new_in_clip = load_pretrained(cls, clip_path, image_use, config=config, dtype=dtype, key_mapping=prefix)
         weights = {f"text_model.{name}": value for name, value in bert.state_dict().items() if name not in new_in_bert}
         for name, value in clip.state_dict().items():
             if not name.startswith("text_model.") and name not in new_in_clip:
@@ -180,11 +185,12 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         model.load_state_dict(weights, strict=False)
         return model
 
-    def lock_vision(self, trainable_blocks: int = 0):
+    def lock_vision(self, trainable_blocks: int = 0, projection: bool = False):
         """Freeze the vision tower: no gradient, no optimizer state, always in eval mode.
 
         Args:
             trainable_blocks: number of last encoder blocks that stay unlocked, together with post_layernorm.
+            projection: freeze visual_projection too, so that image embeddings never change.
 
         Raises:
             ValueError: the tower has fewer blocks.
@@ -197,6 +203,8 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             self._locked = [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:-trainable_blocks]]
         else:
             self._locked = [tower]
+        if projection:
+            self._locked.append(self.visual_projection)
         for module in self._locked:
             module.requires_grad_(False)
         self.train(self.training)

@@ -31,6 +31,7 @@ from component.report.search import index_summary
 from component.search.approximate import APPROXIMATE_INDEX, open_index
 from component.search.export import export_gallery
 from component.search.gallery import ROWS, VECTORS, Gallery, is_gallery
+from component.search.index import Loading, Sources, update
 from component.search.open import gallery_to_write, open_searcher
 from component.search.presence import absence_threshold
 from component.search.query import Filter, Query
@@ -386,13 +387,61 @@ def test_a_gallery_of_the_last_version_still_answers_and_is_refused_to_other_wei
         open_searcher(str(tmp_path / "gallery"), str(tmp_path / "other"))
 
 
-def test_another_tokenizer_with_the_same_weights_is_refused(index, tmp_path, bert_clip_path):
-    index()
+def with_another_text_half(bert_clip_path, folder) -> str:
+    """A model with the same image half, as training with freeze_visual_projection makes it."""
     model, processor = load_checkpoint(bert_clip_path)
-    processor.tokenizer.add_tokens(["小狗"])
-    save_checkpoint(model, processor, str(tmp_path / "other"))
-    with pytest.raises(ValueError, match="(the tokenizer)"):
-        open_searcher(str(tmp_path / "gallery"), str(tmp_path / "other"))
+    with torch.no_grad():
+        model.text_projection.weight.neg_()
+    processor.tokenizer.model_max_length = 7
+    save_checkpoint(model, processor, str(folder))
+    return str(folder)
+
+
+def test_another_text_half_searches_the_old_gallery_and_says_so(index, tmp_path, bert_clip_path):
+    index()
+    other, gallery = with_another_text_half(bert_clip_path, tmp_path / "other"), tmp_path / "gallery"
+    GalleryWriter(str(gallery)).note(absence_threshold=0.0)
+    before, after = open_searcher(str(gallery)), open_searcher(str(gallery), other)
+    ask = ["query", "--gallery", gallery, "--text", "红色的圆", "--json", tmp_path / "answers.json", "--device", "cpu"]
+    done = run_python("search_image.py", *ask, "--model", other)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 0 and "another text half (the weights of the text half; model_max_length" in line
+    (answer,) = json.loads((tmp_path / "answers.json").read_text()).values()
+    rows = after.gallery.vectors().astype(np.float32) @ after.embed(Query(["红色的圆"])).numpy()
+    assert [hit["id"] for hit in answer["hits"]] == list(rows.argsort()[::-1][:10])
+    assert before.answer(Query(["红色的圆"])).probably_absent
+    assert answer["probably_absent"] is None  # the threshold was measured with the texts of the former model
+
+
+def test_indexing_with_another_text_half_keeps_the_vectors_and_takes_its_texts(
+    index, folder, tmp_path, bert_clip_path, caplog
+):
+    index()
+    path = str(tmp_path / "gallery")
+    GalleryWriter(path).note(absence_threshold=0.0)
+    vectors, about = Gallery(path).vectors().tobytes(), Gallery(path).about
+    other = with_another_text_half(bert_clip_path, tmp_path / "other")
+    with gallery_to_write(path, other, "cpu") as opened:
+        report = update(*opened, Sources([str(folder)]), Loading(5, 0))
+    assert report.unchanged == 24 and report.added == 0 and "belongs to this model from now on" in caplog.text
+    now = Gallery(path)
+    assert now.vectors().tobytes() == vectors and now.about["model"] == other
+    assert now.about["absence_threshold"] is None  # measured again: these images are too much alike to judge
+    assert now.about["random_texts"] != about["random_texts"]
+    caplog.clear()
+    open_searcher(path)
+    assert not caplog.text
+
+
+def test_an_image_half_that_is_kept_in_fp32_with_the_values_of_fp16_is_the_same(folder, tmp_path, bert_clip_path):
+    model, processor = load_checkpoint(bert_clip_path)
+    save_checkpoint(model.half(), processor, str(tmp_path / "half"))
+    save_checkpoint(model.float(), processor, str(tmp_path / "single"))
+    with gallery_to_write(str(tmp_path / "gallery"), str(tmp_path / "half"), "cpu"):
+        pass
+    open_searcher(str(tmp_path / "gallery"), str(tmp_path / "single"))
+    with pytest.raises(ValueError, match="the weights of the image half"):
+        open_searcher(str(tmp_path / "gallery"), bert_clip_path)
 
 
 def test_the_second_of_two_writers_gets_an_error(index, tmp_path, bert_clip_path):

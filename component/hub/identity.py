@@ -4,8 +4,10 @@ Caches, galleries, runs and blends compare identities, never paths: two models a
 settings in config.json, and what prepares their input (image processor or tokenizer) are the same.
 """
 
+import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,10 +57,10 @@ class ModelIdentity:
         """The identity that `to_dict` gave. Raises TypeError or KeyError for anything else."""
         return cls(Half(**content["image"]), Half(**content["text"]))
 
-    def differences(self, other: "ModelIdentity") -> list[str]:
+    def differences(self, other: "ModelIdentity", halves: Sequence[str] = ("image", "text")) -> list[str]:
         """What differs in `other`, each as a phrase: "hidden_act of the text tower was gelu, is relu"."""
         found = []
-        for name in ("image", "text"):
+        for name in halves:
             half, other_half = getattr(self, name), getattr(other, name)
             if half.weights != other_half.weights:
                 found.append(f"the weights of the {name} half")
@@ -101,6 +103,21 @@ def half_digests(model: nn.Module) -> tuple[str, str]:
             (model.text_model, model.text_projection),
         )
     )
+
+
+def image_digests(model: nn.Module) -> list[str]:
+    """Digests of the image half in each precision that holds its weights exactly.
+
+    Training from a checkpoint in fp16 saves a locked image half in fp32, with the same values.
+    """
+    half = nn.ModuleList([model.vision_model, model.visual_projection])
+    digests = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        other = copy.deepcopy(half).to(dtype)
+        pairs = zip(half.parameters(), other.parameters(), strict=True)
+        if all(torch.equal(before, after.to(before.dtype)) for before, after in pairs):
+            digests.append(weights_digest(other))
+    return digests
 
 
 def weights_digest(module: nn.Module, *settings: Any) -> str:

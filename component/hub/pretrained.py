@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import huggingface_hub
@@ -67,6 +67,11 @@ IMAGE_TOWER = Use(
     instead="A CLIP with its image tower works (model_type clip), such as openai/clip-vit-base-patch32.",
     needed=r"vision_model\.|visual_projection\.|logit_scale",
     renewable=r"visual_projection\.|logit_scale",
+)
+IMAGE_HALF = replace(
+    IMAGE_TOWER,
+    name="a CLIP whose image vectors can stay the same (freeze_visual_projection)",
+    renewable="logit_scale",
 )
 BERT_CLIP = Use(
     name="a BertCLIP checkpoint",

@@ -75,6 +75,12 @@ def check_model(args) -> None:
         raise ValueError(
             f"`freeze_vision` is {args.freeze_vision!r}; expected true, false, or last_n_blocks:k with k from 1."
         )
+    if args.freeze_visual_projection and args.freeze_vision is not True:
+        raise ValueError(
+            "`freeze_visual_projection` is for image vectors that stay the same, but with freeze_vision "
+            f"{str(args.freeze_vision).lower()} the image tower changes them: set freeze_vision to true, or leave "
+            "freeze_visual_projection out."
+        )
 
 
 def check_image_feature_cache(args) -> None:

@@ -1,8 +1,10 @@
 """A gallery and the model that made it, together."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import torch
 from transformers import CLIPProcessor
@@ -10,13 +12,15 @@ from transformers import CLIPProcessor
 from component.checkpoint import load_identified
 from component.embedding import embed_texts
 from component.ground.lock import sole_writer
-from component.hub.identity import ModelIdentity, weights_digest
+from component.hub.identity import ModelIdentity, image_digests, weights_digest
 from component.model import BertCLIPModel
 from component.prompts import RANDOM_TEXTS
 from component.search.approximate import open_index
 from component.search.gallery import Gallery, is_gallery
 from component.search.searcher import Searcher
 from component.search.writer import GalleryWriter
+
+logger = logging.getLogger(__name__)
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,14 +31,16 @@ def gallery_to_write(
 ) -> Iterator[tuple[GalleryWriter | None, BertCLIPModel, CLIPProcessor]]:
     """The gallery in a folder, made if there is none, and the model for it.
 
+    A model with the gallery's image half and another text half becomes the gallery's model.
+
     Args:
         device: None: a GPU if there is one.
         precision: of the model: fp32, bf16 or fp16.
         is_writer: True in one of several processes; in the others the gallery is None.
 
     Raises:
-        ValueError: another process writes the gallery, another model made it, or it is damaged; or there is no such
-            model or device.
+        ValueError: another process writes the gallery, a model with another image half made it, or it is damaged; or
+            there is no such model or device.
     """
     model, processor, identity = _load(model_path, device)
     if not is_writer:
@@ -43,16 +49,26 @@ def gallery_to_write(
     with sole_writer(folder, inside=True):
         if is_gallery(folder):
             gallery = GalleryWriter(folder)
-            _require_same_model(gallery, model, processor, identity, model_path)
-            if isinstance(gallery.about["fingerprint"], str):
+            if differences := _require_same_images(gallery, model, processor, identity, model_path):
+                logger.warning(
+                    "%s has the image half of %s, which made %s, and another text half (%s): the vectors stay, and "
+                    "the gallery belongs to this model from now on.",
+                    *(model_path, gallery.about["model"], folder, "; ".join(differences)),
+                )
+                gallery.take_texts_of(
+                    fingerprint=identity.to_dict(),
+                    model=_absolute(model_path),
+                    random_texts=_random_texts(model, processor),
+                )
+            elif isinstance(gallery.about["fingerprint"], str):
                 gallery.note(fingerprint=identity.to_dict())
         else:
             gallery = GalleryWriter.create(
                 folder,
                 model.config.projection_dim,
                 fingerprint=identity.to_dict(),
-                model=os.path.abspath(model_path) if os.path.exists(model_path) else model_path,
-                random_texts=embed_texts(model, processor, RANDOM_TEXTS).embeds.tolist(),
+                model=_absolute(model_path),
+                random_texts=_random_texts(model, processor),
             )
         with closing(gallery):
             yield gallery, model.to(_PRECISIONS[precision]), processor
@@ -64,18 +80,26 @@ def open_searcher(
     """Open a gallery and its model for searching.
 
     Args:
-        model_path: current path of its model; None: the path recorded in the gallery.
+        model_path: a model with the image half of the one that made the gallery, such as one trained from it with
+            freeze_visual_projection, or its current path; None: the path recorded in the gallery.
         approximate: take the candidates from a faiss index, which is built if there is none.
 
     Raises:
-        ValueError: there is no gallery, or the model is not the one that made it.
+        ValueError: there is no gallery, or the model has another image half than the one that made it.
         ImportError: `approximate` without faiss.
     """
     gallery = Gallery(folder)
     model_path = model_path or gallery.about["model"]
     model, processor, identity = _load(model_path, device)
-    _require_same_model(gallery, model, processor, identity, model_path)
-    return Searcher(gallery, model, processor, open_index(gallery) if approximate else None)
+    differences = _require_same_images(gallery, model, processor, identity, model_path)
+    if differences:
+        logger.warning(
+            "%s has the image half of %s, which made %s, and another text half (%s). Whether nothing fits a text is "
+            "not judged until search_image.py index has run with this model.",
+            *(model_path, gallery.about["model"], folder, "; ".join(differences)),
+        )
+    index = open_index(gallery) if approximate else None
+    return Searcher(gallery, model, processor, index, judges_absence=not differences)
 
 
 def _load(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
@@ -87,19 +111,35 @@ def _load(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, 
         raise ValueError(f"There is no device {device!r}: {str(error).splitlines()[0]}") from None
 
 
-def _require_same_model(
+def _absolute(model_path: str) -> str:
+    return os.path.abspath(model_path) if os.path.exists(model_path) else model_path
+
+
+def _random_texts(model: BertCLIPModel, processor: CLIPProcessor) -> list[list[float]]:
+    return embed_texts(model, processor, RANDOM_TEXTS).embeds.tolist()
+
+
+def _require_same_images(
     gallery: Gallery, model: BertCLIPModel, processor: CLIPProcessor, identity: ModelIdentity, model_path: str
-) -> None:
-    """Raise ValueError, with what differs, if the vectors of the gallery cannot be compared with this model's."""
+) -> list[str]:
+    """How the text half differs from that of the model that made the gallery; empty for the same model.
+
+    Raises:
+        ValueError: the image half differs, so that the vectors of the gallery cannot be compared with this model's.
+    """
     before = gallery.about["fingerprint"]
-    if isinstance(before, str):  # written by an earlier version, which compared only weights and image processor
+    if isinstance(before, str):  # written by an earlier version, which knew nothing of halves
         same = before == weights_digest(model, processor.image_processor.to_dict())
-        differences = [] if same else ["the weights or the image processor"]
+        differences, in_texts = [] if same else ["the weights or the image processor"], []
     else:
-        differences = ModelIdentity.from_dict(before).differences(identity)
+        before = ModelIdentity.from_dict(before)
+        if before.image.weights != identity.image.weights and before.image.weights in image_digests(model):
+            identity = replace(identity, image=replace(identity.image, weights=before.image.weights))
+        differences, in_texts = (before.differences(identity, [half]) for half in ("image", "text"))
     if differences:
         raise ValueError(
             f"{gallery.folder} was made with another model than {model_path} is now ({'; '.join(differences)}): their "
             f"vectors cannot be compared. Give the model that made it (it was at {gallery.about['model']}), or index "
             "the images into another --gallery."
         )
+    return in_texts

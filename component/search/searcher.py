@@ -74,6 +74,7 @@ class Searcher:
 
     Args:
         approximate: an index of the gallery to take the candidates from; None: every row is compared.
+        judges_absence: False for a model whose text half is not the one that the threshold was measured with.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Searcher:
         model: BertCLIPModel,
         processor: CLIPProcessor,
         approximate: ApproximateIndex | None = None,
+        judges_absence: bool = True,
     ):
         self.gallery, self.model, self.processor, self.approximate = gallery, model, processor, approximate
-        self._version = None
+        self._version, self._judges_absence = None, judges_absence
 
     def _refresh(self) -> None:
         """Reload what another process has written. Call this inside a snapshot."""
@@ -92,7 +94,7 @@ class Searcher:
         if version != self._version:
             self._vectors = torch.from_numpy(self.gallery.vectors())
             self._living = torch.from_numpy(self.gallery.rows_where())
-            self._threshold = self.gallery.setting("absence_threshold")
+            self._threshold = self.gallery.setting("absence_threshold") if self._judges_absence else None
             self._version = version
 
     def embed(self, query: Query) -> Tensor:

@@ -73,6 +73,12 @@ class GalleryWriter(Gallery):
             write_about(self._rows, **about)
         self.about |= about
 
+    def take_texts_of(self, **about) -> None:
+        """Keep the settings of a model with another text half; what was measured with the former one is dropped."""
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.folder, APPROXIMATE_INDEX))
+        self.note(**about, absence_threshold=None, absence_images=-1)
+
     @contextmanager
     def transaction(self):
         """Write all of the block or nothing; many writes in one transaction cost little more than one."""

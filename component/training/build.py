@@ -12,7 +12,7 @@ from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
 from component.ground.cores import limit_threads
 from component.hub.identity import image_tower
-from component.hub.pretrained import BERT_CLIP, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
+from component.hub.pretrained import BERT_CLIP, IMAGE_HALF, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.columns import parse_columns
@@ -44,14 +44,18 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
                 f"{model.config.text_pooling}: leave text_pooling out."
             )
     else:
-        _check_pretrained(args, clip_pretrain_path=IMAGE_TOWER, bert_pretrain_path=TEXT_TOWER)
+        image_use = IMAGE_HALF if args.freeze_visual_projection else IMAGE_TOWER
+        _check_pretrained(args, clip_pretrain_path=image_use, bert_pretrain_path=TEXT_TOWER)
         model = BertCLIPModel.from_vision_text_pretrained(
-            args.clip_pretrain_path, args.bert_pretrain_path, text_pooling=args.text_pooling or "pooler"
+            args.clip_pretrain_path,
+            args.bert_pretrain_path,
+            text_pooling=args.text_pooling or "pooler",
+            image_use=image_use,
         )
         model.ancestors = []
     model.set_loss(args.loss_type)
     if args.trainable_vision_blocks is not None:
-        model.lock_vision(args.trainable_vision_blocks)
+        model.lock_vision(args.trainable_vision_blocks, args.freeze_visual_projection)
     if args.lora_rank is not None:
         add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
     rates_of(model, args)  # raises if a prefix in learning_rates or layer_decay matches no weight

@@ -209,8 +209,8 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
+    from component.gallery.reader import Gallery
     from component.search.export import export_gallery
-    from component.search.gallery import Gallery
 
     count = export_gallery(Gallery(args.gallery), args.output, args.format)
     print(f"{count} vectors in {args.output}")

@@ -122,8 +122,8 @@ class Ours:
         return open_index(self.gallery)
 
     def add(self, vectors):
+        from component.gallery.rows import ImageFile
         from component.ground.file_state import FileState
-        from component.search.rows import ImageFile
 
         first = self.gallery.num_rows()
         rows = range(first, first + len(vectors))

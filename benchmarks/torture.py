@@ -320,13 +320,13 @@ def make_cases(folder: Path, server) -> dict[str, Case]:
         return ["search_image.py", "index", "--model", str(model), "--images", str(images), *options]
 
     def check_gallery(output: Path) -> None:
-        from component.search.gallery import Gallery, is_gallery
+        from component.gallery.reader import Gallery, is_gallery
 
         if is_gallery(str(output)):
             list(Gallery(str(output)).images())
 
     def paths(output: Path) -> list[str]:
-        from component.search.gallery import Gallery
+        from component.gallery.reader import Gallery
 
         return sorted(image.path for image in Gallery(str(output)).images())
 

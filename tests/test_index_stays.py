@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
-from component.search.gallery import VECTORS
+from component.gallery.reader import VECTORS
 from component.search.index import Loading, Sources, update
 from component.search.open import gallery_to_write
 

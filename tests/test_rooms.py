@@ -17,7 +17,9 @@ def rooms_known_to(room: str) -> set[str]:
         return {"ground"}
     if room == "pairs":
         return {"ground", "image"}
-    common = TOP | {"ground", "hub", "image", "pairs"}
+    if room == "gallery":
+        return {"ground", "image", "pairs"}
+    common = TOP | {"ground", "hub", "image", "pairs", "gallery"}
     machinery = {"argument": {"recipe"}, "trainer": {"training"}, "report": {"evaluation", "search"}}
     return common | machinery.get(room, set())
 

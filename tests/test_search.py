@@ -24,18 +24,18 @@ from PIL import Image
 import search_image
 from component.checkpoint import load_checkpoint, save_checkpoint
 from component.embedding import embed_images
+from component.gallery.reader import ROWS, VECTORS, Gallery, is_gallery
+from component.gallery.rows import ImageFile
 from component.ground.file_state import FileState
 from component.hub.identity import weights_digest
 from component.image.load import BadImageError
 from component.report.search import index_summary
 from component.search.approximate import APPROXIMATE_INDEX, open_index
 from component.search.export import export_gallery
-from component.search.gallery import ROWS, VECTORS, Gallery, is_gallery
 from component.search.index import Loading, Sources, update
 from component.search.open import gallery_to_write, open_searcher
 from component.search.presence import absence_threshold
 from component.search.query import Filter, Query
-from component.search.rows import ImageFile
 from component.search.searcher import Searcher
 from component.search.thumbnails import original, thumbnail
 from component.search.writer import GalleryWriter

@@ -10,7 +10,7 @@ from component.ground.plain_text import one_line, shown_path, spreadsheet_cell
 from component.report.text_table import text_table
 
 if TYPE_CHECKING:  # a query to a running server needs neither torch nor pandas
-    from component.search.gallery import Gallery
+    from component.gallery.reader import Gallery
     from component.search.settle import IndexReport
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from component.gallery.reader import Gallery
 from component.ground.files import new_file, require_writable
 from component.ground.optional import import_optional
-from component.search.gallery import Gallery
 
 logger = logging.getLogger(__name__)
 

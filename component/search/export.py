@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from component.gallery.reader import Gallery
+from component.gallery.rows import GalleryImage
 from component.ground.files import new_file
 from component.pairs.parquet import import_pyarrow
-from component.search.gallery import Gallery
-from component.search.rows import GalleryImage
 
 _ROWS_AT_A_TIME = 65_536
 

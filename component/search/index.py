@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from transformers import CLIPProcessor
 
+from component.gallery.rows import ImageFile, digest_of
 from component.ground.cores import usable_cores
 from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
@@ -22,7 +23,6 @@ from component.image.load import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.search.presence import absence_threshold
-from component.search.rows import ImageFile, digest_of
 from component.search.scan import scan
 from component.search.settle import IndexReport, settle
 from component.search.shot_date import shot_date

@@ -11,12 +11,12 @@ from transformers import CLIPProcessor
 
 from component.checkpoint import load_identified
 from component.embedding import embed_texts
+from component.gallery.reader import Gallery, is_gallery
 from component.ground.lock import sole_writer
 from component.hub.identity import ModelIdentity, image_digests, weights_digest
 from component.model import BertCLIPModel
 from component.prompts import RANDOM_TEXTS
 from component.search.approximate import open_index
-from component.search.gallery import Gallery, is_gallery
 from component.search.searcher import Searcher
 from component.search.writer import GalleryWriter
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from component.search.gallery import Gallery
+from component.gallery.reader import Gallery
 
 SCALE, TOP = 20, 5
 _ALIKE = 0.7  # images with at least this cosine to the best image are left out with it

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from component.gallery.reader import ROWS, VECTORS
+from component.gallery.rows import ImageFile
 from component.ground.file_state import FileState
 from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, is_image_name
 from component.pairs.image_stores import ImageFolder
 from component.pairs.paths import image_file
 from component.pairs.sources import needs_folder, read_pair_files
 from component.pairs.table_files import expand, is_shard
-from component.search.gallery import ROWS, VECTORS
-from component.search.rows import ImageFile
 
 # What NAS devices and file systems keep next to the images: thumbnails, and what was deleted.
 DEFAULT_EXCLUDES = ("@eaDir", "#recycle", ".Trash*", "lost+found")

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import CLIPProcessor
 
 from component.embedding import embed_images, embed_texts
+from component.gallery.reader import Gallery
+from component.gallery.rows import ABSENT, GalleryImage
 from component.model import BertCLIPModel
 from component.search.approximate import ApproximateIndex
-from component.search.gallery import Gallery
 from component.search.presence import SCALE, TOP, concentration
 from component.search.query import Filter, Query
-from component.search.rows import ABSENT, GalleryImage
 
 _ANYWHERE = Filter()
 _MORE_CANDIDATES = 64  # extra candidates, because scores in fp16 can be in another order than in fp32

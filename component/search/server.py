@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from component.gallery.rows import GalleryImage
 from component.ground.optional import import_optional
 from component.ground.plain_text import one_line
 from component.image.load import BadImageError, decode
@@ -21,7 +22,6 @@ from component.prompts import embed_classes
 from component.search.guard import Access, Guard, Refused, json_response, refusal
 from component.search.query import Query
 from component.search.question import MAX_LABELS, MAX_TOP_K, Bodies, Question
-from component.search.rows import GalleryImage
 from component.search.searcher import Hit, Searcher
 from component.search.thumbnails import for_browser, thumbnail
 from component.search.zip_stream import zip_stream

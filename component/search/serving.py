@@ -8,10 +8,10 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from component.gallery.reader import Gallery
 from component.ground.files import new_file
 from component.ground.optional import import_optional
 from component.search.client import PORT_FILE
-from component.search.gallery import Gallery
 from component.search.guard import LOOPBACK, Access, new_token
 
 HEADER_SECONDS = 10  # for the headers of a request

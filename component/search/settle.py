@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from component.gallery.rows import ABSENT, DELETED, GalleryImage, ImageFile, digest_of, is_same_state
 from component.image.load import BadImageError
-from component.search.rows import ABSENT, DELETED, GalleryImage, ImageFile, digest_of, is_same_state
 from component.search.scan import Found, Root
 from component.search.writer import GalleryWriter
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 
 from PIL import Image
 
+from component.gallery.rows import GalleryImage, digest_of
 from component.ground.files import new_file
 from component.image.load import BadImageError, decode, load_image
-from component.search.rows import GalleryImage, digest_of
 
 THUMBNAILS = "thumbnails"  # folder in the gallery
 SIDE = 320  # pixels, of the longer side

@@ -10,10 +10,8 @@ from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 
-from component.ground.file_state import FileState
-from component.search.approximate import APPROXIMATE_INDEX
-from component.search.gallery import ROWS, VECTORS, Gallery, is_gallery
-from component.search.rows import (
+from component.gallery.reader import ROWS, VECTORS, Gallery, is_gallery
+from component.gallery.rows import (
     ABSENT,
     COLUMNS,
     DELETED,
@@ -29,6 +27,8 @@ from component.search.rows import (
     values_of,
     write_about,
 )
+from component.ground.file_state import FileState
+from component.search.approximate import APPROXIMATE_INDEX
 from component.search.thumbnails import thumbnail_path
 
 _PATIENCE = 600  # seconds, for readers to end their snapshots: an export of millions takes minutes

@@ -5,8 +5,8 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 
+from component.gallery.rows import GalleryImage
 from component.image.load import BadImageError
-from component.search.rows import GalleryImage
 from component.search.thumbnails import original
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from component.search.rows import (
+from component.gallery.rows import (
     ABSENT,
     COLUMNS,
     DELETED,

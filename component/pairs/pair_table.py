@@ -4,18 +4,17 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, replace
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tokenizers import Tokenizer
 
 from component.ground.file_state import MISSING, FileState
 from component.pairs.caption import is_caption
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.image_stores import STORES, ImageFolder, ImageStore
 from component.pairs.ragged import RaggedArray
+from component.pairs.text_encoder import TextEncoder
 
 KEY_FORMAT = 3  # of `PairTable.image_keys`
 
@@ -151,53 +150,29 @@ class ChunkEncoder:
     """
 
     def __init__(self, tokenizer, max_seq_length: int):
-        # A copy, because a tokenizer saves its truncation in the tokenizer.json of every checkpoint.
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self.backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
-        # Two bytes are enough for the 21,000 tokens of a Chinese BERT.
-        self._dtype = np.dtype("uint16" if len(tokenizer) <= 2**16 else "int32")
-        self._cls, self._sep, self._unknown = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
-        self._room = max_seq_length - 2
-        specials = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id
-        self.identity = max_seq_length, (self.backend.to_str(), *specials)  # what decides the tokens
+        self._encode_texts = TextEncoder(tokenizer, max_seq_length)
+        self.identity = self._encode_texts.identity
 
     def __call__(self, chunk: tuple[ImageStore, pd.DataFrame]) -> EncodedChunk:
         store, rows = chunk
         texts = rows["text"].str.strip()
         filled = np.fromiter(map(is_caption, texts.tolist()), bool, len(texts))
         texts, locators = texts[filled], rows["filename"][filled].tolist()
-        tokens, token_lengths, num_long, num_unknown = self._tokenize(texts.tolist())
+        encoded = self._encode_texts(texts.tolist())
         contents = [locator.encode() for locator in locators]
         names = np.array([store.filename(locator) for locator in locators], object)
         return EncodedChunk(
             store,
-            tokens,
-            token_lengths,
+            encoded.tokens,
+            encoded.lengths,
             np.frombuffer(b"".join(contents), np.uint8),
             np.fromiter(map(len, contents), np.int64, len(contents)),
             pd.util.hash_array(texts.to_numpy(object)),
             pd.util.hash_array(names),
             int((~filled).sum()),
-            num_long,
-            num_unknown,
+            encoded.num_long,
+            encoded.num_unknown,
         )
-
-    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, int, int]:
-        """[CLS] tokens [SEP] of all texts, their lengths, how many texts were cut, and how many tokens are [UNK]."""
-        whole = [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, whole), np.int64, len(whole))
-        num_long = int((lengths > self._room).sum())
-        lengths = lengths.clip(max=self._room) + 2
-        ends = lengths.cumsum()
-        tokens = np.empty(lengths.sum(), self._dtype)
-        inside = np.ones(len(tokens), bool)
-        for special, positions in ((self._cls, ends - lengths), (self._sep, ends - 1)):
-            tokens[positions], inside[positions] = special, False
-        kept = chain.from_iterable(ids[: self._room] for ids in whole)
-        tokens[inside] = np.fromiter(kept, self._dtype, len(tokens) - 2 * len(whole))
-        return tokens, lengths, num_long, int((tokens[inside] == self._unknown).sum())
 
 
 def write_pairs(

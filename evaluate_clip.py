@@ -45,6 +45,9 @@ def parse_args() -> argparse.Namespace:
         help="folder of the images (zero-shot: of one folder per class), or the .tsv; not needed for shards",
     )
     parser.add_argument(
+        "--keep_list", metavar="PARQUET", help="evaluate only the pairs that it keeps; filter_data.py writes it"
+    )
+    parser.add_argument(
         "--output", type=output_folder, default="output/evaluation", help="folder for the results (%(default)s)"
     )
     parser.add_argument("--html", type=output_file, metavar="FILE", help="also write a page with curves and mistakes")
@@ -52,6 +55,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.class_names and not args.image_path:
         parser.error("--class_names needs --image_path, a folder with one folder of images per class")
+    if args.class_names and args.keep_list:
+        parser.error("--keep_list is for pairs, which --test_file has and --class_names has not")
     parser.require_distinct(args, "test_file", "class_names", "html")
     return args
 
@@ -74,12 +79,14 @@ def evaluate(args: argparse.Namespace) -> int:
     from component.evaluation.retrieval_data import read_retrieval_data
     from component.evaluation.zero_shot import evaluate_zero_shot
     from component.ground.files import write_text
+    from component.pairs.keep_list import open_keep_list
     from component.prompts import PROMPTS
     from component.report import evaluation as report
     from component.report.evaluation_page import retrieval_page, zero_shot_page
 
     if args.test_file:
-        data = read_retrieval_data(args.test_file, args.image_path, args.columns)
+        keep_list = open_keep_list(args.keep_list, args.test_file)
+        data = read_retrieval_data(args.test_file, args.image_path, args.columns, keep_list)
         names, num_texts, measure = data.image_names, len(data.texts), evaluate_retrieval
         table, write, page = report.retrieval_table, report.write_retrieval_report, retrieval_page
     else:
@@ -93,6 +100,8 @@ def evaluate(args: argparse.Namespace) -> int:
     print(table(result.metrics))
     test_data = " ".join(args.test_file or [args.class_names])
     about = {"model": args.model, "test_data": test_data, "image_path": args.image_path}
+    if args.keep_list:
+        about["keep_list"] = args.keep_list
     if args.html:
         write_text(args.html, page(data, result, about))
     try:

@@ -35,6 +35,9 @@ def parse_args() -> argparse.Namespace:
         help="names of the columns of tables, such as text=caption,filename=image",
     )
     index.add_argument(
+        "--keep_list", metavar="PARQUET", help="index only the pairs of tables and shards that it keeps"
+    )
+    index.add_argument(
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="names of files and folders to leave out"
     )
     index.add_argument("--forget", metavar="FOLDER", help="instead: remove all images below it from the gallery")
@@ -110,16 +113,18 @@ def run_index(args: argparse.Namespace) -> int:
     from accelerate import PartialState
     from tqdm import tqdm
 
+    from component.pairs.keep_list import KeepList
     from component.report.search import bad_images_csv, index_summary
     from component.search.index import Loading, Progress, Sources, update
     from component.search.open import gallery_to_write
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
+    keep_list = KeepList(args.keep_list) if args.keep_list and is_first else None
     with (
         gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model),
         tqdm(unit=" images", desc="index", disable=not is_first) as bar,
     ):
-        sources = Sources(args.images, args.image_path, args.exclude, args.columns)
+        sources = Sources(args.images, args.image_path, args.exclude, args.columns, keep_list)
         progress = Progress(on_total=bar.reset, on_batch=bar.update)
         report = update(gallery, *model, sources, Loading(args.batch_size, args.num_workers), progress)
         if is_first:

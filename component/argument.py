@@ -72,6 +72,13 @@ class CLIPTrainingArguments(TrainingArguments):
             "published data sets call them."
         },
     )
+    keep_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "Parquet that says which pairs of train_file to keep, written by filter_data.py --keep_list; "
+            "null: all."
+        },
+    )
     image_path: str | None = field(
         default=None,
         metadata={"help": "Folder that file names are relative to, or the tsv of a .jsonl. Shards need none."},

@@ -93,7 +93,7 @@ def PairDataset(
         processor: its tokenizer turns the texts into tokens, its image processor defines the pixel_values.
         max_seq_length: tokens per text including [CLS] and [SEP]; longer texts are cut and counted.
         transform: makes the pixel_values; None: as the image processor does.
-        reading: `columns`, `folder` and `work`, see `load_pair_table`, which also says what is raised.
+        reading: `columns`, `folder`, `work` and `keep_list`, see `load_pair_table`, which also says what is raised.
     """
     table = load_pair_table(file, image_path, ChunkEncoder(processor.tokenizer, max_seq_length), **reading)
     return Pairs(table, DecodedImages(table, transform or ImageTransform(processor.image_processor)))

@@ -10,6 +10,7 @@ from PIL import Image
 from component.image.load import load_image
 from component.pairs.caption import is_caption
 from component.pairs.image_stores import ImageStore
+from component.pairs.keep_list import KeepList
 from component.pairs.labelled import GALLERY
 from component.pairs.sources import check_pair_files, read_pair_files
 
@@ -49,7 +50,10 @@ class StoredImages(Sequence):
 
 
 def read_retrieval_data(
-    test_file: str | Sequence[str], image_path: str | None, columns: Mapping[str, str] | None = None
+    test_file: str | Sequence[str],
+    image_path: str | None,
+    columns: Mapping[str, str] | None = None,
+    keep_list: KeepList | None = None,
 ) -> RetrievalData:
     """Read labelled pairs in any of the formats of `read_pair_files`.
 
@@ -66,7 +70,7 @@ def read_retrieval_data(
     images: dict[str, int] = {}
     pairs: dict[tuple[int, int], None] = {}
     found, num_empty = [], 0
-    for store, chunk in read_pair_files(test_file, image_path, columns, whole_gallery=True):
+    for store, chunk in read_pair_files(test_file, image_path, columns, whole_gallery=True, keep_list=keep_list):
         queries = chunk["query"] if "query" in chunk else itertools.repeat(None)
         for text, locator, query in zip(chunk["text"].str.strip(), chunk["filename"], queries, strict=False):
             if query != GALLERY and not is_caption(text):

@@ -4,6 +4,7 @@ A store reads an image by its locator, a text that means something to that kind 
 """
 
 import errno
+import os
 from dataclasses import dataclass
 
 from component.ground.file_state import MISSING, FileState
@@ -49,3 +50,12 @@ class ImageFolder:
 # Each has `path`, `filename(locator)` and `read(locator)`; all but ImageFolder also `state`, that of the one file.
 ImageStore = ImageFolder | Shard | ImageTsv | ParquetImages
 STORES = {kind.__name__: kind for kind in (ImageFolder, Shard, ImageTsv, ParquetImages)}
+
+
+def key_of(store: ImageStore, locator: str) -> str:
+    """The key of an image: its file name in a folder; in a shard its name without the ending, as in webdataset."""
+    name = store.filename(locator)
+    if isinstance(store, ImageFolder):
+        return name
+    name = name[len(store.path) + 1 :]
+    return os.path.splitext(name)[0] if isinstance(store, Shard) else name

@@ -36,7 +36,7 @@ def read_parquet(path: str, choose: ChooseColumns, chunk_rows: int) -> Iterator[
         ImportError: pyarrow is not installed.
         ValueError: the file is damaged; or a chosen column does not hold texts, or bytes that are not UTF-8.
     """
-    with _opened(path) as file:
+    with open_parquet(path) as file:
         schema = file.schema_arrow
         chosen = choose(schema.names)
         if len(chosen) == len(schema.names):
@@ -55,7 +55,7 @@ def read_parquet_images(
     Raises:
         ImportError, ValueError: as `read_parquet`.
     """
-    with _opened(path) as file:
+    with open_parquet(path) as file:
         text = find_columns(path, file.schema_arrow.names, ("text",), columns)["text"]
         images = ParquetImages(path, FileState.of(path), _image_column(file))
         for group in range(file.num_row_groups):
@@ -68,7 +68,7 @@ def read_parquet_images(
 
 def image_column(path: str) -> str | None:
     """The column of a Parquet file that holds images: bytes, or Hugging Face's struct of `bytes` and `path`."""
-    with _opened(path) as file:
+    with open_parquet(path) as file:
         return _image_column(file)
 
 
@@ -110,7 +110,7 @@ class ParquetImages:
 
 @functools.lru_cache(maxsize=1)
 def _images_of(images: ParquetImages, group: int) -> Any:
-    with _opened(images.path) as file:
+    with open_parquet(images.path) as file:
         return file.read_row_group(group, columns=[images.column]).column(images.column)
 
 
@@ -146,10 +146,16 @@ class ParquetWriter:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def open_parquet(path: str, **options) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`, made with these options.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the file is damaged, here or when it is read inside the block.
+    """
     pyarrow = import_pyarrow()
     try:
-        with open_to_read(path) as source, pyarrow.parquet.ParquetFile(source) as file:
+        with open_to_read(path) as source, pyarrow.parquet.ParquetFile(source, **options) as file:
             yield file
     except FileNotFoundError:
         raise

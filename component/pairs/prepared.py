@@ -17,6 +17,7 @@ from typing import Any
 from component.ground.file_state import FileState
 from component.ground.files import new_folder, require_writable, sweep
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
+from component.pairs.keep_list import KeepList
 from component.pairs.pair_table import ChunkEncoder, EncodedChunk, PairTable, write_pairs
 from component.pairs.sources import read_pair_files, tsvs_of
 from component.pairs.table_files import file_and_split, is_shard, pair_files
@@ -43,6 +44,7 @@ def load_pair_table(
     columns: Mapping[str, str] | None = None,
     folder: str | None = None,
     work: Work = ALONE,
+    keep_list: KeepList | None = None,
 ) -> PairTable:
     """The pairs of some files: mapped from `folder` if they were prepared there, else read and prepared for next time.
 
@@ -52,6 +54,7 @@ def load_pair_table(
         file, image_path, columns: see `read_pair_files`.
         folder: of prepared tables, created if it does not exist; None: keep the table in memory.
         work: shares the reading among processes, which must all call this together.
+        keep_list: see `read_pair_files`.
 
     Raises:
         FileNotFoundError, ValueError: a file cannot be read, or no row has a text; or the prepared table cannot be
@@ -60,16 +63,18 @@ def load_pair_table(
     """
     files, paths = [file] if isinstance(file, str) else list(file), pair_files(file)
     tsvs = tsvs_of(paths, image_path) if all(map(os.path.exists, paths)) else []
-    states = {path: _state(path) for path in (*paths, *tsvs)}
+    states = {path: _state(path) for path in (*paths, *tsvs, *(keep_list.paths if keep_list else ()))}
     sizes = {path: state and state.size for path, state in states.items()}
     work.require_same(
         sizes, f"The processes see different files ({paths[0]}, …). All machines must have the same files."
     )
     name = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-    chunks = work.map(encoder, read_pair_files(file, image_path, columns, work.index_shards))
+    chunks = work.map(encoder, read_pair_files(file, image_path, columns, work.index_shards, keep_list=keep_list))
     chunks = _with_a_text(chunks, name)
     if folder is not None:
         asked = (NAME_FORMAT, paths, image_path, *encoder.identity, *([dict(columns)] if columns else []))
+        if keep_list:
+            asked += (keep_list.path,)
         prepared = os.path.join(folder, _digest(*asked))
         table = _open(prepared, states, work)
         if work.everywhere(table is not None):

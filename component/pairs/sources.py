@@ -10,6 +10,7 @@ import pandas as pd
 from component.pairs.captions import read_caption_lines, read_captions_json
 from component.pairs.chinese_clip import read_chinese_clip, tsv_of
 from component.pairs.image_stores import ImageFolder, ImageStore
+from component.pairs.keep_list import KeepList
 from component.pairs.parquet import image_column, read_parquet_images
 from component.pairs.paths import needs_normal_name, normal_name
 from component.pairs.shards import IndexShards, index_shards, read_shards
@@ -73,6 +74,7 @@ def read_pair_files(
     columns: Mapping[str, str] | None = None,
     index_shards: IndexShards = index_shards,
     whole_gallery: bool = False,
+    keep_list: KeepList | None = None,
 ) -> Iterator[tuple[ImageStore, pd.DataFrame]]:
     """Yield the pairs of all files in order, in frames whose images are in one store.
 
@@ -82,6 +84,7 @@ def read_pair_files(
         columns: of tables, see `read_table`.
         index_shards: see `read_shards`.
         whole_gallery: also yield the images of labelled data sets that no text names.
+        keep_list: leave out the pairs that it does not keep; it must have been made of these files.
 
     Yields:
         The store, and the columns `text` and `filename`, which is a locator in the store, by its normal name if the
@@ -90,13 +93,26 @@ def read_pair_files(
     Raises:
         FileNotFoundError, ValueError, ImportError: as the readers of each kind.
     """
-    for are_shards, paths in itertools.groupby(pair_files(files), is_shard):
+    for path, chunks in _read_each(pair_files(files), image_path, columns, index_shards, whole_gallery):
+        yield from keep_list.filtered(path, chunks) if keep_list else chunks
+
+
+def _read_each(
+    files: Sequence[str],
+    image_path: str | None,
+    columns: Mapping[str, str] | None,
+    index_shards: IndexShards,
+    whole_gallery: bool,
+) -> Iterator[tuple[str, Iterator[tuple[ImageStore, pd.DataFrame]]]]:
+    """Yield each file with its pairs."""
+    for are_shards, paths in itertools.groupby(files, is_shard):
         if are_shards:
             for index in read_shards(list(paths), index_shards):
-                yield index.shard, pd.DataFrame({"text": index.texts, "filename": index.locators}, dtype=str)
+                pairs = pd.DataFrame({"text": index.texts, "filename": index.locators}, dtype=str)
+                yield index.shard.path, iter([(index.shard, pairs)])
             continue
         for path in paths:
-            yield from _read_one(path, image_path, columns, whole_gallery)
+            yield path, _read_one(path, image_path, columns, whole_gallery)
 
 
 def _read_one(

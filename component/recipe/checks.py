@@ -35,6 +35,9 @@ def check_files(args) -> None:
         except (ValueError, FileNotFoundError) as error:
             can_split = key == "test_file" and isinstance(error, FileNotFoundError)
             raise ValueError(f"`{key}`: {error}{_how_to_split(args) if can_split else ''}") from None
+    missing = [path for path in pair_files(args.keep_list or []) if not os.path.isfile(path)]
+    if missing:
+        raise ValueError(f"`keep_list`: {missing[0]}: no such file.")
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
         path = getattr(args, key)
         if path and not is_hub_name(path) and not os.path.isfile(os.path.join(path, "config.json")):

@@ -22,6 +22,7 @@ from component.image.batch import ImageBatch
 from component.image.load import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.pairs.keep_list import KeepList
 from component.search.presence import absence_threshold
 from component.search.scan import scan
 from component.search.settle import IndexReport, settle
@@ -37,6 +38,7 @@ class Sources:
     image_path: str | None = None
     exclude: Sequence[str] = ()
     columns: Mapping[str, str] | None = None
+    keep_list: KeepList | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def update(
     state, report = PartialState(), IndexReport()
     new: list[ImageFile] = []
     if state.is_main_process:
-        new = settle(gallery, scan(sources.paths, sources.image_path, sources.exclude, sources.columns), report)
+        found = scan(sources.paths, sources.image_path, sources.exclude, sources.columns, sources.keep_list)
+        new = settle(gallery, found, report)
         progress.on_total(len(new))
     shared = [new]
     broadcast_object_list(shared)

@@ -11,6 +11,7 @@ from component.gallery.rows import ImageFile
 from component.ground.file_state import FileState
 from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, is_image_name
 from component.pairs.image_stores import ImageFolder
+from component.pairs.keep_list import KeepList
 from component.pairs.paths import image_file
 from component.pairs.sources import needs_folder, read_pair_files
 from component.pairs.table_files import expand, is_shard
@@ -69,6 +70,7 @@ def scan(
     image_path: str | None = None,
     exclude: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
+    keep_list: KeepList | None = None,
 ) -> Found:
     """Find every image once, in order.
 
@@ -80,9 +82,10 @@ def scan(
         exclude: patterns such as `*.tmp.jpg` of file and folder names to leave out, besides DEFAULT_EXCLUDES; a
             pattern with a slash is compared with the path relative to the source.
         columns: of tables, see `read_table`.
+        keep_list: leaves out pairs of the tables and shards among the sources.
 
     Raises:
-        ValueError: a source is neither of these, or a table or shard cannot be read.
+        ValueError: a source is neither of these, a table or shard cannot be read, or the keep-list is not of them.
     """
     found = Found()
     for source in expand(sources):
@@ -99,7 +102,7 @@ def scan(
                 found.roots.append(Root(os.path.abspath(image_path), is_complete=False))
             else:
                 raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
-            _scan_pairs(source, image_path, columns, found)
+            _scan_pairs(source, image_path, columns, keep_list, found)
         elif is_image_name(source):
             found.roots.append(Root(path, is_complete=True))
             found.add(path)
@@ -147,8 +150,16 @@ def _first_match(root: str, path: str, patterns: Sequence[str]) -> str | None:
     return next((p for p in patterns if fnmatch.fnmatch(inside if "/" in p else name, p.rstrip("/"))), None)
 
 
-def _scan_pairs(file: str, image_path: str | None, columns: Mapping[str, str] | None, found: Found) -> None:
-    for store, chunk in read_pair_files(file, image_path, columns):
+def _scan_pairs(
+    file: str,
+    image_path: str | None,
+    columns: Mapping[str, str] | None,
+    keep_list: KeepList | None,
+    found: Found,
+) -> None:
+    if keep_list:
+        found.passed_over["pairs by the keep-list"] += keep_list.counts(file)[1]
+    for store, chunk in read_pair_files(file, image_path, columns, keep_list=keep_list):
         for locator, caption in zip(chunk["filename"].tolist(), chunk["text"].tolist(), strict=True):
             if not isinstance(store, ImageFolder):
                 shard = os.path.abspath(store.path)

@@ -16,6 +16,7 @@ from component.hub.pretrained import BERT_CLIP, IMAGE_HALF, IMAGE_TOWER, TEXT_TO
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.columns import parse_columns
+from component.pairs.keep_list import open_keep_list
 from component.pairs.pair_table import KEY_FORMAT
 from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
@@ -95,9 +96,12 @@ def load_datasets(
     folder = None if whole_texts or args.pair_table == "off" else args.pair_table
     columns = parse_columns(args.columns) if args.columns else None
     reading = {"columns": columns, "folder": folder, "work": SharedWork(args.dataloader_num_workers)}
+    keep_list = open_keep_list(args.keep_list, args.train_file)
     return tuple(
-        PairDataset(file, args.image_path, processor, max_seq_length, transform, **reading) if file else None
-        for file, transform in ((args.train_file, augmented), (args.test_file, None))
+        PairDataset(file, args.image_path, processor, max_seq_length, transform, **reading, keep_list=kept)
+        if file
+        else None
+        for file, transform, kept in ((args.train_file, augmented, keep_list), (args.test_file, None, None))
     )
 
 

@@ -70,7 +70,8 @@ class Run:
     Attributes:
         id: None for a run that an older version began.
         recipe: key → value of everything that shapes the optimisation.
-        tables: "train_file" and "test_file" → (state of the files, identity of their content), see `table_identity`.
+        tables: "train_file", "test_file" and "keep_list" → (state of the files, identity of their content), see
+            `table_identity`.
         start: identity of the model that training started from, as JSON; None if an older version began the run.
         finished: step at which the run ended by itself; None before that.
     """
@@ -91,9 +92,10 @@ def run_of(args, before: Run | None = None, start: dict[str, Any] | None = None)
         before: a run whose tables need not be read again if their files have not changed since.
     """
     known = before.tables if before else {}
-    given = {key: getattr(args, key) for key in ("train_file", "test_file") if getattr(args, key)}
+    given = {key: getattr(args, key) for key in ("train_file", "test_file", "keep_list") if getattr(args, key)}
     tables = {key: table_identity(files, known.get(key)) for key, files in given.items()}
-    return Run(secrets.token_hex(6), _recipe_of(args, tables["train_file"][1]), tables, start)
+    identities = {key: identity for key, (_, identity) in tables.items() if key != "test_file"}
+    return Run(secrets.token_hex(6), _recipe_of(args, identities), tables, start)
 
 
 def read_run(output_dir: str) -> Run | None:
@@ -158,13 +160,12 @@ def _content_digest(paths: tuple[str, ...], states: tuple[FileState, ...]) -> st
     return digest.hexdigest()
 
 
-def _recipe_of(args, train_table: str) -> dict[str, Any]:
+def _recipe_of(args, identities: dict[str, str]) -> dict[str, Any]:
     theirs = {f.name for f in fields(TrainingArguments)}
     ours = [f.name for f in fields(args) if f.name not in theirs | HARMLESS]
     recipe = {key: getattr(args, key) for key in (*ours, *SHAPING, *LENGTH)}
     recipe = {key: value.value if isinstance(value, Enum) else value for key, value in recipe.items()}
-    recipe["train_file"] = train_table
-    recipe["order"] = ORDER
+    recipe |= {**identities, "order": ORDER}
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
         if recipe[key]:  # the last two folders, because the whole project may move
             recipe[key] = "/".join(recipe[key].replace(os.sep, "/").split("/")[-2:])

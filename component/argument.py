@@ -10,7 +10,14 @@ from typing import Any
 from transformers import TrainingArguments
 
 from component.pairs.text_groups import GroupCosts, costs_on
-from component.recipe.checks import check_files, check_image_feature_cache, check_loss, check_model, check_parallel
+from component.recipe.checks import (
+    check_files,
+    check_image_feature_cache,
+    check_loss,
+    check_model,
+    check_parallel,
+    check_text_augmentation,
+)
 from component.recipe.json_file import as_type, read_json, read_overrides
 from component.recipe.old_keys import translate
 from component.recipe.resolve import resolve
@@ -158,6 +165,22 @@ class CLIPTrainingArguments(TrainingArguments):
         metadata={"help": "Train on random crops with at least this share of an image's area, e.g. 0.5; null: off."},
     )
     random_flip: bool = field(default=False, metadata={"help": "Flip half of the training images horizontally."})
+    text_templates: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Put captions into sentences such as 一张{}的照片, so that the model learns how people ask: a "
+            "text file with one per line, or a list; null: none."
+        },
+    )
+    text_template_probability: float = field(
+        default=0.5, metadata={"help": "Share of the captions that are put into one of text_templates, in each epoch."}
+    )
+    text_noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the captions in which two neighbouring Chinese characters are swapped or one is dropped."
+        },
+    )
     image_feature_cache: str = field(
         default="auto",
         metadata={
@@ -222,6 +245,7 @@ class CLIPTrainingArguments(TrainingArguments):
             check_numbers,
             check_words,
             check_model,
+            check_text_augmentation,
             check_image_feature_cache,
             check_loss,
             check_lora,

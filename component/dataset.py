@@ -12,10 +12,11 @@ from component.image.transform import ImageTransform
 from component.pairs.image_source import DecodedImages, ImageSource
 from component.pairs.pair_table import ChunkEncoder, PairTable
 from component.pairs.prepared import load_pair_table
+from component.pairs.text_augmentation import TextAugmentation
 
 
 class SeededIndices(ABC):
-    """What a batch sampler asks of `Pairs`: n examples, and a seed for the random crops and flips in them."""
+    """What a batch sampler asks of `Pairs`: n examples, and seeds for what is random in them."""
 
     @property
     @abstractmethod
@@ -24,14 +25,24 @@ class SeededIndices(ABC):
 
     @property
     @abstractmethod
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Of the crops and flips of these n images."""
+
+    @property
+    @abstractmethod
+    def epoch_seed(self) -> tuple[int, ...]:
+        """Of the changes of the texts, which depend on the row, not on the batch."""
 
 
 class Pairs(Dataset):
-    """The rows of a table that may have a good image, `images.rows`, as examples."""
+    """The rows of a table that may have a good image, `images.rows`, as examples.
 
-    def __init__(self, table: PairTable, images: ImageSource):
-        self.table, self.images = table, images
+    Args:
+        augmentation: changes the texts of batches that have seeds; None: none.
+    """
+
+    def __init__(self, table: PairTable, images: ImageSource, augmentation: TextAugmentation | None = None):
+        self.table, self.images, self.augmentation = table, images, augmentation
 
     def __len__(self) -> int:
         return len(self.images.rows)
@@ -48,12 +59,15 @@ class Pairs(Dataset):
             concatenated, and their lengths (n,); images, the model's inputs from the image source, {} if n is 0; and
             bad_images, row → reason, of the pairs that are left out because they have no good image.
         """
-        generator = None
+        generator = epoch_seed = None
         if isinstance(indices, SeededIndices):
             # The worker's own generator would give other numbers after a resume.
-            generator, indices = torch.Generator().manual_seed(indices.seed), indices.indices
+            generator, epoch_seed = torch.Generator().manual_seed(indices.seed), indices.epoch_seed
+            indices = indices.indices
         rows, images, bad_images = self.images.load(self.images.rows[indices], generator)
         tokens, lengths = self.table.tokens(rows)
+        if self.augmentation and epoch_seed:
+            tokens, lengths = self.augmentation(rows, tokens, lengths, epoch_seed)
         columns = {"rows": rows, "ids": self.table.ids(rows), "tokens": tokens, "lengths": lengths}
         return {**columns, "images": images, "bad_images": bad_images}
 
@@ -84,6 +98,7 @@ def PairDataset(
     processor: CLIPProcessor,
     max_seq_length: int,
     transform: ImageTransform | None = None,
+    augmentation: TextAugmentation | None = None,
     **reading,
 ) -> Pairs:
     """The pairs of some files, whose images are decoded when they are asked for.
@@ -93,7 +108,9 @@ def PairDataset(
         processor: its tokenizer turns the texts into tokens, its image processor defines the pixel_values.
         max_seq_length: tokens per text including [CLS] and [SEP]; longer texts are cut and counted.
         transform: makes the pixel_values; None: as the image processor does.
+        augmentation: see `Pairs`.
         reading: `columns`, `folder`, `work` and `keep_list`, see `load_pair_table`, which also says what is raised.
     """
     table = load_pair_table(file, image_path, ChunkEncoder(processor.tokenizer, max_seq_length), **reading)
-    return Pairs(table, DecodedImages(table, transform or ImageTransform(processor.image_processor)))
+    images = DecodedImages(table, transform or ImageTransform(processor.image_processor))
+    return Pairs(table, images, augmentation)

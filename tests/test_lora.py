@@ -124,6 +124,7 @@ def test_two_processes_train_as_one(run, train_args, bert_clip_path, tmp_path):
     config["text_config"].update(hidden_dropout_prob=0, attention_probs_dropout_prob=0)
     (start / "config.json").write_text(json.dumps(config))
     keys = {"clip_pretrain_path": str(start), "load_from_bert_clip": True, "report_to": "none", "lora_rank": 2}
+    keys.update(text_templates=["一只{}", "{}在摇尾巴"], text_noise=0.5)
     run(**keys, lora_dropout=0, output_dir=str(tmp_path / "one"))
     args_file = train_args(**keys, per_device_train_batch_size=2)
     result = run_python("train_clip.py", "--train_args_file", args_file, processes=2)

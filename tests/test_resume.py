@@ -125,8 +125,18 @@ def table(data, count: int, missing: int = 0) -> str:
     [
         # In the middle of the only epoch, with random crops: bad images counted before the kill are not seen again.
         dict(min_crop_area=0.3, random_flip=True, num_train_epochs=1, gradient_accumulation_steps=2, save_steps=3),
-        # At the border of two epochs of 56 good pairs, with an evaluation there.
-        dict(num_train_epochs=4, per_device_train_batch_size=8, save_steps=7, eval_strategy="epoch"),
+        # At the border of two epochs of 56 good pairs, with an evaluation there, and with random changes of the texts
+        # in a batch that passes through the towers in chunks.
+        dict(
+            num_train_epochs=4,
+            per_device_train_batch_size=8,
+            save_steps=7,
+            eval_strategy="epoch",
+            text_templates=["一只{}", "{}在摇尾巴"],
+            text_noise=0.5,
+            loss_type="siglip",
+            contrastive_chunk_size=3,
+        ),
     ],
 )
 def test_a_killed_run_resumes_as_if_it_had_not_been_killed(run, start, train_args, data, tmp_path, keys):

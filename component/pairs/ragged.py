@@ -58,3 +58,13 @@ class RaggedArray:
         shifts = starts - (lengths.cumsum() - lengths)  # from an index into the result to one into the buffer
         indices = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
         return self._flat[indices], lengths
+
+
+def join_rows(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Concatenate the parts row by row: (values, lengths) of n rows each, as `RaggedArray.gather` returns them."""
+    lengths = np.stack([lengths for _, lengths in parts], axis=1)
+    starts = (lengths.ravel().cumsum() - lengths.ravel()).reshape(lengths.shape)
+    joined = np.empty(lengths.sum(), np.result_type(*(values for values, _ in parts)))
+    for (values, own), begin in zip(parts, starts.T, strict=True):
+        joined[np.arange(len(values)) + np.repeat(begin - (own.cumsum() - own), own)] = values
+    return joined, lengths.sum(axis=1)

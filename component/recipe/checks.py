@@ -11,6 +11,7 @@ from component.modeling_bertclip import POOLINGS
 from component.pairs.columns import parse_columns
 from component.pairs.sources import check_pair_files, needs_folder
 from component.pairs.table_files import pair_files
+from component.pairs.templates import read_templates
 
 
 def check_files(args) -> None:
@@ -84,6 +85,15 @@ def check_model(args) -> None:
             f"{str(args.freeze_vision).lower()} the image tower changes them: set freeze_vision to true, or leave "
             "freeze_visual_projection out."
         )
+
+
+def check_text_augmentation(args) -> None:
+    """What can be checked without the tokenizer. `component.pairs.text_augmentation` checks the words."""
+    if args.text_templates is not None:
+        try:
+            read_templates(args.text_templates)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"`text_templates`: {error}") from None
 
 
 def check_image_feature_cache(args) -> None:

@@ -19,6 +19,7 @@ PATHS_OR_WORDS = {
     "image_feature_cache": ("auto", "off"),
     "pair_table": ("auto", "off"),
     "resume_from_checkpoint": ("auto", "true", "false"),
+    "text_templates": (),  # a list contains templates, not paths
 }
 MODELS = ("clip_pretrain_path", "bert_pretrain_path")  # paths or hub names
 CONFIGS = ("deepspeed", "fsdp_config", "accelerator_config")  # files, or their content

@@ -41,6 +41,7 @@ NUMBERS: list[tuple[str, str, Callable[[float], bool]]] = [
     ("contrastive_chunk_size text_group_size", "a number of pairs from 1, or null", lambda n: n >= 1),
     ("lora_rank early_stopping_patience", "a whole number from 1, or null", lambda n: n >= 1 and n == int(n)),
     ("lora_alpha", "a number above 0, or null", lambda n: n > 0),
+    ("text_template_probability text_noise", "a share from 0 to 1", lambda n: 0 <= n <= 1),
     ("lora_dropout", "a number from 0 to below 1", lambda n: 0 <= n < 1),
     ("gradient_accumulation_steps ddp_timeout", "a whole number from 1", lambda n: n >= 1),
     ("dataloader_prefetch_factor eval_accumulation_steps", "a whole number from 1, or null", lambda n: n >= 1),

@@ -18,6 +18,8 @@ from component.model import BertCLIPModel
 from component.pairs.columns import parse_columns
 from component.pairs.keep_list import open_keep_list
 from component.pairs.pair_table import KEY_FORMAT
+from component.pairs.templates import read_templates
+from component.pairs.text_augmentation import TextAugmentation
 from component.processor import load_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
 from component.training.learning_rates import rates_of
@@ -81,14 +83,18 @@ def _check_pretrained(args: CLIPTrainingArguments, **uses: Use) -> None:
 def load_datasets(
     args: CLIPTrainingArguments, processor: CLIPProcessor, whole_texts: bool = False
 ) -> tuple[Pairs, Pairs | None]:
-    """Load the training pairs, with random crops and flips as the arguments say, and the test pairs, if any.
+    """Load the training pairs, with the random changes that the arguments ask for, and the test pairs, if any.
 
     All processes call it together, because they share the work of reading.
 
     Args:
         whole_texts: do not truncate captions to max_seq_length. Such a table is not kept on disk.
+
+    Raises:
+        ValueError: a table cannot be read, or the tokenizer cannot make the random changes.
     """
     max_seq_length = WHOLE_TEXTS if whole_texts else args.max_seq_length
+    augmentation = None if whole_texts else _text_augmentation(args, processor.tokenizer)
     # The fast JPEG decoder is for images that are decoded in every epoch; all others get the exact one.
     augmented = ImageTransform(
         processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
@@ -97,12 +103,19 @@ def load_datasets(
     columns = parse_columns(args.columns) if args.columns else None
     reading = {"columns": columns, "folder": folder, "work": SharedWork(args.dataloader_num_workers)}
     keep_list = open_keep_list(args.keep_list, args.train_file)
+    of_training = {"transform": augmented, "augmentation": augmentation, "keep_list": keep_list}
     return tuple(
-        PairDataset(file, args.image_path, processor, max_seq_length, transform, **reading, keep_list=kept)
-        if file
-        else None
-        for file, transform, kept in ((args.train_file, augmented, keep_list), (args.test_file, None, None))
+        PairDataset(file, args.image_path, processor, max_seq_length, **own, **reading) if file else None
+        for file, own in ((args.train_file, of_training), (args.test_file, {}))
     )
+
+
+def _text_augmentation(args: CLIPTrainingArguments, tokenizer) -> TextAugmentation | None:
+    """The random changes of the training texts; None if there are none."""
+    if not (args.text_templates or args.text_noise):
+        return None
+    templates = read_templates(args.text_templates) if args.text_templates else ()
+    return TextAugmentation(tokenizer, args.max_seq_length, templates, args.text_template_probability, args.text_noise)
 
 
 def cache_images(
@@ -125,7 +138,7 @@ def cache_images(
             args.dataloader_num_workers,
             show_progress=not args.disable_tqdm,
         )
-        return Pairs(dataset.table, images)
+        return Pairs(dataset.table, images, dataset.augmentation)
 
     return tuple(None if dataset is None else cached(dataset) for dataset in datasets)
 

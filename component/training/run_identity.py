@@ -17,6 +17,7 @@ from component.ground.file_state import FileState
 from component.ground.files import write_json
 from component.ground.reading import open_to_read
 from component.pairs.table_files import file_and_split, is_shard, pair_files
+from component.pairs.templates import read_templates, templates_identity
 from component.training.sampler import ORDER
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,8 @@ def _recipe_of(args, identities: dict[str, str]) -> dict[str, Any]:
     recipe = {key: getattr(args, key) for key in (*ours, *SHAPING, *LENGTH)}
     recipe = {key: value.value if isinstance(value, Enum) else value for key, value in recipe.items()}
     recipe |= {**identities, "order": ORDER}
+    if args.text_templates:
+        recipe["text_templates"] = templates_identity(read_templates(args.text_templates))
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
         if recipe[key]:  # the last two folders, because the whole project may move
             recipe[key] = "/".join(recipe[key].replace(os.sep, "/").split("/")[-2:])

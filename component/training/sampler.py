@@ -19,13 +19,13 @@ class LocalBatch(SeededIndices):
     Args:
         order: of the epoch; None: the order of the table.
         positions: of the global batch in this order.
-        seed_of: numbers that identify this batch of this process.
+        seed_of: seed, epoch, number of the batch in it, and rank of the process.
         rank, world_size: of the process.
     """
 
     order: Permutation | None
     positions: range
-    seed_of: tuple[int, ...]
+    seed_of: tuple[int, int, int, int]
     rank: int
     world_size: int
 
@@ -38,6 +38,10 @@ class LocalBatch(SeededIndices):
     def seed(self) -> int:
         return int(np.random.SeedSequence(self.seed_of).generate_state(1, np.uint64)[0])
 
+    @property
+    def epoch_seed(self) -> tuple[int, int]:
+        return self.seed_of[:2]
+
 
 class SharedBatches(Sampler[LocalBatch]):
     """Batch sampler: what one process takes of each global batch. Every pair is in one batch of an epoch.
@@ -45,8 +49,8 @@ class SharedBatches(Sampler[LocalBatch]):
     The global batches do not depend on the number of processes. (accelerate's sharding does not give that: it fills
     up the last batch with pairs of the first one, which become negatives of themselves.)
 
-    Each local batch has a seed of its own for random crops and flips, so that a resumed run draws what an
-    uninterrupted one would have drawn.
+    Each local batch has a seed of its own for random crops and flips, and that of its epoch for changes of texts, so
+    that a resumed run draws what an uninterrupted one would have drawn.
 
     Args:
         size: pairs in the dataset.

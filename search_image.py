@@ -10,11 +10,14 @@ from component.ground.command import (
     input_file,
     number,
     output_file,
+    output_folder,
+    part,
     run_script,
     share,
     unicode_text,
     whole_number,
 )
+from component.ground.plain_text import one_line
 from component.pairs.columns import columns_option
 
 PORT = 8642
@@ -22,7 +25,7 @@ PORT = 8642
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="index | query | serve | export")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="index | embed | query | serve | export")
 
     index = commands.add_parser("index", help="bring a gallery up to date: new, changed and deleted images")
     index.add_argument("--model", help="BertCLIP folder, such as output/demo/checkpoint-final")
@@ -41,14 +44,17 @@ def parse_args() -> argparse.Namespace:
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="names of files and folders to leave out"
     )
     index.add_argument("--forget", metavar="FOLDER", help="instead: remove all images below it from the gallery")
-    index.add_argument("--batch_size", type=whole_number("images"), default=64, help="per forward pass (%(default)s)")
-    index.add_argument(
-        "--num_workers", type=whole_number("processes", 0, 1000), help="processes that decode; default: by cores"
-    )
-    index.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the towers (%(default)s)"
-    )
     index.add_argument("--report", type=output_file, metavar="CSV", help="default: bad_images.csv in the gallery")
+    index.add_argument("--vectors", metavar="FOLDER", help="of `embed`: vectors of shards that need not be computed")
+
+    embed = commands.add_parser("embed", help="vectors of shards → a Parquet file each, on one or many machines")
+    embed.add_argument("--model", required=True, help="BertCLIP folder, such as output/demo/checkpoint-final")
+    embed.add_argument(
+        "--images", nargs="+", required=True, metavar="FILE", help=".tar shards, or Parquet with images"
+    )
+    embed.add_argument("--keep_list", metavar="PARQUET", help="embed only the pairs of the files that it keeps")
+    embed.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="every N-th file, from the I-th on")
+    embed.add_argument("--vectors", required=True, type=output_folder, metavar="FOLDER", help="of the Parquet files")
 
     query = commands.add_parser("query", help="print the images that fit best")
     query.add_argument("--text", nargs="+", default=[], type=unicode_text, help="each a query of its own")
@@ -81,9 +87,19 @@ def parse_args() -> argparse.Namespace:
         "--output", required=True, type=output_file, metavar="FILE", help="such as output/gallery.parquet"
     )
 
-    for command in commands.choices.values():
+    for command in (index, embed):
+        command.add_argument(
+            "--batch_size", type=whole_number("images"), default=64, help="per forward pass (%(default)s)"
+        )
+        command.add_argument(
+            "--num_workers", type=whole_number("processes", 0, 1000), help="processes that decode; default: by cores"
+        )
+        command.add_argument(
+            "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the towers (%(default)s)"
+        )
+    for command in (index, query, server, export):
         command.add_argument("--gallery", required=True, metavar="FOLDER", help="folder of vectors and rows")
-    for command in (index, query, server):
+    for command in (index, embed, query, server):
         command.add_argument("--device", help="such as cpu, cuda:1; default: a GPU if there is one")
     for command in (query, server):
         command.add_argument("--model", help="current path of the gallery's model; default: the recorded one")
@@ -115,7 +131,8 @@ def run_index(args: argparse.Namespace) -> int:
 
     from component.pairs.keep_list import KeepList
     from component.report.search import bad_images_csv, index_summary
-    from component.search.index import Loading, Progress, Sources, update
+    from component.search.embed import Loading
+    from component.search.index import Progress, Sources, update
     from component.search.open import gallery_to_write
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
@@ -124,13 +141,13 @@ def run_index(args: argparse.Namespace) -> int:
         gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model),
         tqdm(unit=" images", desc="index", disable=not is_first) as bar,
     ):
-        sources = Sources(args.images, args.image_path, args.exclude, args.columns, keep_list)
+        sources = Sources(args.images, args.image_path, args.exclude, args.columns, keep_list, args.vectors)
         progress = Progress(on_total=bar.reset, on_batch=bar.update)
         report = update(gallery, *model, sources, Loading(args.batch_size, args.num_workers), progress)
         if is_first:
             bar.close()
             print(index_summary(report, gallery))
-            bad_images_csv(args.report or os.path.join(args.gallery, "bad_images.csv"), gallery)
+            bad_images_csv(args.report or os.path.join(args.gallery, "bad_images.csv"), gallery.bad_images())
     return 0
 
 
@@ -142,8 +159,38 @@ def run_forget(args: argparse.Namespace) -> int:
     with sole_writer(args.gallery, inside=True):
         gallery = GalleryWriter(args.gallery)
         print(f"{gallery.forget(args.forget):,} images below {args.forget} removed from {args.gallery}")
-        bad_images_csv(os.path.join(args.gallery, "bad_images.csv"), gallery)
+        bad_images_csv(os.path.join(args.gallery, "bad_images.csv"), gallery.bad_images())
     return 0
+
+
+def run_embed(args: argparse.Namespace) -> int:
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    from component.pairs.keep_list import open_keep_list
+    from component.report.search import bad_images_csv, vectors_line
+    from component.search.embed import Loading
+    from component.search.vector_files import files_with_images, open_vector_writer
+
+    process, (number, parts), failed = PartialState(cpu=args.device == "cpu"), args.part, False
+    files = files_with_images(args.images)[number - 1 :: parts]
+    keep_list, loading = open_keep_list(args.keep_list, files), Loading(args.batch_size, args.num_workers)
+    writer = open_vector_writer(args.vectors, args.model, loading, args.device, args.precision, keep_list)
+    for file in files[process.process_index :: process.num_processes]:
+        try:
+            with tqdm(unit=" images", leave=False, disable=process.num_processes > 1) as bar:
+                written = writer.write(file, bar.update)
+        except (ValueError, OSError) as error:  # one damaged shard does not keep the others waiting
+            print(f"{file}: {one_line(error)}", file=sys.stderr)
+            failed = True
+            continue
+        print(vectors_line(written), flush=True)
+        if written.bad_images:
+            # Readers of a folder of Parquet files pass over names that begin with "_".
+            name = f"_{os.path.basename(file)}.bad_images.csv"
+            bad_images_csv(os.path.join(args.vectors, name), written.bad_images)
+    process.wait_for_everyone()  # torchrun ends all processes when one fails
+    return 2 if failed else 0
 
 
 def run_query(args: argparse.Namespace) -> int:
@@ -227,7 +274,7 @@ def main() -> int:
 
     from component.ground.lock import sole_writers
 
-    commands = {"index": run_index, "query": run_query, "serve": run_serve, "export": run_export}
+    commands = {"index": run_index, "embed": run_embed, "query": run_query, "serve": run_serve, "export": run_export}
     with sole_writers(*(getattr(args, output, None) for output in ("json", "html", "output"))):
         return commands[args.command](args)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from component.search.index import Loading, Sources, update
+from component.search.embed import Loading
+from component.search.index import Sources, update
 from component.search.open import gallery_to_write, open_searcher
 
 

@@ -1,15 +1,12 @@
 """A gallery of images: kept up to date, searched exactly, exported."""
 
-import io
 import json
 import os
-import pathlib
 import random
 import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +15,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python, write_csv
+from conftest import CAPTIONS, run_python, write_csv
 from PIL import Image
 
 import search_image
@@ -707,33 +704,3 @@ def test_the_script_from_index_to_query(folder, bert_clip_path, tmp_path):
 def test_a_folder_without_a_gallery_is_named(tmp_path):
     with pytest.raises(ValueError, match="is not a gallery"):
         Gallery(str(tmp_path))
-
-
-def encoded(image: Image.Image, format: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format)
-    return file.getvalue()
-
-
-@pytest.mark.slow
-def test_the_cluster_recipe_embeds_a_shard(data, bert_clip_path, tmp_path):
-    pytest.importorskip("ray")
-    import pyarrow.parquet
-    import webdataset
-
-    page = (pathlib.Path(ROOT) / "docs" / "search.md").read_text(encoding="utf-8")
-    (recipe,) = (block for block in re.findall(r"```py\n(.*?)```", page, re.DOTALL) if "import ray" in block)
-    (tmp_path / "recipe.py").write_text(recipe, encoding="utf-8")
-    with webdataset.TarWriter(str(tmp_path / "a.tar")) as shard:
-        for number in range(8):
-            image = Image.open(data / "images" / f"{number}.png")
-            shard.write({"__key__": f"{number}", "jpg": encoded(image, "JPEG"), "txt": "x"})
-    arguments = [tmp_path / "a.tar", bert_clip_path, tmp_path / "vectors"]
-    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])}
-    subprocess.run([sys.executable, tmp_path / "recipe.py", *arguments], check=True, env=environment, timeout=300)
-    found = pyarrow.parquet.read_table(tmp_path / "vectors").to_pydict()
-    model, processor = load_checkpoint(bert_clip_path)
-    images = [Image.open(data / "images" / f"{key}.png") for key in found["key"]]
-    images = [Image.open(io.BytesIO(encoded(image, "JPEG"))) for image in images]
-    expected = embed_images(model, processor, images).embeds
-    assert len(images) == 8 and np.abs(np.array(found["vector"]) - expected.numpy()).max() < 1e-5

@@ -153,13 +153,12 @@ class Gallery:
         found = self._select(f"{COLUMNS} FROM images WHERE {condition}", [digest])
         return image_of(found[0]) if found else None
 
-    def images(self) -> Iterator[GalleryImage]:
-        """All images that are not deleted, by row."""
+    def images(self, condition: str = f"status != {DELETED}") -> Iterator[GalleryImage]:
+        """All images that are not deleted, or those of another SQL condition, by row."""
         with self.snapshot():
             last = -1
             while found := self._select(
-                f"{COLUMNS} FROM images WHERE row > ? AND status != {DELETED} ORDER BY row LIMIT {_IMAGES_AT_A_TIME}",
-                [last],
+                f"{COLUMNS} FROM images WHERE row > ? AND {condition} ORDER BY row LIMIT {_IMAGES_AT_A_TIME}", [last]
             ):
                 yield from map(image_of, found)
                 last = found[-1][0]

@@ -53,7 +53,7 @@ ALTER TABLE bad_images ADD COLUMN inode INTEGER NOT NULL DEFAULT 0;
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image on disk, before it is read.
 
@@ -106,7 +106,7 @@ def digest_of(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GalleryImage:
     """A row of the gallery.
 
@@ -194,7 +194,16 @@ def values_of(file: ImageFile) -> tuple:
 def image_of(found: tuple) -> GalleryImage:
     """A tuple of COLUMNS as a dataclass."""
     row, path, shard, locator, size, mtime_ns, ctime_ns, inode, caption, taken, digest, status, added = found
-    shard = None if shard is None else os.fsdecode(shard)
-    state = FileState(size, mtime_ns, ctime_ns, inode % 2**64)
+    state = (size, mtime_ns, ctime_ns, inode)
+    shard, state = (None, _state(*state)) if shard is None else _shard_and_state(shard, *state)
     file = ImageFile(os.fsdecode(path), state, shard, locator, caption)
     return GalleryImage(row, file, digest, taken, added, status)
+
+
+def _state(size: int, mtime_ns: int, ctime_ns: int, inode: int) -> FileState:
+    return FileState(size, mtime_ns, ctime_ns, inode % 2**64)
+
+
+@functools.lru_cache(maxsize=1024)  # one object for the thousands of images in a shard
+def _shard_and_state(shard: bytes, *state: int) -> tuple[str, FileState]:
+    return os.fsdecode(shard), _state(*state)

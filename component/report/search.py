@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from component.ground.files import new_file
@@ -12,6 +13,7 @@ from component.report.text_table import text_table
 if TYPE_CHECKING:  # a query to a running server needs neither torch nor pandas
     from component.gallery.reader import Gallery
     from component.search.settle import IndexReport
+    from component.search.vector_files import Written
 
 
 def answer_table(answer: dict[str, Any]) -> str:
@@ -67,6 +69,8 @@ def index_summary(report: IndexReport, gallery: Gallery) -> str:
     parts = [f"{count:,} {what}" for what, count in numbers.items() if count or what == "added"]
     counts, folder = gallery.counts(), shown_path(gallery.folder)
     lines = [f"{counts['images']:,} images in {folder}: {', '.join(parts)}"]
+    if report.not_embedded:
+        lines.append(f"the vectors of {report.not_embedded:,} of the added images were there already")
     if not counts["images"] and not report.bad_images and not report.unreadable:
         lines.append("no image was found: --images takes folders, image files, tables and .tar shards")
     if report.passed_over:
@@ -81,9 +85,17 @@ def index_summary(report: IndexReport, gallery: Gallery) -> str:
     return "\n".join(lines)
 
 
-def bad_images_csv(path: str, gallery: Gallery) -> None:
-    """Write path and reason of every image that cannot be decoded."""
+def vectors_line(written: Written) -> str:
+    """What became of one shard; for people."""
+    also = f", {len(written.bad_images):,} cannot be decoded" if written.bad_images else ""
+    also += f", {written.left_out:,} left out by the keep-list" if written.left_out else ""
+    state = "" if written.is_new else " (there already)"
+    return f"{written.images:,} vectors in {shown_path(written.path)}{also}{state}"
+
+
+def bad_images_csv(path: str, bad_images: Mapping[str, str]) -> None:
+    """Write path and reason of each image that cannot be decoded."""
     with new_file(path, newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
-        writer.writerows(map(spreadsheet_cell, entry) for entry in gallery.bad_images().items())
+        writer.writerows(map(spreadsheet_cell, entry) for entry in bad_images.items())

@@ -22,7 +22,7 @@ from component.search.writer import GalleryWriter
 
 logger = logging.getLogger(__name__)
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
@@ -42,9 +42,9 @@ def gallery_to_write(
         ValueError: another process writes the gallery, a model with another image half made it, or it is damaged; or
             there is no such model or device.
     """
-    model, processor, identity = _load(model_path, device)
+    model, processor, identity = load_on(model_path, device)
     if not is_writer:
-        yield None, model.to(_PRECISIONS[precision]), processor
+        yield None, model.to(PRECISIONS[precision]), processor
         return
     with sole_writer(folder, inside=True):
         if is_gallery(folder):
@@ -71,7 +71,7 @@ def gallery_to_write(
                 random_texts=_random_texts(model, processor),
             )
         with closing(gallery):
-            yield gallery, model.to(_PRECISIONS[precision]), processor
+            yield gallery, model.to(PRECISIONS[precision]), processor
 
 
 def open_searcher(
@@ -90,7 +90,7 @@ def open_searcher(
     """
     gallery = Gallery(folder)
     model_path = model_path or gallery.about["model"]
-    model, processor, identity = _load(model_path, device)
+    model, processor, identity = load_on(model_path, device)
     differences = _require_same_images(gallery, model, processor, identity, model_path)
     if differences:
         logger.warning(
@@ -102,8 +102,8 @@ def open_searcher(
     return Searcher(gallery, model, processor, index, judges_absence=not differences)
 
 
-def _load(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
-    """Model, processor, and the identity of the model."""
+def load_on(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
+    """Model, processor, and the identity of the model. Raises ValueError if there is no such model or device."""
     model, processor, identity = load_identified(path)
     try:
         return model.to(device or model.device), processor, identity

@@ -21,7 +21,8 @@ class IndexReport:
 
     Attributes:
         unchanged: neither read nor embedded.
-        added: embedded.
+        added: new images.
+        not_embedded: those of them whose vectors were in a file already, see `Sources`.
         moved: known content under another name or modification time; not embedded.
         copies: further files with known content; not embedded.
         deleted: marked as deleted.
@@ -35,6 +36,7 @@ class IndexReport:
 
     unchanged: int = 0
     added: int = 0
+    not_embedded: int = 0
     moved: int = 0
     copies: int = 0
     deleted: int = 0

@@ -3,6 +3,7 @@
 Shapes: B images, D projection width.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -97,8 +98,8 @@ class GalleryWriter(Gallery):
 
     def images_by_path(self) -> dict[str, GalleryImage]:
         """Path → the last image that had it; one that is not deleted if there is one."""
-        found = self._select(f"{COLUMNS} FROM images ORDER BY status = {DELETED} DESC, row")
-        return {image.path: image for image in map(image_of, found)}
+        deleted = self.images(f"status = {DELETED}")
+        return {image.path: image for image in itertools.chain(deleted, self.images())}
 
     def bad_states(self) -> dict[str, FileState]:
         """Path → state of the images that cannot be decoded."""

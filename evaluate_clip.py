@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from functools import partial
 
+from component.evaluation.phrasings import SHIPPED
 from component.ground.command import (
     Parser,
     input_file,
@@ -48,6 +50,15 @@ def parse_args() -> argparse.Namespace:
         "--keep_list", metavar="PARQUET", help="evaluate only the pairs that it keeps; filter_data.py writes it"
     )
     parser.add_argument(
+        "--phrasings",
+        nargs="?",
+        type=input_file,
+        const=SHIPPED,
+        metavar="FILE",
+        help="also ask as people do: in sentences, with a question mark, with slips; one way per line of FILE "
+        "(component/evaluation/phrasings.txt)",
+    )
+    parser.add_argument(
         "--output", type=output_folder, default="output/evaluation", help="folder for the results (%(default)s)"
     )
     parser.add_argument("--html", type=output_file, metavar="FILE", help="also write a page with curves and mistakes")
@@ -57,7 +68,9 @@ def parse_args() -> argparse.Namespace:
         parser.error("--class_names needs --image_path, a folder with one folder of images per class")
     if args.class_names and args.keep_list:
         parser.error("--keep_list is for pairs, which --test_file has and --class_names has not")
-    parser.require_distinct(args, "test_file", "class_names", "html")
+    if args.class_names and args.phrasings:
+        parser.error("--phrasings needs --test_file; zero-shot classification has sentences of its own")
+    parser.require_distinct(args, "test_file", "class_names", "phrasings", "html")
     return args
 
 
@@ -75,6 +88,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from component.checkpoint import load_checkpoint
     from component.evaluation.image_folder import read_image_folder
+    from component.evaluation.phrasings import read_phrasings
     from component.evaluation.retrieval import evaluate_retrieval
     from component.evaluation.retrieval_data import read_retrieval_data
     from component.evaluation.zero_shot import evaluate_zero_shot
@@ -87,7 +101,9 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.test_file:
         keep_list = open_keep_list(args.keep_list, args.test_file)
         data = read_retrieval_data(args.test_file, args.image_path, args.columns, keep_list)
-        names, num_texts, measure = data.image_names, len(data.texts), evaluate_retrieval
+        phrasings = read_phrasings(args.phrasings) if args.phrasings else []
+        names, num_texts = data.image_names, len(data.texts) * (1 + len(phrasings))
+        measure = partial(evaluate_retrieval, phrasings=phrasings)
         table, write, page = report.retrieval_table, report.write_retrieval_report, retrieval_page
     else:
         data = read_image_folder(args.image_path, args.class_names)
@@ -97,9 +113,11 @@ def evaluate(args: argparse.Namespace) -> int:
     model, processor = load_checkpoint(args.model)
     with tqdm(total=num_texts + len(data.images), unit="item", leave=False, delay=1) as bar:
         result = measure(model, processor, data, args.batch_size, on_batch=bar.update)
-    print(table(result.metrics))
+    print(table(result))
     test_data = " ".join(args.test_file or [args.class_names])
     about = {"model": args.model, "test_data": test_data, "image_path": args.image_path}
+    if args.phrasings:
+        about["phrasings_file"] = args.phrasings
     if args.keep_list:
         about["keep_list"] = args.keep_list
     if args.html:

@@ -3,8 +3,8 @@
 Shapes: T texts, I images, P right pairs, D projection width.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from transformers import CLIPProcessor
 
 from component.embedding import Embedded, embed_images, embed_texts
 from component.evaluation.mistakes import Mistake, hardest_mistakes
+from component.evaluation.phrased_retrieval import PhrasedResult, rank_phrased
+from component.evaluation.phrasings import Phrasing
 from component.evaluation.retrieval_data import RetrievalData
 from component.metrics import retrieval_ranks, summarise_ranks
 from component.model import BertCLIPModel
@@ -26,12 +28,14 @@ class RetrievalResult:
         ranks: direction → rank of each query's best right answer, from 1.
         mistakes: direction → the queries with the worst ranks, worst first.
         bad_images: index of an image → reason. Texts of which no image is left are left out too.
+        phrased: of each phrasing that was asked for.
     """
 
     metrics: dict[str, float]
     ranks: dict[str, Tensor]
     mistakes: dict[str, list[Mistake]]
     bad_images: dict[int, str]
+    phrased: Sequence[PhrasedResult] = ()
 
 
 def evaluate_retrieval(
@@ -41,6 +45,7 @@ def evaluate_retrieval(
     batch_size: int = 64,
     num_mistakes: int = 8,
     on_batch: Callable[[int], None] = lambda done: None,
+    phrasings: Sequence[Phrasing] = (),
 ) -> RetrievalResult:
     """Embed every text and image once, and rank them against each other in both directions.
 
@@ -48,13 +53,18 @@ def evaluate_retrieval(
         model, processor, batch_size: see `embed_images`.
         num_mistakes: mistakes to report per direction.
         on_batch: called with the number of items embedded.
+        phrasings: ask for the images in these ways too, see `read_phrasings`.
 
     Raises:
         ValueError: no image with a text can be read.
     """
-    images = embed_images(model, processor, data.images, batch_size, on_batch=on_batch)
-    texts = embed_texts(model, processor, data.texts, batch_size, on_batch=on_batch)
-    return rank_pairs(data, images, texts, num_mistakes)
+
+    def embed(texts: Sequence[str]) -> Embedded:
+        return embed_texts(model, processor, texts, batch_size, on_batch)
+
+    images, texts = embed_images(model, processor, data.images, batch_size, on_batch=on_batch), embed(data.texts)
+    result = rank_pairs(data, images, texts, num_mistakes)
+    return replace(result, phrased=[rank_phrased(data, images, texts, phrasing, embed) for phrasing in phrasings])
 
 
 def rank_pairs(data: RetrievalData, images: Embedded, texts: Embedded, num_mistakes: int = 8) -> RetrievalResult:

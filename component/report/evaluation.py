@@ -8,6 +8,7 @@ from PIL import Image
 
 from component.embedding import open_image
 from component.evaluation.image_folder import ClassifiedImages
+from component.evaluation.phrased_retrieval import mean_recalls
 from component.evaluation.retrieval import RetrievalResult
 from component.evaluation.retrieval_data import RetrievalData
 from component.evaluation.zero_shot import ZeroShotResult
@@ -15,6 +16,7 @@ from component.ground.files import write_json, write_text
 from component.metrics import RECALL_AT
 from component.report.figures import draw_mistakes, draw_recall
 from component.report.labels import label
+from component.report.phrasings import draw_phrasings, phrasing_rows, phrasing_table
 from component.report.text_table import markdown_table
 
 DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
@@ -24,7 +26,7 @@ MistakeRow = tuple[Item, Item, Item, int]  # query, ranked first, right answer, 
 
 
 def write_retrieval_report(folder: str, data: RetrievalData, result: RetrievalResult, about: dict[str, Any]) -> None:
-    """Write metrics.json, metrics.md, recall.png, mistakes_text_to_image.png and mistakes_image_to_text.png.
+    """Write metrics.json, metrics.md, recall.png and mistakes_*.png of both directions; with phrasings, phrasings.png.
 
     The figures of an earlier evaluation are removed, and the numbers are written before the figures are drawn.
 
@@ -35,10 +37,12 @@ def write_retrieval_report(folder: str, data: RetrievalData, result: RetrievalRe
         ModuleNotFoundError: matplotlib, which draws the figures, is not installed.
     """
     mistakes = {direction: f"mistakes_{direction}.png" for direction in DIRECTIONS}
-    _remove(folder, "recall.png", *mistakes.values())
-    _write_metrics(folder, "metrics", result.metrics, retrieval_table(result.metrics), about)
+    _remove(folder, "recall.png", "phrasings.png", *mistakes.values())
+    _write_metrics(folder, "metrics", _retrieval_metrics(result), retrieval_table(result), about)
     ranks = {label(name): result.ranks[direction] for direction, name in DIRECTIONS.items()}
     draw_recall(os.path.join(folder, "recall.png"), ranks)
+    if result.phrased:
+        draw_phrasings(os.path.join(folder, "phrasings.png"), phrasing_rows(result))
     for direction, rows in retrieval_mistakes(data, result).items():
         draw_mistakes(os.path.join(folder, mistakes[direction]), rows)
 
@@ -49,7 +53,7 @@ def write_zero_shot_report(folder: str, data: ClassifiedImages, result: ZeroShot
     The names differ from those of a retrieval evaluation, so that both fit into one folder.
     """
     _remove(folder, "zero_shot_mistakes.png")
-    _write_metrics(folder, "zero_shot", result.metrics, classification_table(result.metrics), about)
+    _write_metrics(folder, "zero_shot", result.metrics, classification_table(result), about)
     draw_mistakes(os.path.join(folder, "zero_shot_mistakes.png"), zero_shot_mistakes(data, result))
 
 
@@ -75,25 +79,39 @@ def _remove(folder: str, *names: str) -> None:
             os.unlink(os.path.join(folder, name))
 
 
-def _write_metrics(folder: str, name: str, metrics: dict[str, float], table: str, about: dict[str, Any]) -> None:
+def _write_metrics(folder: str, name: str, metrics: dict[str, Any], table: str, about: dict[str, Any]) -> None:
     os.makedirs(folder, exist_ok=True)
     write_json(os.path.join(folder, f"{name}.json"), {**about, **metrics})
     write_text(os.path.join(folder, f"{name}.md"), table)
 
 
-def retrieval_table(metrics: dict[str, float]) -> str:
-    """Markdown: recall in percent and median rank of both directions, then the mean recall and the counts."""
+def _retrieval_metrics(result: RetrievalResult) -> dict[str, Any]:
+    """The metrics, and those of the phrasings if there are any."""
+    if not result.phrased:
+        return result.metrics
+    phrased = [
+        {"phrasing": one.phrasing.name, "group": one.phrasing.group, "example": one.example, **one.metrics}
+        for one in result.phrased
+    ]
+    return {**result.metrics, "phrasings": phrased, "phrasings_mean": mean_recalls(result.phrased)}
+
+
+def retrieval_table(result: RetrievalResult) -> str:
+    """Markdown: recall in percent and median rank of both directions, mean recall and counts; then the phrasings."""
+    metrics = result.metrics
     rows = [
         [name, *(f"{100 * metrics[f'{direction}_recall@{k}']:.1f}" for k in RECALL_AT)]
         + [f"{metrics[f'{direction}_median_rank']:g}"]
         for direction, name in DIRECTIONS.items()
     ]
     table = markdown_table(["", *(f"R@{k}" for k in RECALL_AT), "median rank"], rows)
-    return f"{table}\n\nMean recall (MR): {100 * metrics['mean_recall']:.1f}; {_counts(metrics)}\n"
+    table += f"\n\nMean recall (MR): {100 * metrics['mean_recall']:.1f}; {_counts(metrics)}\n"
+    return f"{table}\n{phrasing_table(phrasing_rows(result))}\n" if result.phrased else table
 
 
-def classification_table(metrics: dict[str, float]) -> str:
+def classification_table(result: ZeroShotResult) -> str:
     """Markdown: top-1, top-5 and mean per class in percent, then the counts."""
+    metrics = result.metrics
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
     table = markdown_table(list(names.values()), [[f"{100 * metrics[key]:.1f}" for key in names]])
     return f"{table}\n\n{_counts(metrics)}\n"

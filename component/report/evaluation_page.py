@@ -13,6 +13,8 @@ from component.metrics import RECALL_AT, class_accuracies
 from component.report.evaluation import MistakeRow, retrieval_mistakes, zero_shot_mistakes
 from component.report.figures import recall_curve
 from component.report.html import data_uri, render
+from component.report.labels import CHINESE
+from component.report.phrasings import phrasing_rows
 
 DIRECTIONS = {"text_to_image": "文本 → 图片", "image_to_text": "图片 → 文本"}
 COLOURS = ("#1f6fb2", "#b4500f")
@@ -20,7 +22,7 @@ CHART = (400, 240)  # of the SVG: the area of the curves
 
 
 def retrieval_page(data: RetrievalData, result: RetrievalResult, about: dict[str, Any]) -> str:
-    """HTML: recalls, recall curves, and the hardest mistakes of both directions, with images."""
+    """HTML: recalls, recall curves, phrasings, and the hardest mistakes of both directions, with images."""
     metrics = result.metrics
     header = ["", *(f"R@{k}" for k in RECALL_AT), "排名中位数"]
     rows = [
@@ -36,6 +38,7 @@ def retrieval_page(data: RetrievalData, result: RetrievalResult, about: dict[str
         summary=f"平均召回率（MR）{_percent(metrics['mean_recall'])}%；{metrics['texts']:,} 条文本，"
         f"{metrics['images']:,} 张图片，{metrics['pairs']:,} 对；读不了的图片 {metrics['bad_images']:,} 张",
         chart=_chart({name: result.ranks[direction] for direction, name in DIRECTIONS.items()}),
+        phrasings=phrasing_rows(result) if result.phrased else [],
         mistakes=[(f"{name}：错得最远的", _cells(mistakes[direction])) for direction, name in DIRECTIONS.items()],
     )
 
@@ -60,13 +63,19 @@ def zero_shot_page(data: ClassifiedImages, result: ZeroShotResult, about: dict[s
 
 
 def _page(about: dict[str, Any], **values) -> str:
-    names = {"model": "模型", "test_data": "测试数据", "image_path": "图片"}
+    names = {
+        "model": "模型",
+        "test_data": "测试数据",
+        "image_path": "图片",
+        "phrasings_file": "问法",
+        "keep_list": "保留的图文对",
+    }
     facts = [(names[key], one_line(value)) for key, value in about.items() if value]
     return render(
         "evaluation.html",
         title="评测结果",
         card_width="20rem",
-        **{"chart": None, "classes": [], "about": facts, **values},
+        **{"chart": None, "classes": [], "phrasings": [], "chinese": CHINESE, "about": facts, **values},
     )
 
 

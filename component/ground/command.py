@@ -1,7 +1,8 @@
 """What all scripts share: options that are checked before any work starts, and exit statuses.
 
 A script exits with 0 on success; 1 if it finished but found problems in the data, as its --help says; 2 after a user's
-mistake or a fault of the machine, with one line on stderr; 128 + n after signal n.
+mistake or a fault of the machine, with one line on stderr; 75 likewise, if the same command may succeed when it is
+started again; 128 + n after signal n.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from component.ground.files import require_writable, require_writable_folder
 from component.ground.output import LastingStream, give_up_stdout, open_closed_streams
 from component.ground.plain_text import one_line
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 MOST = 2**31 - 1  # default upper limit of counts
 
 
@@ -251,6 +253,7 @@ def run_script(
             raise
     except (ValueError, OSError, ImportError) as error:
         print(f"{script}: {one_line(error)}", file=sys.stderr)
+        return getattr(error, "status", 2)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

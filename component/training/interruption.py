@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from component.ground.command import TRY_AGAIN
+
 logger = logging.getLogger(__name__)
 
 SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
@@ -44,6 +46,8 @@ class RunFailed(OSError):
 
 class LostProcess(RunFailed):
     """Another process of the run, or one of its DataLoader workers, has died."""
+
+    status = TRY_AGAIN
 
 
 class SaveAndStop(TrainerCallback):

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 
-from component.ground.command import Parser, input_file, run_script
+from component.ground.command import TRY_AGAIN, Parser, input_file, run_script
 
 logger = logging.getLogger("train_clip")
 
@@ -53,7 +53,11 @@ def train(args) -> int | None:
     from component.training.preflight import preflight
     from component.training.results import write_arguments
     from component.training.resume import begin, checkpoint_to_resume, finished_step
+    from component.training.run_identity import compare_tables
+    from component.training.shared_disk import require_shared_folders
 
+    require_shared_folders(args)
+    compare_tables(args)
     if step := finished_step(args):
         logger.info("the run in %s finished at step %d: there is nothing to train.", args.output_dir, step)
         return None
@@ -140,7 +144,7 @@ if __name__ == "__main__":
     # process that waits for others in a collective would not run a Python handler: the default ends it at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     status = run_script(main, signals=(), log_format="%(asctime)s %(message)s", needs_stdout=False)
-    if status != 2:  # after an error, the other processes may not answer
+    if status not in (2, TRY_AGAIN):  # after an error, the other processes may not answer
         from component.training.interruption import leave_group
 
         leave_group()

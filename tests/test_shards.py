@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -383,7 +384,7 @@ def test_a_shard_that_changed_since_it_was_indexed_gives_no_wrong_images(tmp_pat
     good, _, bad = pairs.images.load(range(PAIRS))
     assert good.tolist() == [9, 10] and list(bad) == list(range(9))
     assert "00000.tar/000000000.jpg: the shard has changed since it was indexed" in bad[0]
-    assert "00001.tar/000000005.jpg: the shard cannot be read (No such file or directory)" in bad[5]
+    assert "00001.tar/000000005.jpg: the shard was removed since it was indexed" in bad[5]
 
 
 def test_missing_shards_are_named_before_anything_is_loaded(train_args, tmp_path, shards):
@@ -418,7 +419,13 @@ def test_the_cache_reads_a_shard_from_front_to_back_and_each_image_once(tmp_path
     features = from_cache.load(np.array([7, 0])).columns["vision_pooler_output"]
     assert torch.equal(features, images[[7, 0]].flatten(1)[:, :48].half())
     os.utime(tmp_path / "shards" / "00001.tar", ns=(1, 1))
-    assert torch.equal(cached(dataset(shards))[0], images[5:9])
+    shutil.copytree(tmp_path / "shards", tmp_path / "staged")
+    staged = cached(dataset(shards.replace("/shards/", "/staged/")))
+    assert len(staged[0]) == 0 and len(staged[1].rows) == PAIRS
+    content = bytearray((tmp_path / "shards" / "00001.tar").read_bytes())
+    content[content.rindex(image_bytes(8)) + len(image_bytes(8)) - 40] ^= 1  # another image of the same name and size
+    (tmp_path / "shards" / "00001.tar").write_bytes(content)
+    assert len(cached(dataset(shards))[0]) == 4
 
 
 # ---- training ----
@@ -521,3 +528,65 @@ leave_group()
     )
     printed = two_ranks(script)
     assert printed.count("The processes see different files") == 2 and f"{PAIRS} pairs" in printed
+
+
+AS_TWO_MACHINES = """
+import logging, os, sys
+from types import SimpleNamespace
+sys.path.insert(0, {root!r})
+from accelerate import PartialState
+from component.dataset import PairDataset
+from component.processor import load_processor
+from component.training import shared_disk
+from component.training.interruption import leave_group
+from component.training.shared_work import SharedWork
+
+PartialState(cpu=True, backend="gloo")
+rank = int(os.environ["RANK"])
+logging.basicConfig(level="INFO" if rank == 0 else "ERROR", stream=sys.stdout, format="%(message)s")
+os.chdir(f"{folder}/node{{rank}}")  # the same names on another disk
+for folder in (None, {folder!r} + "/tables"):
+    try:
+        reading = {{"folder": folder, "work": SharedWork()}}
+        pairs = PairDataset("{{00000..00002}}.tar", None, load_processor({model!r}), 20, **reading)
+        print(len(pairs.images.load(range(len(pairs))).rows), "good", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+shared_disk.PATIENCE = 0
+for output, tables in (("output", "off"), ({folder!r}, "tables"), ({folder!r}, {folder!r})):
+    args = SimpleNamespace(output_dir=output, pair_table=tables, image_feature_cache="off", process_index=rank)
+    try:
+        shared_disk.require_shared_folders(args)
+        print("all is shared", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+leave_group()
+"""
+
+
+def test_machines_with_copies_of_their_own_share_one_table_but_not_output_dir(tmp_path, shards, bert_clip_path):
+    """Two processes with folders of their own. The shards have other times, as after copying them to each machine."""
+    script = tmp_path / "rank.py"
+    script.write_text(AS_TWO_MACHINES.format(root=ROOT, folder=str(tmp_path), model=bert_clip_path), encoding="utf-8")
+
+    def stage() -> None:
+        for node in ("node0", "node1"):
+            shutil.rmtree(tmp_path / node, ignore_errors=True)
+            shutil.copytree(tmp_path / "shards", tmp_path / node, copy_function=shutil.copyfile)
+
+    stage()
+    printed = two_ranks(script)
+    assert printed.count(f"{PAIRS} good") == 4 and printed.count("the pairs are read once") == 1
+    for key, folder in (("output_dir", "output"), ("pair_table", "tables")):
+        where = rf"`{key}` {folder} is not on a disk that all machines share: process 1 on \S+ cannot see"
+        assert len(re.findall(where, printed)) == 2
+    assert printed.count("all is shared") == 2 and not list(tmp_path.glob("**/*.probe"))
+    stage()
+    printed = two_ranks(script)
+    assert printed.count(f"{PAIRS} good") == 4 and "read once" not in printed and "read again" not in printed
+    other = tmp_path / "node1" / "00002.tar"
+    content = bytearray(other.read_bytes())
+    content[content.rindex(image_bytes(10)) + len(image_bytes(10)) - 9] ^= 1
+    other.write_bytes(content)
+    printed = two_ranks(script)
+    assert len(re.findall(r"of 00002.tar, process 0 on \S+ sees 20,480 bytes, digest \w+, process 1 on", printed)) == 4

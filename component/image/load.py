@@ -31,6 +31,9 @@ MAX_ASPECT = 200  # longer side / shorter: scaled for the tower, 65,000 x 1 pixe
 MAX_SCANS = 100  # of a JPEG: encoders write at most 20, and each costs the time of a decoding,
 MAX_SCANNED_PIXELS = 2**31  # which is 3 ns a pixel where nothing changes; limit for all scans together
 
+# Ends the reason of an image whose shard or table was removed or replaced while it was in use.
+SINCE_INDEXED = "since it was indexed; start again"
+
 _MODES = {*"1 L LA P PA RGB RGBX RGBA RGBa CMYK YCbCr HSV I I;16 I;16B I;16L I;16N F".split()}
 _LIBRARIES = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "TIFF": "libtiff", "JPEG2000": "jpg_2000"}
 _DAMAGED = {"JPEG", "PNG", "GIF", "WEBP"}  # Pillow decodes all kinds of these; of the other formats it refuses some

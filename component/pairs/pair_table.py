@@ -3,7 +3,7 @@
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 
 from component.ground.file_state import MISSING, FileState
 from component.pairs.caption import is_caption
+from component.pairs.file_content import FileContent
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.image_stores import STORES, ImageFolder, ImageStore
 from component.pairs.ragged import RaggedArray
@@ -26,8 +27,8 @@ class PairTable:
 
     Args:
         arrays: what `write_pairs` returns.
-        states: path → state of the shards as this process found them at its start; by default those that the indexing
-            process found. Another machine may have a copy of a shard, whose times and inode differ.
+        places: path of a file when it was indexed → its path now, and the state in which this process found it at
+            its start. Images of shards cannot be read without them.
 
     Attributes:
         path, version: of the folder that it is mapped from, see `FlatArrays`; None in memory.
@@ -43,21 +44,18 @@ class PairTable:
         image_numbers: (rows,) index into `first_rows` of each row's image.
     """
 
-    def __init__(self, arrays: FlatArrays, states: Mapping[str, FileState | None] | None = None):
+    def __init__(self, arrays: FlatArrays, places: Mapping[str, tuple[str, FileState | None]] | None = None):
         self._arrays, self.path, self.version = arrays, arrays.path, arrays.version
-        facts = dict(arrays.facts)
-        indexed = [_store(*record) for record in facts["stores"]]
-        # Keys contain the states that the indexing process found, so that they are the same in all processes.
-        self._store_states = np.array(
-            [0 if isinstance(store, ImageFolder) else store.state.number for store in indexed]
-        )
-        self._store_keys = pd.util.hash_array(np.array([os.path.abspath(store.path) for store in indexed], object))
-        # A worker process needs no states of files that are not stores.
-        self._states = {store.path: states[store.path] for store in indexed if states and states.get(store.path)}
-        self._stores = [
-            replace(store, state=self._states[store.path]) if store.path in self._states else store
-            for store in indexed
-        ]
+        facts, places = dict(arrays.facts), places or {}
+        self._stores = [STORES[kind](*places.get(path, (path,)), *more) for kind, path, *more in facts["stores"]]
+        # A worker process needs no places of files that are not stores.
+        self._places = {path: places[path] for _, path, *_ in facts["stores"] if path in places}
+        contents = dict(zip(facts["files"], facts["contents"], strict=True))
+        indexed = [(contents.get(path), path) for _, path, *_ in facts["stores"]]
+        # Keys depend on the content and the name of a shard, not on where and when it was copied.
+        self._store_states = np.array([FileContent(*content).number if content else 0 for content, _ in indexed])
+        names = [os.path.basename(path) if content else os.path.abspath(path) for content, path in indexed]
+        self._store_keys = pd.util.hash_array(np.array(names, object))
         self._starts = facts["starts"]  # the row from which on the images are in each store
         self.file, self.image_path = facts["file"], facts["image_path"]
         self.num_empty_texts, self.num_long_texts = facts["num_empty_texts"], facts["num_long_texts"]
@@ -69,7 +67,7 @@ class PairTable:
         self.first_rows, self.image_numbers = arrays["first_rows"], arrays["image_numbers"]
 
     def __reduce__(self):
-        return PairTable, (self._arrays, self._states)
+        return PairTable, (self._arrays, self._places)
 
     def __len__(self) -> int:
         return len(self.text_ids)
@@ -92,7 +90,8 @@ class PairTable:
         return store.filename(locator)
 
     def image_states(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) rows → (n,) int64, `FileState.number` of the file or the shard that each image is in, or MISSING.
+        """(n,) rows → (n,) int64, `FileState.number` of each image's file, or MISSING; of an image in a shard,
+        `FileContent.number` of the shard.
 
         Raises:
             OSError: the disk does not answer.
@@ -120,10 +119,6 @@ class PairTable:
 
     def _store_numbers(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1
-
-
-def _store(kind: str, path: str, state: list[int] | None = None, *more: str) -> ImageStore:
-    return STORES[kind](path, *(() if state is None else (FileState(*state), *more)))
 
 
 class EncodedChunk(NamedTuple):
@@ -176,9 +171,21 @@ class ChunkEncoder:
 
 
 def write_pairs(
-    writer: ArrayWriter, chunks: Iterable[EncodedChunk], file: str, image_path: str | None, **facts: Any
+    writer: ArrayWriter,
+    chunks: Iterable[EncodedChunk],
+    file: str,
+    image_path: str | None,
+    contents: Mapping[str, FileContent | None],
+    **facts: Any,
 ) -> FlatArrays | None:
-    """Write the arrays of a table from its chunks, in order. Raises OSError if the writer cannot write."""
+    """Write the arrays of a table from its chunks, in order.
+
+    Args:
+        contents: of the files that the pairs are in; known at the latest when the chunks have been read.
+
+    Raises:
+        OSError: the writer cannot write.
+    """
     counts = dict.fromkeys(("num_empty_texts", "num_long_texts", "num_unknown"), 0)
     stores, starts, ends, highest = [], [], {"token": 0, "locator": 0}, 0
     text_ids, image_ids = [], []
@@ -211,7 +218,10 @@ def write_pairs(
             **facts,
             "file": file,
             "image_path": image_path,
-            "stores": [(type(store).__name__, *astuple(store)) for store in stores],
+            "files": list(contents),
+            "contents": list(contents.values()),
+            # Without the state in which the indexing process found the file: another one may have a copy.
+            "stores": [(type(store).__name__, store.path, *astuple(store)[2:]) for store in stores],
             "starts": starts,
             "num_empty_texts": counts["num_empty_texts"],
             "num_long_texts": counts["num_long_texts"],

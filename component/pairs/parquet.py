@@ -11,7 +11,7 @@ import pandas as pd
 from component.ground.file_state import FileState
 from component.ground.optional import import_optional
 from component.ground.reading import open_to_read
-from component.image.load import BadImageError
+from component.image.load import SINCE_INDEXED, BadImageError
 from component.pairs.columns import KNOWN_NAMES, ChooseColumns, find_columns, is_image_column
 
 HEAD = b"PAR1"  # the first bytes of a file
@@ -96,11 +96,11 @@ class ParquetImages:
         """
         try:
             if FileState.of(self.path) != self.state:
-                raise BadImageError("the file has changed since its texts were read; start again")
+                raise BadImageError(f"the file has changed {SINCE_INDEXED}")
             group, row = map(int, locator.split())
             image = _images_of(self, group)[row].as_py()
-        except FileNotFoundError as error:
-            raise BadImageError(f"the file cannot be read ({error.strerror})") from None
+        except FileNotFoundError:
+            raise BadImageError(f"the file was removed {SINCE_INDEXED}") from None
         if isinstance(image, dict):
             image = image["bytes"]
         if image is None:

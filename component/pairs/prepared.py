@@ -1,7 +1,8 @@
 """Pair tables on disk: arrays in a folder, written once, which later starts and all other processes map.
 
-The folder `<folder>/<digest of what was asked for>/` appears as a whole or not at all. It records the states of the
-files that it was made from, so a table that is out of date is noticed and replaced.
+The folder `<folder>/<digest of what was asked for>/` appears as a whole or not at all. It records the contents of the
+files that it was made from, so a table that is out of date is noticed and replaced, and one whose files were copied to
+another disk is not.
 """
 
 import hashlib
@@ -12,25 +13,24 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
-from component.ground.file_state import FileState
 from component.ground.files import new_folder, require_writable, sweep
+from component.pairs.file_content import known
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.keep_list import KeepList
+from component.pairs.known_files import Contents, States, contents_of, states_of
 from component.pairs.pair_table import ChunkEncoder, EncodedChunk, PairTable, write_pairs
+from component.pairs.shards import ShardIndex
 from component.pairs.sources import read_pair_files, tsvs_of
-from component.pairs.table_files import file_and_split, is_shard, pair_files
+from component.pairs.table_files import is_shard, pair_files
 from component.pairs.work import ALONE, Work
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the arrays and facts
+FORMAT = 3  # of the arrays and facts
 NAME_FORMAT = 1  # of the folder's name: a table of an older format has the same name, and is replaced
 # Bytes of a file for each byte of its prepared table, at the least. A shard is mostly images.
 TEXT_BYTES, SHARD_BYTES = 0.5, 100
-
-States = dict[str, FileState | None]  # path → state; None: the file cannot be looked at
 
 
 class _IsThereError(Exception):
@@ -63,32 +63,70 @@ def load_pair_table(
     """
     files, paths = [file] if isinstance(file, str) else list(file), pair_files(file)
     tsvs = tsvs_of(paths, image_path) if all(map(os.path.exists, paths)) else []
-    states = {path: _state(path) for path in (*paths, *tsvs, *(keep_list.paths if keep_list else ()))}
-    sizes = {path: state and state.size for path, state in states.items()}
-    work.require_same(
-        sizes, f"The processes see different files ({paths[0]}, …). All machines must have the same files."
-    )
+    states = states_of([*paths, *tsvs, *(keep_list.paths if keep_list else ())])
+    work.require_same_files({path: state and f"{state.size:,} bytes" for path, state in states.items()})
     name = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-    chunks = work.map(encoder, read_pair_files(file, image_path, columns, work.index_shards, keep_list=keep_list))
-    chunks = _with_a_text(chunks, name)
-    if folder is not None:
-        asked = (NAME_FORMAT, paths, image_path, *encoder.identity, *([dict(columns)] if columns else []))
-        if keep_list:
-            asked += (keep_list.path,)
-        prepared = os.path.join(folder, _digest(*asked))
-        table = _open(prepared, states, work)
+    prepared = folder and os.path.join(folder, _name_of(paths, states, image_path, encoder, columns, keep_list))
+    if prepared and work.everywhere(os.path.isdir(prepared)):
+        table = _open(prepared, states, contents_of(states, prepared, work))
         if work.everywhere(table is not None):
             return table
-        need = sum((sizes[path] or 0) / (SHARD_BYTES if is_shard(path) else TEXT_BYTES) for path in paths)
-        if work.everywhere(not work.is_writer or _is_writable(folder, need)):
-            return _prepare(prepared, states, chunks, name, image_path, work)
-    return PairTable(write_pairs(ArrayWriter(), chunks, name, image_path), states)
+    contents: Contents = dict.fromkeys(states)
+    contents |= contents_of({path: state for path, state in states.items() if not is_shard(path)}, None, work)
+
+    def index_shards(shards: Sequence[str]) -> Iterator[ShardIndex]:
+        for index in work.index_shards(shards):
+            if index.shard:
+                contents[index.shard.path] = known[index.shard.path, index.shard.state] = index.content
+            yield index
+
+    pairs = read_pair_files(file, image_path, columns, index_shards, keep_list=keep_list)
+    chunks = _with_a_text(work.map(encoder, pairs), name)
+    if prepared and work.everywhere(not work.is_writer or _is_writable(folder, states)):
+        table = _prepare(prepared, states, contents, chunks, name, image_path, work)
+    else:
+        table = _table(write_pairs(ArrayWriter(), chunks, name, image_path, contents), states)
+    if contents_of(states, table.path, work) != contents:
+        raise ValueError(f"{name} has changed while it was read. Start again.")
+    return table
+
+
+def _table(arrays: FlatArrays, states: States) -> PairTable:
+    return PairTable(arrays, dict(zip(arrays.facts["files"], states.items(), strict=True)))
+
+
+def _name_of(
+    paths: Sequence[str],
+    states: States,
+    image_path: str | None,
+    encoder: ChunkEncoder,
+    columns: Mapping[str, str] | None,
+    keep_list: KeepList | None,
+) -> str:
+    """The name of the folder of a table: a digest of what is asked for. Shards may move as a whole."""
+    asked = [NAME_FORMAT, paths, image_path, *encoder.identity, *([dict(columns)] if columns else [])]
+    if all(map(is_shard, paths)):
+        common = os.path.dirname(os.path.commonprefix(list(map(os.path.abspath, paths))))
+        asked[1] = [(os.path.relpath(path, common), states[path] and states[path].size) for path in paths]
+    if keep_list:
+        asked.append(keep_list.path)
+    return hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
 
 
 def _prepare(
-    path: str, states: States, chunks: Iterator[EncodedChunk], name: str, image_path: str | None, work: Work
+    path: str,
+    states: States,
+    contents: Contents,
+    chunks: Iterator[EncodedChunk],
+    name: str,
+    image_path: str | None,
+    work: Work,
 ) -> PairTable:
-    """Write the arrays on the process that is the writer, and map them on all."""
+    """Write the arrays on the process that is the writer, and map them on all.
+
+    Args:
+        contents: of the files, which are known once the chunks are read.
+    """
     fault = None
     if work.is_writer:
         logger.info("%s: the pairs are read once, and written to %s", name, path)
@@ -96,8 +134,8 @@ def _prepare(
         try:
             with suppress(_IsThereError), new_folder(path) as new:
                 writer = ArrayWriter(new)
-                write_pairs(writer, chunks, name, image_path, format=FORMAT, states=list(states.values()))
-                if _open(path, states, work) is not None:
+                write_pairs(writer, chunks, name, image_path, contents, format=FORMAT)
+                if _open(path, states, contents) is not None:
                     raise _IsThereError
         except OSError as error:
             if writer and not writer.fault:  # it was reading that failed
@@ -110,7 +148,7 @@ def _prepare(
             "`pair_table` to a folder on another disk, or to off."
         )
     os.listdir(os.path.dirname(path))  # makes a network file system look again
-    table = _open(path, states, work)
+    table = _open(path, states, contents)
     if not work.everywhere(table is not None):
         raise ValueError(
             f"The pair table {path} was written, but not all processes see it. Set `pair_table` to a folder on a disk "
@@ -129,28 +167,26 @@ def _with_a_text(chunks: Iterator[EncodedChunk], name: str) -> Iterator[EncodedC
         raise ValueError(f"{name} has no row with a text ({empty} rows with an empty one).")
 
 
-def _open(path: str, states: States, work: Work) -> PairTable | None:
-    """The table that was prepared from files in these states; None if there is none, or it is damaged.
-
-    The writer compares the states. The other processes may have copies of the files, whose times and inodes differ.
-    """
+def _open(path: str, states: States, contents: Contents) -> PairTable | None:
+    """The table that was prepared from files with these contents; None if there is none, or it is damaged."""
     if not os.path.isdir(path):
         return None
     try:
         arrays = FlatArrays.open(path)
         if arrays.facts.get("format") != FORMAT:
             logger.warning("%s was written by another version: its files are read again.", path)
-        elif work.is_writer and arrays.facts["states"] != [state and list(state) for state in states.values()]:
+        elif arrays.facts["contents"] != [content and list(content) for content in contents.values()]:
             logger.warning("%s was made from other files or other versions of them: they are read again.", path)
         else:
-            return PairTable(arrays, states)
+            return _table(arrays, states)
     except (OSError, KeyError, TypeError, ValueError) as error:
         logger.warning("%s; its files are read again.", error)
     return None
 
 
-def _is_writable(folder: str, need: float) -> bool:
-    """Whether a folder can be created and has room; logs a warning that says why not."""
+def _is_writable(folder: str, states: States) -> bool:
+    """Whether a folder can be created and has room for the table of some files; logs a warning that says why not."""
+    need = sum(state.size / (SHARD_BYTES if is_shard(path) else TEXT_BYTES) for path, state in states.items() if state)
     try:
         os.makedirs(folder, exist_ok=True)
         sweep(folder)
@@ -166,15 +202,3 @@ def _is_writable(folder: str, need: float) -> bool:
         )
         return False
     return True
-
-
-def _state(path: str) -> FileState | None:
-    """None for a file that cannot be looked at: the error comes when it is read."""
-    try:
-        return FileState.of(file_and_split(path)[0])
-    except OSError:
-        return None
-
-
-def _digest(*settings: Any) -> str:
-    return hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()

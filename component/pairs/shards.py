@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from component.ground.file_state import FileState
 from component.ground.reading import with_retries
 from component.image.folder import IMAGE_ENDINGS
-from component.image.load import BadImageError
+from component.image.load import SINCE_INDEXED, BadImageError
+from component.pairs.file_content import FileContent, content_of
 from component.pairs.json_text import parse_json, require_unicode
 from component.pairs.paths import normal_name
 
@@ -42,7 +43,7 @@ TAR_FAULTS = (tarfile.TarError, RecursionError, ValueError, ArithmeticError, Loo
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar in the state in which it was indexed; a locator is the offset, size and name of an image in it."""
+    """A tar in the state in which this process found it; a locator is the offset, size and name of an image in it."""
 
     path: str
     state: FileState
@@ -60,14 +61,14 @@ class Shard:
         offset, size, _ = locator.split(" ", 2)
         try:
             return with_retries(lambda: self._read(int(offset), int(size)))
-        except FileNotFoundError as error:
-            raise BadImageError(f"the shard cannot be read ({error.strerror})") from None
+        except FileNotFoundError:
+            raise BadImageError(f"the shard was removed {SINCE_INDEXED}") from None
 
     def _read(self, offset: int, size: int) -> bytes:
         # Opened for each image, because a process may not keep a thousand shards open.
         with open(self.path, "rb", buffering=0) as file:
             if self.state != FileState.of(file.fileno()):
-                raise BadImageError("the shard has changed since it was indexed; start again")
+                raise BadImageError(f"the shard has changed {SINCE_INDEXED}")
             return _read(file, offset, size)
 
 
@@ -78,10 +79,12 @@ class ShardIndex:
     Attributes:
         locators, texts: of the images, in the order of the tar; the text of an image without a caption is "".
         faults: (fault, member or shard) of what is left out.
+        content: of the shard.
         error: why the shard cannot be used at all.
     """
 
     shard: Shard | None = None
+    content: FileContent | None = None
     locators: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
@@ -139,7 +142,8 @@ def index_shard(path: str) -> ShardIndex:
 
 def _index(path: str) -> ShardIndex:
     with open(path, "rb", buffering=0) as file:
-        index = ShardIndex(Shard(path, FileState.of(file.fileno())))
+        state = FileState.of(file.fileno())
+        index = ShardIndex(Shard(path, state), content_of(path, state))
         if index.shard.state.size:
             _fill(index, file)
         else:

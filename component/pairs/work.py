@@ -1,6 +1,6 @@
 """How the reading of a table is split: one process alone, or several that share the work."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,8 +40,20 @@ class Work:
         """Whether a fact holds in all processes. They wait for each other here."""
         return fact
 
-    def require_same(self, what: Any, message: str) -> None:
-        """Raise ValueError with the message if the processes have different values."""
+    def place_among(self, view: str) -> tuple[int, int]:
+        """The place of this process among those with the same view, and how many these are."""
+        return 0, 1
+
+    def exchange(self, function: Callable[[Any], Any], mine: Sequence[Any]) -> Iterator[Any]:
+        """The results of the items of all processes, in any order; each calls this with its own items."""
+        return map(function, mine)
+
+    def require_same_files(self, files: Mapping[str, str | None]) -> None:
+        """Raise ValueError if another process sees other files than the first one.
+
+        Args:
+            files: path → what this process sees there, in words; None if there is no file.
+        """
 
 
 ALONE = Work()

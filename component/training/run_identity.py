@@ -1,6 +1,5 @@
 """A run: one training from its start to its end, over however many interruptions, with one recipe on the same data."""
 
-import functools
 import hashlib
 import json
 import logging
@@ -11,18 +10,22 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from component.ground.file_state import FileState
 from component.ground.files import write_json
-from component.ground.reading import open_to_read
-from component.pairs.table_files import file_and_split, is_shard, pair_files
+from component.pairs.file_content import content_of
+from component.pairs.known_files import contents_of, states_of
+from component.pairs.table_files import file_and_split, pair_files
 from component.pairs.templates import read_templates, templates_identity
 from component.training.sampler import ORDER
+from component.training.shared_work import SharedWork
 
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"  # in output_dir
+TABLES = ("train_file", "test_file", "keep_list")
 # Keys of TrainingArguments that shape the optimisation. The batch is compared elsewhere, because it may be split
 # differently.
 SHAPING = (
@@ -93,7 +96,7 @@ def run_of(args, before: Run | None = None, start: dict[str, Any] | None = None)
         before: a run whose tables need not be read again if their files have not changed since.
     """
     known = before.tables if before else {}
-    given = {key: getattr(args, key) for key in ("train_file", "test_file", "keep_list") if getattr(args, key)}
+    given = {key: getattr(args, key) for key in TABLES if getattr(args, key)}
     tables = {key: table_identity(files, known.get(key)) for key, files in given.items()}
     identities = {key: identity for key, (_, identity) in tables.items() if key != "test_file"}
     return Run(secrets.token_hex(6), _recipe_of(args, identities), tables, start)
@@ -131,34 +134,40 @@ def mark_finished(args, step: int) -> None:
 def table_identity(files: str | list[str], known: Sequence[str] | None = None) -> tuple[str, str]:
     """The state of a table's files, and the identity of their content: names, sizes and a digest.
 
-    The folder is not part of the identity, because data may move. The content of shards, which are large, is not
-    either.
+    The folder is not part of the identity, because data may move.
 
     Args:
         known: an earlier result, whose digest is used again if the files are in the same state.
     """
     names = pair_files(files)
-    paths = [file_and_split(name)[0] for name in names]
-    states = [FileState.of(path) for path in paths]
-    state = hashlib.blake2b(json.dumps([names, states]).encode(), digest_size=16).hexdigest()
+    states, state = _state_of(names)
     if known and known[0] == state:
         return state, known[1]
-    names = list(map(os.path.basename, names))
-    named = names[0] if len(names) == 1 else f"{len(names)} files, {names[0]} to {names[-1]}"
-    size = sum(state.size for state in states)
-    return state, f"{named}, {size:,} bytes ({_content_digest(tuple(paths), tuple(states))})"
+    base = list(map(os.path.basename, names))
+    contents = [content_of(name, one) for name, one in states.items()]
+    digest = hashlib.blake2b(json.dumps([base, contents]).encode(), digest_size=6).hexdigest()
+    named = base[0] if len(base) == 1 else f"{len(base)} files, {base[0]} to {base[-1]}"
+    return state, f"{named}, {sum(content.size for content in contents):,} bytes ({digest})"
 
 
-@functools.cache  # a start asks more than once
-def _content_digest(paths: tuple[str, ...], states: tuple[FileState, ...]) -> str:
-    heading = [[os.path.basename(path) for path in paths], [state.size for state in states]]
-    digest = hashlib.blake2b(json.dumps(heading).encode(), digest_size=6)
-    for path in paths:
-        if not is_shard(path):  # a shuffled table has the same size
-            with open_to_read(path) as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-    return digest.hexdigest()
+def _state_of(names: list[str]) -> tuple[dict[str, FileState], str]:
+    """The states of the files of some names, and a digest of them."""
+    states = {name: FileState.of(file_and_split(name)[0]) for name in names}
+    heading = [names, [states[name] for name in names]]
+    return states, hashlib.blake2b(json.dumps(heading).encode(), digest_size=16).hexdigest()
+
+
+def compare_tables(args) -> None:
+    """Before a run is continued, find the contents of tables that are in another state than when it was begun, such as
+    shards that were copied to the disk of each machine: with all processes, which must see the same."""
+    given = {key: pair_files(getattr(args, key)) for key in TABLES if getattr(args, key)}
+    changed = [[]]
+    if args.process_index == 0 and (before := read_run(args.output_dir)):
+        known = {key: table[0] for key, table in before.tables.items()}
+        changed[0] = [key for key, names in given.items() if _state_of(names)[1] != known.get(key)]
+    broadcast_object_list(changed)
+    for key in changed[0]:
+        contents_of(states_of(given[key]), None, SharedWork(args.dataloader_num_workers))
 
 
 def _recipe_of(args, identities: dict[str, str]) -> dict[str, Any]:

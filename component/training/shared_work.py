@@ -1,11 +1,14 @@
 """Reading a table once for all processes of a training."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 
 from component.pairs.shards import ShardIndex, index_shards
 from component.pairs.work import Work
@@ -34,6 +37,28 @@ class SharedWork(Work):
     def everywhere(self, fact: bool) -> bool:
         return all(gather_object([fact]))
 
-    def require_same(self, what: Any, message: str) -> None:
-        if any(other != what for other in gather_object([what])):
-            raise ValueError(message)
+    def place_among(self, view: str) -> tuple[int, int]:
+        views = gather_object([view])
+        return views[: self._state.process_index].count(view), views.count(view)
+
+    def exchange(self, function: Callable[[Any], Any], mine: Sequence[Any]) -> Iterator[Any]:
+        results = iter(DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=function))
+        for _ in range(max(gather_object([len(mine)]))):
+            yield from gather_object(list(islice(results, 1)))
+
+    def require_same_files(self, files: Mapping[str, str | None]) -> None:
+        digest = hashlib.blake2b(repr(sorted(files.items())).encode(), digest_size=16).hexdigest()
+        if len(set(gather_object([digest]))) == 1:
+            return
+        first, *others = gather_object([(f"process {self._state.process_index} on {platform.node()}", files)])
+        for where, seen in others:
+            names = sorted(name for name in {**first[1], **seen} if seen.get(name) != first[1].get(name))
+            if names:
+                one, other = (
+                    f"{who} sees {all_of.get(names[0]) or 'no such file'}" for who, all_of in (first, (where, seen))
+                )
+                more = f" ({len(names) - 1} more files differ)" if len(names) > 1 else ""
+                raise ValueError(
+                    f"The processes see different files: of {names[0]}, {one}, {other}{more}. All machines must have "
+                    "the same files."
+                )

@@ -289,11 +289,17 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         if self.text_model.config._attn_implementation == "sdpa":
             # In the shape of the kernels, or the tower synchronises with the device to find out if there is padding.
             attention_mask = attention_mask[:, None, None].bool()
-        texts = zip(input_ids.split(sizes), attention_mask.split(sizes), widths, strict=True)
-        text_pooled = [
-            pool(self.text_model, input_ids=ids[:, :width], attention_mask=mask[..., :width])
-            for ids, mask, width in texts
+        texts = [
+            {"input_ids": ids[:, :width], "attention_mask": mask[..., :width]}
+            for ids, mask, width in zip(input_ids.split(sizes), attention_mask.split(sizes), widths, strict=True)
         ]
+        if not recompute:
+            # One look-up for all groups, because the gradient of each has the size of the whole vocabulary.
+            ids = [text.pop("input_ids") for text in texts]
+            embeds = self.get_input_embeddings()(torch.cat([group.flatten() for group in ids]))
+            for text, group, own in zip(texts, ids, embeds.split([group.numel() for group in ids]), strict=True):
+                text["inputs_embeds"] = own.view(*group.shape, -1)
+        text_pooled = [pool(self.text_model, **text) for text in texts]
         if vision_pooler_output is None:
             images = pixel_values.split(sizes)
             vision_pooler_output = torch.cat([pool(self.vision_model, pixel_values=group) for group in images])

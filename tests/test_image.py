@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 
 from component.embedding import open_image
 from component.image.check import check_image, shrink_image
+from component.image.fast_jpeg import packages
 from component.image.folder import image_files
 from component.image.load import (
     MAX_ASPECT,
@@ -495,6 +497,57 @@ def test_the_longest_image_allowed_is_read_and_shrunk_to_what_a_jpeg_can_hold():
     small = io.BytesIO()
     shrink_image(wide, small, 300)
     assert Image.open(small).size == (49_500, 300)
+
+
+# ---- with and without simplejpeg and OpenCV ----
+
+
+def shrunk(content: bytes, side: int) -> bytes:
+    shrink_image(content, out := io.BytesIO(), side)
+    return out.getvalue()
+
+
+@pytest.fixture
+def by_pillow(monkeypatch):
+    """`shrunk` as it is where the optional packages are not installed."""
+
+    def shrunk_by_pillow(content: bytes, side: int) -> bytes:
+        with monkeypatch.context() as context:
+            context.setitem(sys.modules, "simplejpeg", None)
+            packages.cache_clear()
+            try:
+                return shrunk(content, side)
+            finally:
+                packages.cache_clear()
+
+    pytest.importorskip("simplejpeg")
+    pytest.importorskip("cv2")
+    return shrunk_by_pillow
+
+
+@pytest.mark.parametrize("side", [240, 180, 150, 110])
+def test_the_optional_packages_shrink_no_less_faithfully_than_pillow(by_pillow, side):
+    photos = sorted(Path(ROOT, "images/test").glob("photo_*.jpg"))
+    errors = []
+    for photo in photos:
+        content, image = photo.read_bytes(), load_image(str(photo))
+        with_packages, with_pillow = (Image.open(io.BytesIO(way(content, side))) for way in (shrunk, by_pillow))
+        assert with_packages.size == with_pillow.size and min(with_packages.size) == side
+        wanted = np.asarray(image.resize(with_pillow.size, Image.Resampling.LANCZOS), float)
+        errors.append([np.square(wanted - np.asarray(found)).mean() for found in (with_packages, with_pillow)])
+    ours, pillows = np.mean(errors, axis=0)
+    assert 0 < ours <= 1.02 * pillows
+
+
+def test_what_is_not_an_ordinary_jpeg_is_shrunk_by_pillow_as_ever(by_pillow):
+    image = Image.effect_noise((90, 60), 50).convert("RGB")
+    for content in (
+        encoded(image.convert("L"), "JPEG"),
+        encoded(image.convert("CMYK"), "JPEG"),
+        encoded(image, "PNG"),
+        with_exif("JPEG", exif(orientation_entry(6))),
+    ):
+        assert shrunk(content, 10) == by_pillow(content, 10)
 
 
 def webp_canvas(width: int, height: int) -> bytes:

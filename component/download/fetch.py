@@ -90,8 +90,9 @@ class Fetcher:
         patience = min(SILENCE_SECONDS, max(allowance.deadline - time.monotonic(), 0.001))
         pools = self._pools if self.limits.verifies(address.host) else self._trusting_pools
         url, headers = address._replace(auth=None).url, self.limits.headers(address)
-        cookies.add_cookie_header(request := Request(url))
-        headers |= request.unredirected_hdrs  # Cookie, if any
+        if len(cookies):
+            cookies.add_cookie_header(request := Request(url))
+            headers |= request.unredirected_hdrs
         with faults_named(f"{address.netloc} is silent for {patience:.0f} s", max_bytes=HEADER_BYTES):
             response = _send(pools, url, headers=headers, timeout=patience)
             if response.length_remaining == 0 and not response.chunked:

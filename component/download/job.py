@@ -76,14 +76,6 @@ class Job:
         return Outcome(self.filename, url, status, reason=reason, host=self.host, is_mended=self.mended_url != url)
 
 
-class ToNote(NamedTuple):
-    """A row to write to the report before the file of the job gets its name. The answer is an OSError or None."""
-
-    number: int
-    outcome: Outcome
-    digest: bytes
-
-
 class IsNetworkAway(NamedTuple):
     """The question whether the job's host is silent because this machine's own network is down. The answer is a bool.
 
@@ -96,14 +88,16 @@ class IsNetworkAway(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to a ToNote or an IsNetworkAway."""
+    """The answer to an IsNetworkAway."""
 
     number: int
-    content: OSError | bool | None
+    is_away: bool
 
 
 class Ended(NamedTuple):
-    """The end of a job: its outcome, an error that ends the run, or the job itself, to be queued for its host."""
+    """The end of a job: an outcome that is in the report, an error that ends the run, or the job itself, to be queued
+    for its host.
+    """
 
     number: int
     result: Outcome | Exception | Job

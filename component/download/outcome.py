@@ -54,6 +54,8 @@ class Outcome:
         seconds: network and decoding time, without waiting in the queue.
         host: `host:port` of the URL, if the URL is well formed and was needed.
         is_mended: the URL was repaired before use, see `address.mend_url`.
+        digest: 8-byte digest of the content of the file, if it was written now.
+        offset: of its row in the report, in bytes.
     """
 
     filename: str
@@ -65,3 +67,5 @@ class Outcome:
     seconds: float = 0.0
     host: str = ""
     is_mended: bool = False
+    digest: bytes = b""
+    offset: int = 0

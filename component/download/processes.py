@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from component.download.decoding import NOTHING
-from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job, ToNote
+from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job
 from component.download.network import Network
 from component.download.outcome import Outcome
 from component.download.report import Report
@@ -83,22 +83,25 @@ class Processes:
 
 
 class _Books:
-    """What the main process does for all workers: write the report, watch the network, collect outcomes."""
+    """What the main process does for all workers: watch the network, collect outcomes."""
 
     def __init__(self, report: Report, network: Network, end: Callable[[Outcome | Exception | Job], None]):
         self.report, self.network, self.end = report, network, end
 
-    def answer(self, message: ToNote | IsNetworkAway, job: Job) -> Answer:
-        if isinstance(message, ToNote):
-            try:
-                return Answer(message.number, self.report.add(message.outcome, message.digest))
-            except OSError as error:
-                return Answer(message.number, error)
+    def answer(self, question: IsNetworkAway, job: Job) -> Answer:
         try:
-            return Answer(message.number, self.network.is_away(job.address, message))
+            return Answer(question.number, self.network.is_away(job.address, question))
         except OSError as error:
             self.end(error)
-            return Answer(message.number, True)
+            return Answer(question.number, True)
+
+    def take(self, result: Outcome | Exception | Job, job: Job) -> None:
+        if isinstance(result, Outcome):
+            if result.http_code:
+                self.network.answered(job.address)
+            if result.digest:
+                self.report.count_content(result)
+        self.end(result)
 
 
 class _Process:
@@ -137,7 +140,7 @@ class _Process:
             self._decoded = context.RawArray("q", self._decoders)
             self._pipe, far_end = context.Pipe()
             with far_end:
-                arguments = far_end, self._settings, self._decoded
+                arguments = far_end, self._settings, self._books.report.path, self._decoded
                 process = context.Process(target=work, args=arguments, daemon=True, name="download")
                 process.start()
         except OSError as error:
@@ -172,9 +175,7 @@ class _Process:
     def _take_result(self, message: Ended) -> None:
         job = self._jobs.pop(message.number)
         self._deaths = 0
-        if isinstance(message.result, Outcome) and message.result.http_code:
-            self._books.network.answered(job.address)
-        self._books.end(message.result)
+        self._books.take(message.result, job)
 
     def _replace(self) -> None:
         """Move the jobs of a killed process to a new one, except for an image that killed two processes."""

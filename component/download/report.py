@@ -4,20 +4,18 @@ import contextlib
 import csv
 import io
 import os
-import threading
 from array import array
 
 import numpy as np
 
 from component.download.outcome import Outcome
+from component.download.report_rows import COLUMNS, ReportRows
 from component.download.rows import NO_ROWS, row_hashes
-from component.ground.lock import sole_writer
-from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
+from component.ground.lock import exclusive, sole_writer
+from component.ground.plain_text import cell_text
 from component.pairs.table import read_table
 from component.pairs.table_files import expand
 
-COLUMNS = ["filename", "url", "status", "http_code", "reason", "bytes", "seconds"]  # attributes of an Outcome
-MAX_REASON = 300  # characters
 HEADER = (",".join(COLUMNS) + "\r\n").encode()
 
 
@@ -35,53 +33,34 @@ def default_report(train_file: str, part: tuple[int, int]) -> str:
     return os.path.normpath(os.path.join(folder, name))
 
 
-class Report:
-    """Appends to a report from any thread; a context manager. Of several rows for one file and URL the last counts.
+class Report(ReportRows):
+    """The report of a run, created or continued. Of several rows for one file and URL the last counts.
 
     Raises:
         ValueError: the file exists and is something else, or another run is writing to it.
     """
 
     def __init__(self, path: str):
-        self.path = path
-        self._lock = threading.Lock()
         self._digests, self._offsets = array("Q"), array("Q")  # of this run's files: digest, and offset of the row
         with contextlib.ExitStack() as stack:
             stack.enter_context(sole_writer(path))
-            self._file = stack.enter_context(open(path, "a+b", buffering=0))
-            self._end = _whole_rows(path)
-            self._file.truncate(self._end)
-            if not self._end:
+            super().__init__(path)
+            stack.enter_context(self._file)
+            with exclusive(self._file):  # against processes that a killed run left for a moment
+                end = _whole_rows(path)
+                self._file.truncate(end)
+            if not end:
                 self._append(HEADER)
             self._stack = stack.pop_all()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *exc_info):
         with self._lock:
             self._stack.close()
 
-    def add(self, outcome: Outcome, digest: bytes = b"") -> None:
-        """Write one outcome to the operating system, so that it survives if this process is killed.
-
-        Args:
-            digest: 8-byte digest of the content of the file.
-
-        Raises:
-            OSError: the row is not in the report, not even in part.
-        """
-        row = {name: getattr(outcome, name) for name in COLUMNS}
-        row["reason"] = one_line(outcome.reason[:MAX_REASON])  # may contain text from a server
-        row["seconds"] = round(outcome.seconds, 3)
-        line = io.StringIO()
-        csv.writer(line).writerow(spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in row.values())
-        with self._lock:
-            begin = self._end
-            self._append(line.getvalue().encode(errors="backslashreplace"))
-            if digest:
-                self._digests.append(int.from_bytes(digest, "big"))
-                self._offsets.append(begin)
+    def count_content(self, outcome: Outcome) -> None:
+        """Take note of a file that this run wrote, for `same_bytes`."""
+        self._digests.append(int.from_bytes(outcome.digest, "big"))
+        self._offsets.append(outcome.offset)
 
     def rows_that(self, *statuses: str) -> np.ndarray:
         """Sorted `row_hashes`, of 8 bytes, of all rows that ended with one of these statuses.
@@ -100,17 +79,6 @@ class Report:
         largest = np.argsort(-counts, kind="stable")[:most_groups]
         groups = [(int(counts[i]), offsets[digests == found[i]][:most_names]) for i in largest if counts[i] >= least]
         return [(count, [self._name_at(offset) for offset in first]) for count, first in groups]
-
-    def _append(self, line: bytes) -> None:
-        rest = line
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:  # disk full: a partial row would merge with the next one
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._end)
-            raise OSError(error.errno, error.strerror, self.path) from None
-        self._end += len(line)
 
     def _name_at(self, offset: int) -> str:
         self._file.seek(offset)

@@ -1,4 +1,4 @@
-"""A worker process of a download: its threads fetch, decode and write; the main process keeps the report.
+"""A worker process of a download: its threads fetch, decode and write the images, and their rows in the report.
 
 Several processes, because the threads of one share an interpreter lock; threads in each, because they mostly wait for
 the network.
@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Iterator, MutableSequence
 from multiprocessing.connection import Connection
-from typing import Any
 
 from PIL import Image
 
@@ -28,8 +27,9 @@ from component.download.decoding import DecodingSlots
 from component.download.faults import OUR_ERRNO
 from component.download.fetch import Fetcher
 from component.download.host_queue import HostQueue
-from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job, ToNote
+from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job
 from component.download.outcome import FetchError, Outcome
+from component.download.report_rows import ReportRows
 from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError, read_bytes
@@ -53,11 +53,12 @@ class _TryAgain(Exception):
         self.delay = delay
 
 
-def work(pipe: Connection, settings: DownloadSettings, decoded: MutableSequence[int]) -> None:
+def work(pipe: Connection, settings: DownloadSettings, report_path: str, decoded: MutableSequence[int]) -> None:
     """Do the jobs from the pipe until None, a signal or the end of the pipe.
 
     Args:
-        pipe: receives Job and Answer; sends ToNote, IsNetworkAway and Ended.
+        pipe: receives Job and Answer; sends IsNetworkAway and Ended.
+        report_path: the report, which exists.
         decoded: the numbers of the jobs whose images are being decoded, shared with the main process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then sends None
@@ -70,15 +71,17 @@ def work(pipe: Connection, settings: DownloadSettings, decoded: MutableSequence[
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     # Reuse the memory of the last pixels: returning it to the system costs a sixth of the time of several threads.
     Image.core.set_blocks_max(KEPT_BLOCKS)
-    worker = _Worker(pipe, settings, DecodingSlots(decoded))
-    threading.Thread(target=worker.listen, args=(is_over,), daemon=True, name="download").start()
-    is_over.wait()
-    worker.close()
+    with ReportRows(report_path) as report:
+        worker = _Worker(pipe, settings, report, DecodingSlots(decoded))
+        threading.Thread(target=worker.listen, args=(is_over,), daemon=True, name="download").start()
+        is_over.wait()
+        worker.close()
 
 
 class _Worker:
-    def __init__(self, pipe: Connection, settings: DownloadSettings, decoding: DecodingSlots):
-        self.settings, self._pipe, self._sends, self._decoding = settings, pipe, threading.Lock(), decoding
+    def __init__(self, pipe: Connection, settings: DownloadSettings, report: ReportRows, decoding: DecodingSlots):
+        self.settings, self._report, self._decoding = settings, report, decoding
+        self._pipe, self._sends = pipe, threading.Lock()
         self._queue = HostQueue(settings.per_host, settings.longest_pause)
         self._fetcher = Fetcher(settings.limits, settings.per_host)
         self._given_up: dict[str, str] = {}  # host → reason for its rows
@@ -97,11 +100,11 @@ class _Worker:
             while (message := self._pipe.recv()) is not None:
                 self._take(message)
             is_over.set()
-            while True:  # answers for the files that are still being written
+            while True:  # answers for the images that are still in progress
                 self._take(self._pipe.recv())
         self._is_stopped = True
         for number in list(self._answers):
-            self._answers.pop(number).put(Stopped())
+            self._answers.pop(number).put(None)
         is_over.set()
 
     def close(self) -> None:
@@ -119,23 +122,19 @@ class _Worker:
 
     def _take(self, message: Job | Answer) -> None:
         if isinstance(message, Answer):
-            self._answers.pop(message.number).put(message.content)
+            self._answers.pop(message.number).put(message.is_away)
         else:
             self._queue.put(message.host, message)
 
-    def _send(self, message: ToNote | IsNetworkAway | Ended) -> None:
+    def _send(self, message: IsNetworkAway | Ended) -> None:
         with self._sends, contextlib.suppress(ConnectionError):  # the main process is gone, which listen() notices
             self._pipe.send(message)
 
-    def _ask(self, message: ToNote | IsNetworkAway) -> Any:
-        """Ask the main process and return its answer."""
-        answer = self._answers[message.number] = queue.SimpleQueue()
+    def _note(self, outcome: Outcome) -> None:
+        """Write a row to the report."""
         if self._is_stopped:
             raise Stopped
-        self._send(message)
-        if isinstance(content := answer.get(), BaseException):
-            raise content
-        return content
+        self._report.add(outcome)
 
     def _work(self) -> None:
         with contextlib.suppress(Stopped):
@@ -185,7 +184,7 @@ class _Worker:
             outcome.reason = f"internal_error: {type(error).__name__}: {error}"
         if outcome.reason and outcome.status != "skipped":
             outcome.status, outcome.bytes, outcome.seconds = "failed", 0, job.seconds
-            self._ask(ToNote(job.number, outcome, b""))
+            self._note(outcome)
         return outcome
 
     def _verify(self, job: Job, outcome: Outcome) -> None:
@@ -204,7 +203,7 @@ class _Worker:
                 return
             job.address = read_url(job.mended_url)
             raise _TryAgain from None
-        self._ask(ToNote(job.number, outcome, b""))
+        self._note(outcome)
 
     def _fetch(self, job: Job, outcome: Outcome) -> None:
         """Fetch the image, give it its final name, and add the time spent to the job."""
@@ -237,7 +236,8 @@ class _Worker:
             file.flush()  # raises if the disk is full
             # Before the file gets its name, so that every file has its row, however this process ends. A row whose
             # file is missing is downloaded again.
-            self._ask(ToNote(job.number, outcome, hashlib.blake2b(content, digest_size=8).digest()))
+            outcome.digest = hashlib.blake2b(content, digest_size=8).digest()
+            self._note(outcome)
 
     def _ask_again(self, job: Job, error: FetchError, started: float) -> None:
         """Decide whether to try again; returns if the row has failed permanently.
@@ -303,7 +303,14 @@ class _Worker:
         self._queue.release(host)
 
     def _is_network_away(self, job: Job, error: FetchError) -> bool:
-        return self._ask(IsNetworkAway(job.number, error.is_local, error.reason == "dns"))
+        """Ask the main process."""
+        answer = self._answers[job.number] = queue.SimpleQueue()
+        if self._is_stopped:
+            raise Stopped
+        self._send(IsNetworkAway(job.number, error.is_local, error.reason == "dns"))
+        if (is_away := answer.get()) is None:
+            raise Stopped
+        return is_away
 
 
 @contextlib.contextmanager

@@ -5,10 +5,16 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from component.ground.files import hidden_sibling, sweep
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +62,20 @@ def sole_writers(*paths: str | None) -> Iterator[None]:
         for path in paths:
             held.enter_context(sole_writer(path))
         yield
+
+
+@contextmanager
+def exclusive(file: IO) -> Iterator[None]:
+    """Hold the lock of an open file; other processes that ask for it wait. Without effect where there are no locks."""
+    with suppress(OSError):
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """Is this file usable as a training image? Its content decides, not its name or the server's Content-Type."""
 
+from contextlib import suppress
 from typing import BinaryIO
 
 from PIL import Image
 
-from component.image.load import BadImageError, DecodedImage, decode
+from component.image.container import format_of
+from component.image.fast_jpeg import packages, shrink_jpeg
+from component.image.load import BadImageError, DecodedImage, decode, opened, read_bytes
 
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_500  # libjpeg's limit
@@ -29,17 +32,29 @@ def check_image(image: str | bytes, edge: int = 1) -> DecodedImage:
 def shrink_image(image: str | bytes, out: BinaryIO, shorter_side: int) -> None:
     """Write an image file upright, as RGB JPEG, its shorter side at most `shorter_side` pixels; never enlarged.
 
-    Hamming's filter: as sharp as bicubic when shrinking, in two thirds of the time.
+    An ordinary JPEG goes through the packages of `fast_jpeg`, if they are installed. What they refuse or only warn of,
+    and everything else, is Pillow's, with Hamming's filter: as sharp as bicubic when shrinking, in two thirds of the
+    time.
 
     Raises:
         BadImageError: as `check_image`.
     """
+    content = read_bytes(image) if isinstance(image, str) else image
+    if packages() and format_of(content) == "JPEG":
+        with suppress(BadImageError), opened(content, stills_only=True) as found:
+            size = _shrunk(found.size, shorter_side)
+            if found.image.mode == "RGB" and found.orientation == 1 and max(size) <= MAX_JPEG_SIDE:
+                out.write(shrink_jpeg(found.content, size, JPEG_QUALITY))
+                return
     # Twice the pixels that are needed leave enough for a good filter.
-    rgb, size = decode(image, 2 * shorter_side, stills_only=True)
-    factor = shorter_side / min(size)
-    if factor < 1:
-        size = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    rgb, size = decode(content, 2 * shorter_side, stills_only=True)
+    if size != (size := _shrunk(size, shorter_side)):
         rgb = rgb.resize(size, Image.Resampling.HAMMING)
     if max(rgb.size) > MAX_JPEG_SIDE:
         raise BadImageError("long_and_narrow", f"{rgb.width} x {rgb.height} is more than a JPEG can hold")
     rgb.save(out, "JPEG", quality=JPEG_QUALITY)
+
+
+def _shrunk(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    factor = min(shorter_side / min(size), 1)
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

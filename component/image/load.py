@@ -10,7 +10,8 @@ import logging
 import os
 import stat
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from component.ground.reading import NOT_A_FILE, has_entries, with_retries
 from component.image.container import BadContainerError, format_of, read_container
 from component.image.other_formats import what_else
 from component.image.rgb import own_orientation, to_rgb
+from component.image.tiff import Samples
 
 MAX_FILE_BYTES = 2**27
 MAX_DECODE_BYTES = 2**30  # peak of decoder and result together, in addition to the file
@@ -134,6 +136,37 @@ def decode(
 
 def _decode(content: bytes, stills_only: bool, draft: tuple | None = None) -> DecodedImage:
     """As `decode`; `draft` are the arguments of PIL's `Image.draft`."""
+    with opened(content, stills_only) as found:
+        if draft:
+            found.image.draft(*draft)
+        return DecodedImage(to_rgb(found.image, found.orientation, found.samples), found.size)
+
+
+class OpenedImage(NamedTuple):
+    """An image file whose header was read and found good, before its pixels are decoded.
+
+    Attributes:
+        image: as Pillow opened it.
+        content: the file without metadata.
+        orientation: as in EXIF, 1 to 8.
+        samples: as in `Container`.
+        size: (width, height) in pixels, upright.
+    """
+
+    image: Image.Image
+    content: bytes
+    orientation: int
+    samples: Samples
+    size: tuple[int, int]
+
+
+@contextmanager
+def opened(content: bytes, stills_only: bool = False) -> Iterator[OpenedImage]:
+    """Open an image file for decoding; what decoding it raises becomes a verdict as well.
+
+    Raises:
+        BadImageError, MemoryError: as `decode`.
+    """
     name = format_of(content)
     if name is None:
         raise BadImageError(*what_else(content))
@@ -159,9 +192,7 @@ def _decode(content: bytes, stills_only: bool, draft: tuple | None = None) -> De
                 raise BadImageError("animated")
             orientation = container.orientation or own_orientation(image)
             size = image.size[::-1] if orientation >= 5 else image.size
-            if draft:
-                image.draft(*draft)
-            return DecodedImage(to_rgb(image, orientation, container.samples), size)
+            yield OpenedImage(image, container.content, orientation, container.samples, size)
     except BadImageError:
         raise
     except BadContainerError as error:

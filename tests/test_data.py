@@ -20,6 +20,7 @@ from component.filter.rules import FilterRules, PairCheck
 from component.image.load import BadImageError, load_image
 from component.pairs.caption import is_caption
 from component.pairs.csv_table import csv_writer
+from component.pairs.image_stores import ImageFolder
 from component.pairs.paths import image_file, normal_name, writable_file
 from component.pairs.table import read_table
 from component.pairs.table_files import expand
@@ -495,7 +496,7 @@ def test_rows_without_text_are_left_out_and_counted(data, processor):
     path = table(data / "t.csv", f"text,filename\n{rows}小狗,2.png\n")
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     assert len(dataset) == 1 and dataset.table.num_empty_texts == len(NOTHING)
-    findings = PairCheck("", FilterRules())(NOTHING, [""] * len(NOTHING))
+    findings = PairCheck(FilterRules())(ImageFolder(""), NOTHING, [""] * len(NOTHING))
     assert [finding.reason for finding in findings] == ["empty_text"] * len(NOTHING)
     assert dataset.table.filename(0) == "2.png"
     with pytest.raises(ValueError, match="no row with a text"):

@@ -26,6 +26,7 @@ from component.image.check import check_image
 from component.image.load import BadImageError, load_image
 from component.image.other_formats import SIGNATURES
 from component.image.perceptual_hash import NearDuplicates, perceptual_hash
+from component.pairs.image_stores import ImageFolder
 from component.pairs.table import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +52,8 @@ def read(path) -> list[list[str]]:
 
 def reasons(folder, *judge, **rules) -> list[str]:
     """The reason for each row without its details, computed in this process and one worker."""
-    check = PairCheck(str(folder / "images"), FilterRules(**rules))
-    judged = judge_pairs(str(folder / "train.csv"), check, *judge, num_workers=1)
+    check = PairCheck(FilterRules(**rules))
+    judged = judge_pairs(str(folder / "train.csv"), str(folder / "images"), check, *judge, num_workers=1)
     return [reason.partition(":")[0] for _, chunk in judged for reason in chunk]
 
 
@@ -153,9 +154,11 @@ def not_ours(tmp_path_factory) -> dict[str, str]:
         (folder / "images" / name).write_bytes(content)
     (folder / "images" / "notes.txt").write_text("not an image, and the user's own")
     write_table(folder, [("a", "u", name) for name in [*contents, "notes.txt"]])
-    check = PairCheck(str(folder / "images"), FilterRules())
+    check, images = PairCheck(FilterRules()), ImageFolder(str(folder / "images"))
     names = [row[2] for row in read(folder / "train.csv")[1:]]
-    found = {name: finding.reason for name, finding in zip(names, check(["a"] * len(names), names), strict=True)}
+    found = {
+        name: finding.reason for name, finding in zip(names, check(images, ["a"] * len(names), names), strict=True)
+    }
     bad_images = BadImages(str(folder / "images"))
     bad_images.add(found.keys(), found.values())
     assert bad_images.delete() == (0, 0) and len(os.listdir(folder / "images")) == len(names)
@@ -185,7 +188,7 @@ def test_what_another_program_may_show_is_named_and_not_deleted(not_ours):
 )
 def test_what_a_server_sent_in_place_of_an_image_is_deleted(images, content, reason):
     (images / "a.jpg").write_bytes(content)
-    (finding,) = PairCheck(str(images), FilterRules())(["a"], ["a.jpg"])
+    (finding,) = PairCheck(FilterRules())(ImageFolder(str(images)), ["a"], ["a.jpg"])
     assert finding.reason.partition(":")[0] == reason
     bad_images = BadImages(str(images))
     bad_images.add(["a.jpg"], [finding.reason])
@@ -527,4 +530,4 @@ def test_tables_of_other_columns_are_not_written_into_one(tmp_path, images):
     for name, header in (("a", "text,filename"), ("b", "filename,text")):
         (tmp_path / f"{name}.csv").write_text(header + "\nx,y\n")
     with pytest.raises(ValueError, match=r"b.csv has the columns filename, text, the tables before it text, filename"):
-        list(judge_pairs(str(tmp_path / "[ab].csv"), PairCheck(str(images), FilterRules()), num_workers=1))
+        list(judge_pairs(str(tmp_path / "[ab].csv"), str(images), PairCheck(FilterRules()), num_workers=1))

@@ -1,13 +1,16 @@
 """How well the caption and the image of a pair agree according to a BertCLIP checkpoint."""
 
+import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from component.checkpoint import load_checkpoint
+from component.checkpoint import load_identified
 from component.embedding import embed_texts, normalize
 from component.image.transform import ImageTransform
+from component.model import BertCLIPModel
 
 
 class ClipScorer:
@@ -15,34 +18,48 @@ class ClipScorer:
 
     Args:
         path: checkpoint folder.
-        batch_size: pairs per forward pass; runs on the GPU if there is one.
+        batch_size: pairs per forward pass.
         on_scores: called with each array of scores.
+        devices: that share the work; None: all GPUs, or the CPU without one.
 
     Attributes:
+        model: digest of the identity of the model.
         crop: makes the images that the scorer takes.
 
     Raises:
         ValueError: the folder is not a BertCLIP checkpoint.
     """
 
-    def __init__(self, path: str, batch_size: int = 64, on_scores: Callable[[np.ndarray], None] = lambda scores: None):
-        self._model, self._processor = load_checkpoint(path)
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 64,
+        on_scores: Callable[[np.ndarray], None] = lambda scores: None,
+        devices: Sequence[str] | None = None,
+    ):
+        model, self._processor, identity = load_identified(path)
+        devices = devices or [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+        self._models = [model.to(devices[0]), *(copy.deepcopy(model).to(device) for device in devices[1:])]
+        self._threads = ThreadPoolExecutor(len(self._models))
         self._batch_size, self._on_scores = batch_size, on_scores
         self._transform = ImageTransform(self._processor.image_processor)
-        self.crop = self._transform.centre_crop
+        self.model, self.crop = identity.image.digest(identity.text.digest()), self._transform.centre_crop
 
     def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
-        """(n,) cosines of n captions and images, each (H, W, 3) uint8 as `crop` returns it."""
-        text_embeds = embed_texts(self._model, self._processor, texts, self._batch_size).embeds
-        scores = (text_embeds * self._embed_images(images)).sum(dim=1).numpy()
+        """(n,) cosines of n captions and images, n > 0, each image (H, W, 3) uint8 as `crop` returns it."""
+        share = -(-len(texts) // len(self._models))
+        starts = range(0, len(texts), share)
+        shares = ([items[start : start + share] for start in starts] for items in (texts, images))
+        scores = np.concatenate(list(self._threads.map(self._score, self._models, *shares)))
         self._on_scores(scores)
         return scores
 
     @torch.inference_mode()
-    def _embed_images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+    def _score(self, model: BertCLIPModel, texts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
         embeds = []
         for start in range(0, len(images), self._batch_size):
             pixel_values = self._transform.pixel_values(images[start : start + self._batch_size])
-            features = self._model.get_image_features(pixel_values.to(self._model.device, self._model.dtype))
+            features = model.get_image_features(pixel_values.to(model.device, model.dtype))
             embeds.append(normalize(features, "image"))
-        return torch.cat(embeds)
+        text_embeds = embed_texts(model, self._processor, texts, self._batch_size).embeds
+        return (text_embeds * torch.cat(embeds)).sum(dim=1).numpy()

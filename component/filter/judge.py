@@ -1,28 +1,20 @@
 """A table of pairs → a verdict on each row, in order, in constant memory."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pandas as pd
 
 from component.filter.rules import Finding, PairCheck
-from component.ground.cores import usable_cores
+from component.filter.workers import Chunk, checked
 from component.image.perceptual_hash import NearDuplicates
+from component.pairs.image_stores import ImageFolder
 from component.pairs.paths import normal_name
 from component.pairs.table import read_table
 from component.pairs.table_files import pair_files
 
 COLUMNS = ("text", "filename")
 CHUNK_ROWS = 1024  # read, scored and written together
-TASK_ROWS = 32  # checked by a worker process at a time
-TASKS_AHEAD = 4  # per process, while a chunk is scored and written; with their pixels, 19 MB per process
 
 Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[float]]
 
@@ -41,6 +33,7 @@ def count_rows(train_file: str, columns: Mapping[str, str] | None = None) -> int
 
 def judge_pairs(
     train_file: str,
+    image_path: str,
     check: PairCheck,
     score: Scorer | None = None,
     min_score: float | None = None,
@@ -55,6 +48,7 @@ def judge_pairs(
     Args:
         train_file: table with a column of captions and one of file names, and any others; a folder of such tables,
             or a pattern, as for `pair_files`.
+        image_path: folder of the images.
         score: (captions, pixels of `Finding`) → similarities of the pairs that pass the rules; called once per chunk.
         min_score: drop pairs with a lower similarity; None keeps all.
         num_workers: processes; by default one per core that this process may use.
@@ -65,7 +59,9 @@ def judge_pairs(
         OSError: a worker process died; or an image cannot be read, for a reason that says nothing about the image.
     """
     duplicates = _Duplicates(check)
-    for chunk, findings in _checked(_chunks(train_file, columns), check, num_workers or usable_cores()):
+    images = ImageFolder(image_path)
+    chunks = (Chunk(train_file, images, rows) for rows in _chunks(train_file, columns))
+    for (_, _, chunk), findings in checked(chunks, check, num_workers):
         reasons = [finding.reason for finding in findings]
         texts, filenames = chunk["text"].tolist(), chunk["filename"].tolist()
         good = [row for row, reason in enumerate(reasons) if not reason]
@@ -90,9 +86,10 @@ class _Duplicates:
     def reason(self, filename: str, finding: Finding) -> str:
         """Why this pair is dropped; "" if it is kept, and then remembered."""
         if self._rules.exact_duplicates:
-            if finding.digest in self._digests:
+            digest = hash((finding.text_digest, finding.image_digest))
+            if digest in self._digests:
                 return "exact_duplicate"
-            self._digests.add(finding.digest)
+            self._digests.add(digest)
         if self._rules.near_duplicates:
             name = hash(normal_name(filename))
             owner = self._images.find(finding.looks)
@@ -114,45 +111,3 @@ def _chunks(train_file: str, columns: Mapping[str, str] | None) -> Iterator[pd.D
                 )
             names = list(chunk)
             yield chunk
-
-
-def _checked(
-    table: Iterator[pd.DataFrame], check: PairCheck, num_workers: int
-) -> Iterator[tuple[pd.DataFrame, list[Finding]]]:
-    """Yield the chunks and their findings in order, while the worker processes check the following rows."""
-    # spawn: a forked child would inherit the locks of the threads that torch runs in this process.
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_live_as_parent)
-    chunks, tasks, findings = deque(), deque(), []
-    with pool:
-        try:
-            for chunk in table:
-                chunks.append(chunk)
-                texts, filenames = chunk["text"].tolist(), chunk["filename"].tolist()
-                for start in range(0, len(chunk), TASK_ROWS):
-                    rows = slice(start, start + TASK_ROWS)
-                    tasks.append(pool.submit(check, texts[rows], filenames[rows]))
-                    if len(tasks) > TASKS_AHEAD * num_workers:
-                        findings += tasks.popleft().result()
-                        if len(findings) == len(chunks[0]):
-                            yield chunks.popleft(), findings
-                            findings = []
-            for chunk in chunks:
-                while len(findings) < len(chunk):
-                    findings += tasks.popleft().result()
-                yield chunk, findings
-                findings = []
-        except (BrokenProcessPool, MemoryError):
-            raise OSError("a worker process was killed, perhaps for lack of memory; try --num_workers 1") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _live_as_parent() -> None:
-    # Ctrl-C is for the parent alone; the workers end with it, however it ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # waits on a pipe that the kernel closes, also after SIGKILL
-    os._exit(1)

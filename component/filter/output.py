@@ -3,7 +3,8 @@
 import contextlib
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -62,10 +63,14 @@ class FilterOutput:
 
 
 class Funnel:
-    """Counts the reasons of `judge_pairs`; as a string, a table for a terminal."""
+    """Counts the reasons of `judge_pairs`; as a string, a table for a terminal.
 
-    def __init__(self):
-        self._rows: Counter[str] = Counter()
+    Args:
+        counts: reason → number of rows, "" for those that are kept.
+    """
+
+    def __init__(self, counts: Mapping[str, int] = MappingProxyType({})):
+        self._rows: Counter[str] = Counter(counts)
 
     def add(self, reasons: Iterable[str]) -> None:
         self._rows.update(reason.partition(":")[0] for reason in reasons)
@@ -73,7 +78,7 @@ class Funnel:
     def __str__(self) -> str:
         total = left = self._rows.total()
         lines = [f"{'':<20} {'rows':>10} {'left':>10}", f"{'rows in':<31} {left:>10}"]
-        for reason in REASONS:
+        for reason in dict.fromkeys([*REASONS, *filter(None, self._rows)]):
             if rows := self._rows[reason]:
                 left -= rows
                 lines.append(f"- {reason:<18} {rows:>10} {left:>10}")

@@ -10,10 +10,10 @@ import numpy as np
 
 from component.image.centre_crop import CentreCrop
 from component.image.check import check_image
-from component.image.load import BadImageError, MissingImageError, decode, read_bytes
+from component.image.load import BadImageError, MissingImageError, decode
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
 from component.pairs.caption import is_caption
-from component.pairs.paths import image_file
+from component.pairs.image_stores import ImageStore
 
 HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
@@ -53,13 +53,16 @@ class Finding(NamedTuple):
 
     Attributes:
         reason: why the pair is dropped: one word to count by, then perhaps a colon and details; "" if it is kept.
-        digest: 64 bits of a hash over caption and image file, with `exact_duplicates`.
+        size: (width, height) of the image, where it was decoded.
+        text_digest, image_digest: 64 bits of a hash of the caption and of the image file, with `exact_duplicates`.
         looks: 64-bit perceptual hash of the image, with `near_duplicates`.
         pixels: (H, W, 3) uint8, the image as the CLIP model sees it, if there is one.
     """
 
     reason: str
-    digest: int = 0
+    size: tuple[int, int] | None = None
+    text_digest: int = 0
+    image_digest: int = 0
     looks: int = 0
     pixels: np.ndarray | None = None
 
@@ -69,32 +72,26 @@ class PairCheck:
     """Checks pairs one by one. It is sent to worker processes.
 
     Args:
-        image_path: folder of the images.
         crop: of the CLIP model that scores the pairs; None without one.
     """
 
-    image_path: str
     rules: FilterRules
     crop: CentreCrop | None = None
 
-    def __call__(self, texts: Sequence[str], filenames: Sequence[str]) -> list[Finding]:
-        """Check some pairs.
+    def __call__(self, store: ImageStore, texts: Sequence[str], locators: Sequence[str]) -> list[Finding]:
+        """Check some pairs whose images are in one store.
 
         Raises:
             OSError, MemoryError: as `read_bytes`; they say nothing about the pair.
         """
-        return [self._check(text, filename) for text, filename in zip(texts, filenames, strict=True)]
+        return [self._check(store, text, locator) for text, locator in zip(texts, locators, strict=True)]
 
-    def _check(self, text: str, filename: str) -> Finding:
+    def _check(self, store: ImageStore, text: str, locator: str) -> Finding:
         reason = _text_problem(text.strip(), self.rules)  # first, because it is cheap
         if reason:
             return Finding(reason)
         try:
-            path = image_file(self.image_path, filename)
-        except ValueError as error:
-            return Finding(f"bad_filename: {error}")
-        try:
-            content = read_bytes(path, self.image_path)
+            content = store.read(locator)
             if self.crop:
                 image = decode(content, stills_only=True)  # once, for the rules and for the model
             else:
@@ -105,10 +102,11 @@ class PairCheck:
             return Finding(str(error))
         reason = _size_problem(*image.size, self.rules)
         if reason:
-            return Finding(reason)
+            return Finding(reason, image.size)
         return Finding(
             "",
-            _digest(text, content) if self.rules.exact_duplicates else 0,
+            image.size,
+            *((_digest(text.encode()), _digest(content)) if self.rules.exact_duplicates else (0, 0)),
             perceptual_hash(image.rgb) if self.rules.near_duplicates else 0,
             np.asarray(self.crop(*image)) if self.crop else None,
         )
@@ -145,6 +143,5 @@ def _size_problem(width: int, height: int, rules: FilterRules) -> str:
     return ""
 
 
-def _digest(text: str, content: bytes) -> int:
-    digest = hashlib.blake2b(content, digest_size=8, salt=hashlib.blake2b(text.encode(), digest_size=16).digest())
-    return int.from_bytes(digest.digest(), "little")
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

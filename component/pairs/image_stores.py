@@ -32,7 +32,7 @@ class ImageFolder:
         try:
             path = image_file(self.path, locator)
         except ValueError as error:
-            raise BadImageError(str(error)) from None
+            raise BadImageError("bad_filename", str(error)) from None
         return read_bytes(path, self.path)
 
     def state_of(self, locator: str) -> int:

@@ -27,7 +27,8 @@ from component.pairs.table_files import pair_files
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("file", "digest", "row", "keep")
+SCHEMA = [("file", "string"), ("digest", "string"), ("row", "int64"), ("keep", "bool")]  # in pyarrow's names
+COLUMNS = [name for name, _ in SCHEMA]
 BATCH_ROWS = 2**18
 
 
@@ -196,7 +197,7 @@ def _read(path: str) -> Iterator[tuple[int, int, pd.DataFrame]]:
             )
         for group in range(file.num_row_groups):
             first = 0
-            for batch in file.iter_batches(BATCH_ROWS, [group], list(COLUMNS)):
+            for batch in file.iter_batches(BATCH_ROWS, [group], COLUMNS):
                 keep = batch.column("keep").fill_null(False)  # a comparison with a score that is NULL
                 frame = batch.to_pandas(ignore_metadata=True).assign(keep=keep.to_numpy(zero_copy_only=False))
                 yield group, first, frame

@@ -115,18 +115,22 @@ def _images_of(images: ParquetImages, group: int) -> Any:
 
 
 class ParquetWriter:
-    """Frames → a Parquet file whose columns are all texts; a context manager. The first frame names the columns."""
+    """Frames → a Parquet file; a context manager.
 
-    def __init__(self, file: BinaryIO):
-        self._file, self._pyarrow, self._writer = file, import_pyarrow(), None
+    Args:
+        schema: pyarrow's; None: all columns are texts, and the first frame names them.
+    """
+
+    def __init__(self, file: BinaryIO, schema: Any = None):
+        self._file, self._pyarrow, self._schema, self._writer = file, import_pyarrow(), schema, None
         self._tables, self._rows = [], 0  # of the row group that is not written yet
 
     def append(self, chunk: pd.DataFrame) -> None:
-        schema = self._pyarrow.schema([(name, self._pyarrow.string()) for name in chunk.columns])
         if self._writer is None:
-            self._writer = self._pyarrow.parquet.ParquetWriter(self._file, schema)
+            self._schema = self._schema or self._pyarrow.schema([(name, "string") for name in chunk.columns])
+            self._writer = self._pyarrow.parquet.ParquetWriter(self._file, self._schema)
         columns = [chunk.iloc[:, position].tolist() for position in range(chunk.shape[1])]
-        self._tables.append(self._pyarrow.table(columns, schema=schema))
+        self._tables.append(self._pyarrow.table(columns, schema=self._schema))
         self._rows += len(chunk)
         if self._rows >= ROW_GROUP_ROWS:
             self._write()

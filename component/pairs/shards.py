@@ -11,8 +11,6 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from torch.utils.data import DataLoader
-
 from component.ground.file_state import FileState
 from component.ground.reading import with_retries
 from component.image.folder import IMAGE_ENDINGS
@@ -96,6 +94,10 @@ class ShardIndex:
 
 def index_shards(paths: Sequence[str], num_workers: int = 0) -> Iterator[ShardIndex]:
     """The index of each shard, in order, made by this process or by `num_workers` others."""
+    if not num_workers:
+        return map(index_shard, paths)
+    from torch.utils.data import DataLoader  # not at the top: reading images alone does without torch and its 180 MB
+
     # Python's tarfile reads 22,000 members per second and process: slow, but it knows every kind of tar.
     return iter(DataLoader(list(paths), batch_size=None, num_workers=num_workers, collate_fn=index_shard))
 

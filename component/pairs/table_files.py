@@ -84,14 +84,15 @@ def pair_files(files: str | Sequence[str]) -> list[str]:
 def parts_of(path: str) -> list[str]:
     """The files of a table: the path itself; of a folder the tables in it, as Spark writes them, sorted by path.
 
-    Of a folder of images with a metadata file, as Hugging Face's imagefolder, that file is the table.
+    Of a folder of shards, those: img2dataset writes tables of what it did next to them. Of a folder of images with a
+    metadata file, as Hugging Face's imagefolder, that file.
 
     Raises:
-        ValueError: the folder holds no table.
+        ValueError: the folder holds neither.
     """
     if not os.path.isdir(path):
         return [path]
-    parts = []
+    parts, shards = [], []
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if name[0] not in "._")
         if metadata := next(filter(_METADATA.fullmatch, sorted(names)), None):
@@ -99,9 +100,12 @@ def parts_of(path: str) -> list[str]:
         parts += [
             os.path.join(folder, name) for name in sorted(names) if name[0] not in "._" and _PARTS.fullmatch(name)
         ]
-    if not parts:
-        raise ValueError(f"the folder {path} holds no table (CSV, TSV, JSON or Parquet) and no metadata file.")
-    return parts
+        shards += [os.path.join(folder, name) for name in sorted(names) if name[0] not in "._" and is_shard(name)]
+    if not parts and not shards:
+        raise ValueError(
+            f"the folder {path} holds no shard, no table (CSV, TSV, JSON or Parquet) and no metadata file."
+        )
+    return shards or parts
 
 
 def expand(files: str | Sequence[str]) -> list[str]:

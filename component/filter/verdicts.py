@@ -1,0 +1,254 @@
+"""Verdict tables: what judging finds out about each pair of a table or shard, so that rules can be chosen afterwards.
+
+One Parquet file for each file of pairs, with a row for each pair:
+
+- `file`, `digest`, `row`: as in a keep-list, see `component.pairs.keep_list`;
+- `key`: file name in the image folder, or name in the shard without its ending;
+- `image`: 64 bits of the name of the image; equal for several texts of one image;
+- `status`: `ok`, or the reason why the pair cannot be used, the first of `component.filter.output.REASONS`;
+- `width`, `height`: of the image in pixels;
+- `text_length`, `chinese_share`: of the text, as the rules of the same names count them;
+- `text_digest`, `image_digest`: 64 bits; equal for equal texts and for equal image files;
+- `phash`: 64-bit perceptual hash of the image;
+- `score`, `model`: cosine of image and text, if a model measured it, and the identity of that model.
+
+What is not known is NULL. All numbers are signed, so that any engine reads them.
+"""
+
+import glob
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from pandas.util import hash_array
+
+from component.filter.rules import FilterRules, Finding, PairCheck, chinese_share
+from component.filter.workers import Chunk, checked
+from component.ground.file_state import FileState
+from component.ground.files import new_file
+from component.ground.lock import sole_writer
+from component.ground.plain_text import one_line
+from component.image.centre_crop import CentreCrop
+from component.pairs.image_stores import key_of
+from component.pairs.keep_list import PairsDigest
+from component.pairs.parquet import ParquetWriter, import_pyarrow, open_parquet
+from component.pairs.sources import read_pair_files
+from component.pairs.table_files import expand, file_and_split, is_shard
+
+FORMAT = 1
+ENDING = ".verdicts.parquet"
+CHUNK_ROWS = 1024  # scored and written together
+MADE_OF = b"made_of"  # key of the metadata: what a verdict table was made of
+OK = "ok"
+# In pyarrow's names of types.
+COLUMNS = {
+    **{"file": "string", "digest": "string", "row": "int64", "key": "string", "image": "int64", "status": "string"},
+    **{"width": "int32", "height": "int32", "text_length": "int32", "chinese_share": "float32"},
+    **{"text_digest": "int64", "image_digest": "int64", "phash": "int64", "score": "float32", "model": "string"},
+}
+MEASURE_ALL = FilterRules(exact_duplicates=True, near_duplicates=True)
+
+
+class Scorer(Protocol):
+    """Measures the similarity of texts and images, such as `ClipScorer`.
+
+    model: identity of the model.
+    crop: makes the images that it takes.
+    """
+
+    model: str
+    crop: CentreCrop
+
+    def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> Sequence[float]: ...
+
+
+@dataclass
+class Judged:
+    """What `judge_files` did.
+
+    Attributes:
+        judged_before: number of files whose verdicts were there and up to date.
+        files: number of files judged.
+        reasons: reason → number of pairs of these files; "" for those that can be used.
+        errors: file → why it cannot be judged.
+    """
+
+    judged_before: int = 0
+    files: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+def verdict_files(files: Sequence[str], folder: str) -> dict[str, str]:
+    """File of pairs → its verdict table in a folder.
+
+    Raises:
+        ValueError: two files have the same name.
+    """
+    verdicts = {file: os.path.join(folder, os.path.basename(file) + ENDING) for file in files}
+    named: dict[str, str] = {}
+    for file, verdict in verdicts.items():
+        if (other := named.setdefault(verdict, file)) != file:
+            raise ValueError(f"{other} and {file} have the same name: judge them with a folder of verdicts for each.")
+    return verdicts
+
+
+def find_verdicts(places: Sequence[str]) -> list[str]:
+    """The verdict tables in some folders, or that some names or patterns stand for. Raises ValueError without any."""
+    found = []
+    for place in expand(places):
+        found += sorted(glob.glob(os.path.join(glob.escape(place), f"*{ENDING}"))) if os.path.isdir(place) else [place]
+    if not found:
+        raise ValueError(f"{', '.join(places)}: there are no verdicts (*{ENDING}). Judge the data first, see --help.")
+    return found
+
+
+def judge_files(
+    verdicts: Mapping[str, str],
+    image_path: str | None,
+    columns: Mapping[str, str] | None = None,
+    scorer: Scorer | None = None,
+    num_workers: int | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> Judged:
+    """Write the verdict table of each file that has none, or whose table is out of date.
+
+    A file that cannot be read is left out; the others are judged all the same.
+
+    Args:
+        verdicts: file of pairs → its verdict table.
+        image_path, columns: see `read_pair_files`.
+        scorer: without one, a table with scores is up to date too.
+        progress: called with the number of pairs judged.
+
+    Raises:
+        OSError: a worker process died; an image cannot be read, for a reason that says nothing about it; or a verdict
+            table cannot be written.
+    """
+    judged = Judged()
+    made_of = {file: _made_of(file, scorer) for file in verdicts}
+    new = [file for file in verdicts if not _is_made_of(verdicts[file], made_of[file])]
+    judged.judged_before = len(verdicts) - len(new)
+    digests: dict[str, str] = {}
+
+    def chunks() -> Iterator[Chunk]:
+        for file in new:
+            try:
+                pairs = read_pair_files(file, image_path, columns)
+                if is_shard(file):  # one frame, whose index takes longest
+                    pairs = list(pairs)
+                digests[file] = _digest_of(pairs if is_shard(file) else read_pair_files(file, image_path, columns))
+                for store, rows in pairs:
+                    for start in range(0, max(len(rows), 1), CHUNK_ROWS):
+                        yield Chunk(file, store, rows.iloc[start : start + CHUNK_ROWS])
+            except (ValueError, FileNotFoundError) as error:
+                judged.errors[file] = one_line(error)
+
+    found = checked(chunks(), PairCheck(MEASURE_ALL, scorer.crop if scorer else None), num_workers)
+    for file, group in itertools.groupby(found, key=lambda item: item[0].file):
+        with suppress(_CannotBeJudged), sole_writer(verdicts[file]), new_file(verdicts[file], "wb") as out:
+            reasons: Counter[str] = Counter()
+            with ParquetWriter(out, _schema(made_of[file])) as writer:
+                start = 0
+                for chunk, findings in group:
+                    table = _verdicts(chunk, findings, digests[file], start, scorer)
+                    writer.append(table)
+                    reasons.update(_word(finding) for finding in findings)
+                    start += len(table)
+                    progress(len(table))
+            # The chunks are read ahead: when the last one is here, the end of the file was read.
+            if file not in judged.errors and _made_of(file, scorer) != made_of[file]:
+                judged.errors[file] = f"{file} has changed while it was judged"
+            if file in judged.errors:
+                raise _CannotBeJudged
+            judged.files += 1
+            judged.reasons += reasons
+    return judged
+
+
+class _CannotBeJudged(Exception):
+    """The file's verdicts are not written."""
+
+
+def _digest_of(pairs: Iterator[tuple[Any, pd.DataFrame]]) -> str:
+    digest = PairsDigest()
+    for store, rows in pairs:
+        if "query" in rows:
+            raise ValueError("a labelled data set has no verdicts; they are for tables and shards")
+        digest.update(store, rows)
+    return digest.hexdigest()
+
+
+def _made_of(file: str, scorer: Scorer | None) -> dict[str, Any]:
+    try:
+        state = list(FileState.of(file_and_split(file)[0]))
+    except OSError:
+        state = None  # the error comes when it is read
+    return {"format": FORMAT, "file": file, "state": state, "model": scorer and scorer.model}
+
+
+def _is_made_of(verdict: str, wanted: dict[str, Any]) -> bool:
+    """Whether a verdict table is there and up to date."""
+    try:
+        with open_parquet(verdict) as file:
+            found = json.loads(file.schema_arrow.metadata[MADE_OF])
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return False
+    if wanted["model"] is None:  # scores do no harm
+        found["model"] = None
+    return found == wanted
+
+
+def _verdicts(chunk: Chunk, findings: list[Finding], digest: str, start: int, scorer: Scorer | None) -> pd.DataFrame:
+    texts = chunk.rows["text"].str.strip().tolist()
+    good = [row for row, finding in enumerate(findings) if not finding.reason]
+    scores: list[float | None] = [None] * len(findings)
+    if scorer and good:
+        images = [findings[row].pixels for row in good]
+        for row, score in zip(good, scorer([texts[row] for row in good], images), strict=True):
+            scores[row] = float(score)
+
+    def of_good(name: str) -> list[int | None]:
+        return [None if finding.reason else _signed(getattr(finding, name)) for finding in findings]
+
+    locators = chunk.rows["filename"].tolist()
+    values = {
+        "file": chunk.file,
+        "digest": digest,
+        "row": range(start, start + len(findings)),
+        "key": [key_of(chunk.store, locator) for locator in locators],
+        "image": hash_array(np.array([chunk.store.filename(locator) for locator in locators], object))
+        .view(np.int64)
+        .tolist(),
+        "status": [_word(finding) or OK for finding in findings],
+        "width": [finding.size and finding.size[0] for finding in findings],
+        "height": [finding.size and finding.size[1] for finding in findings],
+        "text_length": list(map(len, texts)),
+        "chinese_share": list(map(chinese_share, texts)),
+        "text_digest": of_good("text_digest"),
+        "image_digest": of_good("image_digest"),
+        "phash": of_good("looks"),
+        "score": scores,
+        "model": scorer and scorer.model,
+    }
+    return pd.DataFrame({name: values[name] for name in COLUMNS}, dtype=object)
+
+
+def _word(finding: Finding) -> str:
+    return finding.reason.partition(":")[0]
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _schema(made_of: dict[str, Any]) -> Any:
+    pyarrow = import_pyarrow()
+    return pyarrow.schema([*COLUMNS.items()], metadata={MADE_OF: json.dumps(made_of)})

@@ -10,7 +10,7 @@ from conftest import CAPTIONS, ROOT, run_python
 
 from component.checkpoint import load_checkpoint
 from component.embedding import embed_images, embed_texts
-from component.evaluation.phrased_retrieval import mean_recalls
+from component.evaluation.phrased_retrieval import mean_metrics
 from component.evaluation.phrasings import dropped, full_width, half_width, read_phrasings, swapped
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
@@ -91,12 +91,12 @@ def test_recalls_are_those_of_the_texts_that_a_phrasing_changes(bert_clip_path, 
         assert phrased.example == texts[0]
         assert phrased.metrics["recall@5"] == pytest.approx((phrased.ranks <= 5).float().mean().item())
     assert result.phrased[2].metrics == {"texts": 0}
-    means = mean_recalls(result.phrased)
-    assert means.keys() == {"a"}
+    means = mean_metrics(result.phrased)
+    assert means["a"]["texts"] == 16 and means["b"] == {"texts": 0}
     assert means["a"]["recall@1"] == pytest.approx(np.mean([one.metrics["recall@1"] for one in result.phrased[:2]]))
     table = phrasing_table(phrasing_rows(result)).splitlines()
     assert table[0] == "|  | group | texts | R@1 | R@5 | R@10 | R@1 as they are |"
-    assert table[2].startswith("| as they are |  | 8 |") and table[-1].startswith("| mean | a |  |")
+    assert table[2].startswith("| as they are |  | 8 |") and table[-2].startswith("| mean | a | 16 |")
     assert table[5] == "| half-width | b | 0 |  |  |  |  |"
 
 
@@ -113,6 +113,6 @@ def test_the_command_line_writes_table_figure_page_and_numbers(bert_clip_path, d
     assert metrics["phrasings_file"] == path
     assert [one["phrasing"] for one in metrics["phrasings"]] == ["{}|小狗$", "swapped"]
     mean = metrics["phrasings_mean"]["reported"]["recall@1"]
-    assert f"| mean | reported |  | {100 * mean:.1f} |" in done.stdout
+    assert f"| mean | reported | 16 | {100 * mean:.1f} |" in done.stdout
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "换个问法" in page and f"--share:{100 * mean:.1f}%" in page and "原样" in page

@@ -33,11 +33,7 @@ class PhrasedResult:
     @property
     def metrics(self) -> dict[str, float]:
         """texts (Q), recall@1/5/10 and plain_recall@1/5/10; only texts if there are none."""
-        sides = {"recall": self.ranks, "plain_recall": self.plain_ranks} if len(self.ranks) else {}
-        recalls = {
-            f"{name}@{k}": (rank <= k).double().mean().item() for name, rank in sides.items() for k in RECALL_AT
-        }
-        return {"texts": len(self.ranks), **recalls}
+        return _summarise(self.ranks, self.plain_ranks)
 
 
 def rank_phrased(
@@ -66,13 +62,18 @@ def rank_phrased(
     return PhrasedResult(phrasing, changed[0], *(retrieval_ranks(embeds, images.embeds, *index) for embeds in sides))
 
 
-def mean_recalls(results: Iterable[PhrasedResult]) -> dict[str, dict[str, float]]:
-    """Group of phrasings → mean recall@1/5/10 and plain_recall@1/5/10 of those that change a text."""
-    groups: dict[str, list[dict[str, float]]] = {}
+def mean_metrics(results: Iterable[PhrasedResult]) -> dict[str, dict[str, float]]:
+    """Group of phrasings → metrics over all questions in them; a phrasing that changes few texts weighs little."""
+    groups: dict[str, list[PhrasedResult]] = {}
     for result in results:
-        if len(result.ranks):
-            groups.setdefault(result.phrasing.group, []).append(result.metrics)
+        groups.setdefault(result.phrasing.group, []).append(result)
     return {
-        group: {key: sum(m[key] for m in metrics) / len(metrics) for key in metrics[0] if key != "texts"}
-        for group, metrics in groups.items()
+        group: _summarise(*(torch.cat([getattr(one, key) for one in members]) for key in ("ranks", "plain_ranks")))
+        for group, members in groups.items()
     }
+
+
+def _summarise(ranks: Tensor, plain_ranks: Tensor) -> dict[str, float]:
+    sides = {"recall": ranks, "plain_recall": plain_ranks} if len(ranks) else {}
+    recalls = {f"{name}@{k}": (rank <= k).double().mean().item() for name, rank in sides.items() for k in RECALL_AT}
+    return {"texts": len(ranks), **recalls}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from component.embedding import open_image
 from component.evaluation.image_folder import ClassifiedImages
-from component.evaluation.phrased_retrieval import mean_recalls
+from component.evaluation.phrased_retrieval import mean_metrics
 from component.evaluation.retrieval import RetrievalResult
 from component.evaluation.retrieval_data import RetrievalData
 from component.evaluation.zero_shot import ZeroShotResult
@@ -93,7 +93,7 @@ def _retrieval_metrics(result: RetrievalResult) -> dict[str, Any]:
         {"phrasing": one.phrasing.name, "group": one.phrasing.group, "example": one.example, **one.metrics}
         for one in result.phrased
     ]
-    return {**result.metrics, "phrasings": phrased, "phrasings_mean": mean_recalls(result.phrased)}
+    return {**result.metrics, "phrasings": phrased, "phrasings_mean": mean_metrics(result.phrased)}
 
 
 def retrieval_table(result: RetrievalResult) -> str:

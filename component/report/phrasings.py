@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from component.evaluation.phrased_retrieval import mean_recalls
+from component.evaluation.phrased_retrieval import mean_metrics
 from component.evaluation.retrieval import RetrievalResult
 from component.ground.plain_text import one_line
 from component.metrics import RECALL_AT
@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     Attributes:
         name: a phrasing; PLAIN for the texts as they are; MEAN of a group.
-        texts: number of texts that the phrasing changes, which are those that count; None for a mean.
+        texts: number of texts that the phrasing changes, which are those that count; of a group: all of these.
         recalls: recall@1/5/10 in percent, () if there are no texts.
         plain: recall@1 in percent of the same texts as they are; None if it says nothing.
     """
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     name: str
     group: str
     example: str
-    texts: int | None
+    texts: int
     recalls: tuple[float, ...]
     plain: float | None
 
@@ -38,20 +38,20 @@ def phrasing_rows(result: RetrievalResult) -> list[Row]:
     return [
         _row(PLAIN, "", {"texts": metrics["texts"], **recalls}),
         *(_row(one.phrasing.name, one.phrasing.group, one.metrics, one.example) for one in result.phrased),
-        *(_row(MEAN, group, means) for group, means in mean_recalls(result.phrased).items()),
+        *(_row(MEAN, group, means) for group, means in mean_metrics(result.phrased).items()),
     ]
 
 
 def _row(name: str, group: str, metrics: dict[str, float], example: str = "") -> Row:
     recalls = tuple(100 * metrics[f"recall@{k}"] for k in RECALL_AT if f"recall@{k}" in metrics)
     plain = 100 * metrics["plain_recall@1"] if "plain_recall@1" in metrics else None
-    return Row(one_line(name), group, one_line(example), metrics.get("texts"), recalls, plain)
+    return Row(one_line(name), group, one_line(example), metrics["texts"], recalls, plain)
 
 
 def phrasing_table(rows: list[Row]) -> str:
     """Markdown: recalls of each row in percent."""
     cells = [
-        [row.name.replace("|", "\\|"), row.group, "" if row.texts is None else f"{row.texts:,}"]
+        [row.name.replace("|", "\\|"), row.group, f"{row.texts:,}"]
         + ([f"{recall:.1f}" for recall in row.recalls] or [""] * len(RECALL_AT))
         + ["" if row.plain is None else f"{row.plain:.1f}"]
         for row in rows

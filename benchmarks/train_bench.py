@@ -7,6 +7,7 @@ b  ours with the feature cache
 c  ours without it
 d  only forward and backward of the text tower on the prepared tensors of b's batches: the upper bound of LiT
 "one group": text_group_size is the batch size, so all texts are padded to the longest; --group_size adds another.
+"changed texts": text_templates and text_noise, of b; half of the captions get three more tokens.
 
 All use the same towers (random weights), generated JPEGs of 400 x 300, and generated captions of 5 to 40 characters or
 of lognormal length (20 on average). The loops take turns, `--rounds` times, and the medians are reported. a runs in
@@ -37,6 +38,8 @@ from synthetic import PRESETS, make_data, make_model, make_processor
 from component.argument import CLIPTrainingArguments
 from component.dataset import PairDataset, Pairs
 from component.model import BertCLIPModel
+from component.pairs.templates import read_templates
+from component.pairs.text_augmentation import TextAugmentation
 from component.trainer import CLIPTrainer
 from component.training.build import cache_images
 
@@ -95,6 +98,8 @@ def measure(options: argparse.Namespace) -> dict:
         "b / a": speeds["b"] / speeds["a"],
         "b / a, one group": speeds["b, one group"] / speeds["a"],
         "c / a": speeds["c"] / speeds["a"],
+        "b, changed texts / b": speeds["b, changed texts"] / speeds["b"],
+        "tokens, changed texts / b": bench.tokens("b, changed texts") / bench.tokens("b"),
         **{f"padding, {name}": bench.padding(name) for name in bench.batches},
         "cost of a group, tokens": bench.group_cost(),
         "images_cached_per_second": bench.num_pairs / caching_seconds,
@@ -155,6 +160,9 @@ class Bench:
         """Fill the feature cache and return the seconds that it takes."""
         start = self.now()
         (self.cached,) = cache_images(self.arguments(), self.model(), self.decoded)
+        templates = read_templates(["来一张{}", "{}的图片"])
+        augmentation = TextAugmentation(self.processor.tokenizer, 100, templates, noise=0.1)
+        self.augmented = Pairs(self.cached.table, self.cached.images, augmentation)
         return self.now() - start
 
     def round(self) -> dict[str, float]:
@@ -165,6 +173,7 @@ class Bench:
             speeds[f"b{name}"] = self.ours(f"b{name}", self.cached, text_group_size=group_size)
             self.text_tower(self.batches[f"b{name}"][:WARMUP_STEPS])
             speeds[f"d{name}"] = self.num_counted / self.text_tower(self.batches[f"b{name}"])
+        speeds["b, changed texts"] = self.ours("b, changed texts", self.augmented)
         return speeds
 
     def published(self) -> float:
@@ -183,7 +192,7 @@ class Bench:
     def ours(self, name: str, dataset: Pairs, **keys) -> float:
         trainer = self.trainer(dataset, **keys)
         speed, _ = self.timed(trainer)
-        if dataset is self.cached:
+        if dataset is not self.decoded:
             self.batches[name] = [
                 [(input_ids.to(DEVICE), mask.to(DEVICE)) for input_ids, mask in groups]
                 for groups in trainer.batches[WARMUP_STEPS:]
@@ -258,9 +267,11 @@ class Bench:
             best = min(best, self.now() - start)
         return 2 * size**3 / best
 
+    def tokens(self, name: str) -> int:
+        return sum(mask.sum().item() for batch in self.batches[name] for _, mask in batch)
+
     def padding(self, name: str) -> float:
-        masks = [mask for batch in self.batches[name] for _, mask in batch]
-        return 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks)
+        return 1 - self.tokens(name) / sum(mask.numel() for batch in self.batches[name] for _, mask in batch)
 
     def text_flops_per_pair(self, name: str) -> float:
         """Multiplications and additions of forward and backward, including padding, which is computed as well."""

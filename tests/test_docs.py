@@ -6,25 +6,29 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from benchmarks import run_docs
+
 REPOSITORY = Path(ROOT)
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 ENGLISH = [page for page in PAGES if page.stem.endswith("_EN")]
 CHINESE = [page for page in PAGES if page not in ENGLISH]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def name(page: Path) -> str:
     return str(page.relative_to(REPOSITORY))
 
 
+def marked(page: Path) -> list[run_docs.Block]:
+    return list(run_docs.blocks(page.read_text(encoding="utf-8")))
+
+
 def blocks(page: Path, *languages: str) -> list[str]:
     """The code blocks in these languages, without comments. A drawing has no language."""
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [re.sub(r" *# .*", "", body) for language, body in found if language in languages]
+    return [re.sub(r" *# .*", "", block.code) for block in marked(page) if block.language in languages]
 
 
 def prose(page: Path) -> str:
-    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return run_docs.BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
 def headings(page: Path) -> list[tuple[str, str]]:
@@ -53,9 +57,17 @@ def test_both_languages_match(chinese, english):
     languages = ("bash", "python", "py", "text")
     assert blocks(chinese, *languages) == blocks(english, *languages)
     assert len(blocks(chinese, "")) == len(blocks(english, ""))
+    marks, others = ([block.marks for block in marked(page)] for page in (chinese, english))
+    assert marks == others
     for table_or_list in (r"^\|.*", r"^- .*"):
         found = [re.findall(table_or_list, prose(page), re.MULTILINE) for page in (chinese, english)]
         assert [line.count("|") for line in found[0]] == [line.count("|") for line in found[1]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_comment_is_a_mark_for_run_docs(page):
+    comments = re.findall("^ *<!--", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(comments) == sum(len(block.marks) for block in marked(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -107,3 +119,18 @@ def test_python_examples_run(page, data, bert_clip_path, monkeypatch):
     monkeypatch.chdir(data.parent)
     for example in blocks(page, "python"):
         exec(example.replace("output/demo/checkpoint-final", bert_clip_path), {})
+
+
+@pytest.mark.parametrize(
+    "printed, expected, tolerance, equal",
+    [
+        ("a\nimage   1  99.31%\nb\n", "image  1   99.4%\n", 0.001, True),
+        ("image 1 99.31%\n", "image 1 99.6%\n", 0.001, False),
+        ("image 2 99.31%\n", "image 1 99.31%\n", 0.5, False),  # whole numbers and words are equal
+        ("one\ntwo\nthree\n", "one\nthree\n", 0, False),
+        ("---- -----\n", "--------\n", 0, False),
+        ("----\n", "--------\n", 0, True),
+    ],
+)
+def test_shown_output_is_compared_line_by_line(printed, expected, tolerance, equal):
+    assert run_docs.shows(printed, expected, tolerance) == equal

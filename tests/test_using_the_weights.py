@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CAPTIONS
-from test_docs import BLOCK, REPOSITORY
+from test_docs import REPOSITORY
 from test_export import embeddings, images, needs_onnx, onnx_path  # noqa: F401
 
+from benchmarks.run_docs import blocks
 from component.checkpoint import load_checkpoint
 from component.embedding import embed_images, embed_texts
 
@@ -30,8 +31,8 @@ TEXTS, FILES = ["一只小猫", "一辆公交车"], ["images/test/fluent_cat.png
 def snippet(heading: str, language: str) -> str:
     """The only snippet in this language in a section."""
     (section,) = (section for section in SECTIONS if section.startswith(heading))
-    (body,) = (body for found, body in BLOCK.findall(section) if found == language)
-    return body
+    (block,) = (block for block in blocks(section) if block.language == language)
+    return block.code
 
 
 def run(heading: str) -> dict:

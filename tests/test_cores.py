@@ -50,17 +50,22 @@ def test_without_control_groups_all_cores_of_the_affinity_mask_are_usable(tmp_pa
     assert usable_cores(str(tmp_path)) == ALL
 
 
-@pytest.mark.parametrize("variables, threads", [({}, 1), ({"OMP_NUM_THREADS": "3"}, 3)])
-def test_torch_uses_the_cores_it_may_unless_the_user_says_otherwise(variables, threads):
+@pytest.mark.parametrize(
+    "variables, threads, spins", [({}, 1, "1000"), ({"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "5"}, 3, "5")]
+)
+def test_torch_uses_the_cores_it_may_and_spins_briefly_unless_the_user_says_otherwise(variables, threads, spins):
     code = (
-        "import os, torch\nfrom component.ground.cores import limit_threads\n"
-        "torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 16)))\n"
-        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nlimit_threads()\nprint(torch.get_num_threads())"
+        "import os\nfrom component.ground.command import run_script\n"
+        "from component.ground.cores import limit_threads\n"
+        "def main():\n import torch\n torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 16)))\n"
+        " os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n limit_threads()\n print(torch.get_num_threads())\n"
+        "run_script(main)"
     )
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    }
+    theirs = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in theirs}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **variables}  # GNU OpenMP prints what it has read
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment | variables, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) == threads
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from component.ground.cores import spin_briefly
 from component.ground.files import require_writable, require_writable_folder
 from component.ground.output import LastingStream, give_up_stdout, open_closed_streams
 from component.ground.plain_text import one_line
@@ -218,6 +219,7 @@ def run_script(
     def end(number: int, frame) -> None:
         raise _Ended(number)
 
+    spin_briefly()  # before `main` imports torch
     open_closed_streams()
     sys.stderr = LastingStream(sys.stderr)
     if not needs_stdout:

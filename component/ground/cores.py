@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use."""
+"""How many CPU cores this process may use, and how its threads share them with other processes."""
 
 import math
 import os
@@ -25,6 +25,17 @@ def limit_threads() -> None:
 
     if not os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+
+
+def spin_briefly() -> None:
+    """Let threads of torch that wait for each other sleep soon, unless the user says how they wait.
+
+    GNU OpenMP reads this when torch is imported, so it must be called before. By default threads spin for milliseconds
+    at the end of each operation: on a busy machine they take the core that the thread they wait for needs. Spins of
+    `GOMP_SPINCOUNT` 1000 last microseconds; docs/PERFORMANCE.md has the figures.
+    """
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = "1000"
 
 
 def _quotas(root: Path) -> Iterator[float]:

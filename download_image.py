@@ -91,12 +91,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--to_img2dataset",
         "--to_webdataset_input",
-        type=output_file,
-        metavar="PARQUET",
-        help="download nothing: write the table for img2dataset, and print its command",
+        metavar="FOLDER",
+        help="download nothing: write the table for img2dataset into this folder, or into one file whose name ends in "
+        ".parquet, and print its command",
+    )
+    parser.add_argument(
+        "--join_reports", action="store_true", help="download nothing: write the reports of all parts into one"
     )
     args = parser.parse_args()
-    if not args.image_path and not args.to_img2dataset:
+    if not args.image_path and not args.to_img2dataset and not args.join_reports:
         parser.error("the following arguments are required: --image_path")
     parser.require_distinct(args, "train_file", "report", "to_img2dataset")
     return args
@@ -104,6 +107,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    if args.join_reports:
+        return join(args)
     return hand_over(args) if args.to_img2dataset else download(args)
 
 
@@ -148,12 +153,20 @@ def download(args: argparse.Namespace) -> int:
     return int(args.fail_over is not None and tally.failed_share > args.fail_over)
 
 
+def join(args: argparse.Namespace) -> int:
+    from component.download.joined_report import join_reports
+
+    path, count = join_reports(args.train_file, args.report)
+    print(f"The reports of {count} parts are in {path}")
+    return 0
+
+
 def hand_over(args: argparse.Namespace) -> int:
     from component.download.img2dataset_table import img2dataset_instructions, write_img2dataset_table
     from component.ground.cores import usable_cores
 
-    rows = write_img2dataset_table(args.train_file, args.to_img2dataset, args.columns)
-    print(img2dataset_instructions(args.to_img2dataset, rows, usable_cores()))
+    table = write_img2dataset_table(args.train_file, args.to_img2dataset, args.columns)
+    print(img2dataset_instructions(table, usable_cores()))
     return 0
 
 

@@ -20,21 +20,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, python, write_csv
+from conftest import ROOT, python, run_python, write_csv
 from downloading import LOCAL, download, downloading, files, report
 from image_server import ImageServer, image_bytes
 from PIL import Image
 
 from component.download.host_queue import HostQueue
 from component.download.img2dataset_table import img2dataset_instructions, write_img2dataset_table
+from component.download.joined_report import join_reports
 from component.download.limits import FetchLimits
 from component.download.outcome import Outcome
 from component.download.report import Report, default_report
+from component.download.rows import Rows
 from component.ground.files import new_file
 from component.pairs.columns import filename_from_url
 from component.pairs.paths import writable_file
 from component.pairs.shards import read_shards
-from component.pairs.table_files import expand
+from component.pairs.table_files import pair_files
 
 
 @pytest.fixture
@@ -671,8 +673,7 @@ def test_joined_reports_of_parts_are_the_report_of_the_whole(tmp_path, server):
     paths = [default_report(str(tmp_path / "train.csv"), (index, 2)) for index in (1, 2)]
     for index, path in enumerate(paths, 1):
         download(tmp_path, part=(index, 2), report_name=path)
-    joined = pd.concat(pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths)
-    joined.to_csv(tmp_path / "download_report.csv", index=False)
+    join_reports(str(tmp_path / "train.csv"))
     assert download(tmp_path)[0] == {("skipped", "failed_before"): 8}
 
 
@@ -708,16 +709,68 @@ def test_the_table_for_img2dataset_keeps_texts_as_they_are(tmp_path):
     assert not (tmp_path / "images").exists()
 
 
+def test_a_table_without_file_names_is_handed_over_without_them_in_a_folder(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr("component.download.img2dataset_table.FILE_ROWS", 3)
+    for number in range(2):
+        urls = [("一只猫", f"http://x/{number}/{row}") for row in range(2)]
+        write_csv(tmp_path / f"wukong_{number}.csv", urls, header=("caption", "url"))
+    table = write_img2dataset_table(str(tmp_path / "wukong_*.csv"), str(tmp_path / "links"))
+    assert table == (str(tmp_path / "links"), 4, False) and sorted(os.listdir(table.path)) == [
+        "00000.parquet",
+        "00001.parquet",
+    ]
+    assert list(pd.read_parquet(table.path)) == ["url", "caption"] and len(pd.read_parquet(table.path)) == 4
+    assert "save_additional_columns" not in img2dataset_instructions(table, 1)
+
+
+def test_parts_of_many_files_without_file_names_read_only_their_own(tmp_path):
+    for number in range(3):
+        urls = [("猫", f"http://x/{number}/{row}.jpg") for row in range(4)]
+        write_csv(tmp_path / f"{number}.csv", urls, header=("caption", "url"))
+    with open(tmp_path / "1.csv", "a") as file:
+        file.write("one,cell,too many\n")
+    with Rows(str(tmp_path / "*.csv"), str(tmp_path / "images"), (1, 2)) as rows:
+        assert {row.url[9] for row in rows.rows()} == {"0", "2"} and len(rows) == 8
+    with pytest.raises(ValueError, match="1.csv is not a well-formed CSV, in line 6"):
+        Rows(str(tmp_path / "*.csv"), str(tmp_path / "images"), (2, 2))
+    with pytest.raises(ValueError, match="1.csv is not a well-formed CSV, in line 6"):  # fewer files than parts
+        Rows(str(tmp_path / "*.csv"), str(tmp_path / "images"), (1, 4))
+
+
+def test_the_reports_of_all_parts_are_joined(tmp_path):
+    write_csv(tmp_path / "train.csv", [("一", f"http://x/{row}", f"{row}.jpg") for row in range(9)])
+    options = ("--train_file", tmp_path / "train.csv", "--join_reports")
+
+    def join():
+        return run_python("download_image.py", *options)
+
+    assert "there is no report of a part" in join().stderr
+    for index in (1, 3):
+        with Report(default_report(str(tmp_path / "train.csv"), (index, 3))) as part:
+            part.add(Outcome(f"{index}.jpg", f"http://x/{index}", "failed", reason="http_404"))
+    assert "2-of-3.csv: no such file; 2 of 3 parts have a report" in join().stderr
+    with Report(default_report(str(tmp_path / "train.csv"), (2, 3))):
+        pass
+    with open(tmp_path / "download_report.3-of-3.csv", "a") as file:
+        file.write("half a r")  # of a process that was killed
+    done = join()
+    assert done.returncode == 0 and done.stdout.startswith("The reports of 3 parts are in "), done.stderr
+    assert list(report(tmp_path)) == ["1.jpg", "3.jpg"]
+    with Report(str(tmp_path / "download_report.csv")) as joined:
+        assert len(joined.rows_that("failed")) == 2
+    assert "exists. Remove it" in join().stderr
+
+
 IMG2DATASET = os.environ.get("IMG2DATASET") or shutil.which("img2dataset")
 
 
 @pytest.mark.skipif(not IMG2DATASET, reason="IMG2DATASET is not the path of img2dataset, nor is it installed")
 def test_the_printed_command_of_img2dataset_makes_shards_that_are_read(tmp_path, server):
     write_csv(tmp_path / "train.csv", [(f"文字 {i}", server.url(f"large/{i}"), f"{i}.jpg") for i in range(3)])
-    table = tmp_path / "links.parquet"
-    said = img2dataset_instructions(str(table), write_img2dataset_table(str(tmp_path / "train.csv"), str(table)), 1)
+    said = img2dataset_instructions(write_img2dataset_table(str(tmp_path / "train.csv"), str(tmp_path / "links")), 1)
     command = said.split("\n\n")[1].replace("img2dataset", shlex.quote(IMG2DATASET), 1)
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     shard = re.search(r'"train_file": "(.*)"', said)[1]
-    (index,) = read_shards(expand(str(tmp_path / shard)))
+    (index,) = read_shards(pair_files(str(tmp_path / shard)))
     assert sorted(index.texts) == ["文字 0", "文字 1", "文字 2"]

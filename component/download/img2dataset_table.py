@@ -1,50 +1,85 @@
 """A table and a command for img2dataset, for more URLs than one machine should fetch."""
 
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import NamedTuple
 
-from component.ground.files import new_file
-from component.pairs.parquet import import_pyarrow
-from component.pairs.table import read_table
+import pandas as pd
+
+from component.ground.files import new_file, new_folder
+from component.pairs.parquet import ParquetWriter
+from component.pairs.table import has_filenames, read_table
 from component.pairs.table_files import pair_files
 
+SHARD_PAIRS = 10_000
+FILE_ROWS = 1_000_000  # img2dataset reads a whole file at a time
 
-def write_img2dataset_table(train_file: str, parquet_file: str, columns: Mapping[str, str] | None = None) -> int:
-    """Write the table as Parquet with the columns `url`, `caption` and `filename`, and return the number of rows.
+
+class LinkTable(NamedTuple):
+    """What img2dataset is to read: a Parquet file, or a folder of them.
+
+    Attributes:
+        rows: number of rows.
+        has_filenames: whether there is a column `filename` next to `url` and `caption`.
+    """
+
+    path: str
+    rows: int
+    has_filenames: bool
+
+
+def write_img2dataset_table(train_file: str, path: str, columns: Mapping[str, str] | None = None) -> LinkTable:
+    """Write the table as Parquet with the columns `url`, `caption` and, if it has file names, `filename`.
 
     img2dataset reads CSV too, but guesses types: the text 007 arrives as the number 7, and NA as nothing.
 
     Args:
         train_file, columns: as for `Rows`.
+        path: a name that ends in .parquet is one file; any other is a folder, with a file for each million rows.
 
     Raises:
         ValueError, FileNotFoundError: `train_file` cannot be read.
         ImportError: pyarrow is not installed.
     """
-    pyarrow = import_pyarrow()
-    written = {"url": "url", "caption": "text", "filename": "filename"}
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in written])
+    files = pair_files(train_file)
+    named = any(has_filenames(file, columns) for file in files)
+    names = {"url": "url", "text": "caption", **({"filename": "filename"} if named else {})}
     rows = 0
-    with new_file(parquet_file, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        for path in pair_files(train_file):
-            for chunk in read_table(path, tuple(written.values()), only_required=True, columns=columns):
-                values = [chunk[column].tolist() for column in written.values()]
-                writer.write_table(pyarrow.table(values, schema=schema))
+
+    def chunks() -> Iterator[pd.DataFrame]:
+        nonlocal rows
+        for file in files:
+            for chunk in read_table(file, ("url", "text", "filename"), only_required=True, columns=columns):
                 rows += len(chunk)
-    return rows
+                yield chunk[list(names)].rename(columns=names)
+
+    if path.endswith(".parquet"):
+        with new_file(path, "wb") as file, ParquetWriter(file) as writer:
+            for chunk in chunks():
+                writer.append(chunk)
+    else:
+        with new_folder(path) as folder, ExitStack() as stack:
+            writers = {}
+            for chunk in chunks():
+                number = max(rows - 1, 0) // FILE_ROWS
+                if number not in writers:
+                    stack.close()
+                    file = stack.enter_context(open(os.path.join(folder, f"{number:05d}.parquet"), "wb"))
+                    writers = {number: stack.enter_context(ParquetWriter(file))}
+                writers[number].append(chunk)
+    return LinkTable(path, rows, named)
 
 
-SHARD_PAIRS = 10_000
-
-
-def img2dataset_instructions(parquet_file: str, rows: int, processes: int) -> str:
+def img2dataset_instructions(table: LinkTable, processes: int) -> str:
     """The command that downloads the table with img2dataset into shards, and what reads the shards afterwards."""
     options = {
-        "url_list": shlex.quote(parquet_file),
+        "url_list": shlex.quote(table.path),
         "input_format": "parquet",
         "url_col": "url",
         "caption_col": "caption",
-        "save_additional_columns": """'["filename"]'""",
+        **({"save_additional_columns": """'["filename"]'"""} if table.has_filenames else {}),
         "output_format": "webdataset",
         "output_folder": "shards",
         "number_sample_per_shard": SHARD_PAIRS,
@@ -57,12 +92,10 @@ def img2dataset_instructions(parquet_file: str, rows: int, processes: int) -> st
         "incremental_mode": "incremental",
     }
     command = "".join(f" \\\n  --{name} {value}" for name, value in options.items())
-    last = max(0, -(-rows // SHARD_PAIRS) - 1)
-    return f"""{rows} rows written. On the machine or cluster that is to download:
+    return f"""{table.rows} rows written. On the machine or cluster that is to download:
 
 img2dataset{command}
 
 On a cluster, --distributor is pyspark or ray. Run the same command again to fetch the shards that are missing.
-The shards are read as they are:  "train_file": "shards/{{00000..{last:05d}}}.tar"
-filter_data.py reads a table and a folder of images; for shards, img2dataset itself leaves out small and narrow images:
---min_image_size 64 --max_aspect_ratio 3"""
+The shards are read as they are:  "train_file": "shards"
+They are cleaned as they are:     python filter_data.py --train_file shards --verdicts verdicts"""

@@ -47,7 +47,7 @@ class Report(ReportRows):
             super().__init__(path)
             stack.enter_context(self._file)
             with exclusive(self._file):  # against processes that a killed run left for a moment
-                end = _whole_rows(path)
+                end = whole_rows(path)
                 self._file.truncate(end)
             if not end:
                 self._append(HEADER)
@@ -86,7 +86,7 @@ class Report(ReportRows):
         return cell_text(next(csv.reader(io.StringIO(row, newline="")))[0])
 
 
-def _whole_rows(path: str) -> int:
+def whole_rows(path: str) -> int:
     """The length of a report up to its last complete row; a row that a crash truncated is downloaded again.
 
     A row ends at a line break outside of quotes. Quotes within a cell are doubled, so an odd number of them means

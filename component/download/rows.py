@@ -12,7 +12,7 @@ import pandas as pd
 from component.download.address import mend_url
 from component.download.folder_names import STRICTEST, NameRules
 from component.pairs.paths import normal_name
-from component.pairs.table import read_table
+from component.pairs.table import has_filenames, read_table
 from component.pairs.table_files import pair_files
 
 CHUNK_ROWS = 20_000
@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """One row of the table.
 
     Attributes:
-        number: from 1, without headers, over all files of the table.
+        number: from 1, without headers, over all files that the part reads.
         filename, url: the cells as written.
         mended_url: as `mend_url` gives it.
         first: number of the first row with the same file; equal to `number` if that is this row.
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 class Rows:
     """The rows of one part of a table; a context manager.
 
-    The constructor reads the whole table, so that a malformed row is reported at the start. The rows of the part are
+    The constructor reads the table once, so that a malformed row is reported at the start. The rows of the part are
     kept in an unnamed temporary file, which takes about as much space as the report.
 
     Names are normalised and URLs repaired before they are compared: `./d//x.jpg` equals `d/x.jpg`, and names are equal
@@ -54,8 +54,9 @@ class Rows:
     Args:
         train_file: table with the columns `url` and `filename`, as `read_table` reads it; or several, as a pattern.
         image_path: folder of the images, made if it is missing.
-        part: (i, n), i from 1 to n. Rows are assigned by the hash of the file name, so rows with the same name are in
-            one part, and two machines never write the same file.
+        part: (i, n), i from 1 to n. If the table has n files or more, and their file names are made from the URLs, a
+            part is every n-th file, and only those are read. Otherwise rows are assigned by the hash of the file name,
+            so that rows with the same name are in one part, and two machines never write the same file.
         columns: as for `read_table`.
         temporary_path: folder for the temporary file; None: the system's.
 
@@ -114,11 +115,13 @@ class Rows:
     def _chunks(self, columns: Mapping[str, str] | None) -> Iterator[pd.DataFrame]:
         """The rows of the part, with their numbers as index."""
         number, (index, count) = 1, self.part
-        for path in self.files:
+        # Equal URLs in two files then have equal names, and whoever comes second finds the image there.
+        by_file = 1 < count <= len(self.files) and not any(has_filenames(path, columns) for path in self.files)
+        for path in self.files[index - 1 :: count] if by_file else self.files:
             for chunk in read_table(path, ("url", "filename"), True, columns, CHUNK_ROWS):
                 chunk.index = range(number, number + len(chunk))
                 number += len(chunk)
-                if count > 1:
+                if count > 1 and not by_file:
                     keys = map(STRICTEST.key, map(normal_name, chunk["filename"]))
                     chunk = chunk[_hashes(keys) % count == index - 1]
                 yield chunk

@@ -178,7 +178,10 @@ class _Join:
         names, digests = pyarrow.array(names), pyarrow.array(digests)
         rows = self._database.execute("SELECT position, reason = '' AS keep FROM result ORDER BY position")
         schema = pyarrow.schema(SCHEMA)
-        with new_file(out_file, "wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        with (
+            new_file(out_file, "wb") as file,
+            pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
             while len(chunk := rows.fetch_df_chunk(_VECTORS)):
                 position = chunk["position"].to_numpy()
                 number = position >> _ROW_BITS

@@ -51,6 +51,13 @@ def read_table(
             yield choice.finished(chunk)
 
 
+def has_filenames(path: str, columns: Mapping[str, str] | None = None) -> bool:
+    """Whether a table of URLs has a column of file names; otherwise `read_table` makes them from the URLs."""
+    choice = _Choice(path, ("url", "filename"), True, columns)
+    next(_READERS[kind_of(path)](path, choice, 1), None)
+    return not choice.makes_filenames
+
+
 class _Choice:
     """The columns to read, and what is made of them."""
 
@@ -66,12 +73,16 @@ class _Choice:
         target = {position: name for name, position in known}
         return [(target.get(position, name), position) for position, name in enumerate(names)]
 
+    @property
+    def makes_filenames(self) -> bool:
+        return self._columns.get("filename", "") is None
+
     def finished(self, chunk: pd.DataFrame) -> pd.DataFrame:
         if "text" in self._columns:
             chunk = with_one_text(chunk)
         if "url" in self._columns:
             chunk["url"] = chunk["url"].map(clean_url)
-        if self._columns.get("filename", "") is None:
+        if self.makes_filenames:
             chunk["filename"] = chunk["url"].map(filename_from_url)
         return chunk[list(self._required)] if self._only_required else chunk
 

@@ -221,6 +221,18 @@ def test_a_hub_that_does_not_answer_is_reported_before_training(train_args, monk
         preflight(args, model, *load_datasets(args, processor))
 
 
+def test_a_recipe_that_saves_very_often_is_told_what_that_costs(train_args, caplog):
+    for every, is_said in ((1, True), (10**9, False)):
+        args = load_arguments(train_args(num_train_epochs=10**8, save_strategy="steps", save_steps=every))
+        model, processor = load_model(args)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            preflight(args, model, *load_datasets(args, processor))
+        size = sum(weights.numel() * (12 if weights.requires_grad else 4) for weights in model.parameters())
+        said = [line for line in caplog.messages if line.startswith(f"save_steps {every}: ")]
+        assert bool(said) == is_said and all(f"checkpoints of about {size / 1e9:.2f} GB" in line for line in said)
+
+
 def test_an_empty_batch_during_accumulation_changes_nothing(trainer, data):
     keys = dict(per_device_train_batch_size=2, max_steps=1, train_sampling_strategy="sequential", max_grad_norm=1e9)
     good = [f"{CAPTIONS[0]},0.png", f"{CAPTIONS[1]},1.png"]

@@ -97,11 +97,14 @@ class Blocks:
         """(n,) positions → (n, width) features. Raises OSError as `Block.require_whole`."""
         first = self.blocks[0].features
         features = torch.empty(len(positions), first.shape[1], dtype=first.dtype)
-        numbers = self.block_numbers(positions)
-        for number in np.unique(numbers).tolist():
-            block, inside = self.blocks[number], torch.from_numpy(numbers == number)
+        order = np.argsort(positions, kind="stable")  # a run of them for each block, read from front to back
+        ordered = positions[order]
+        bounds = np.searchsorted(ordered, self.starts)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            block, run = self.blocks[number], slice(*bounds[number : number + 2])
             block.require_whole()
-            features[inside] = block.features[torch.from_numpy(positions)[inside] - self.starts[number]]
+            inside = torch.from_numpy(ordered[run] - self.starts[number])
+            features[torch.from_numpy(order[run])] = block.features[inside]
         return features
 
     def block_numbers(self, positions: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -87,7 +88,8 @@ class LogWindow:
         is_blind = self._pairs and self._blind_batches >= max(len(self._pairs), MIN_DEAD_BATCHES)
         # A disk may fail for one process alone: that of its node.
         blind = self._blind_batches if is_blind and not can_read_an_image() else 0
-        processes = gather_object([(blind, self._pairs, [loss.item() for loss in self._losses])])
+        losses = torch.stack(self._losses).tolist() if self._losses else []  # one wait for the device
+        processes = gather_object([(blind, self._pairs, losses)])
         self._pairs, self._losses, self._start = [], [], time.perf_counter()
         blind, pairs, losses = (np.array(column) for column in zip(*processes, strict=True))
         if blind.any():

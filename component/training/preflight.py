@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 MANY_UNKNOWN, TOO_MANY_UNKNOWN = 0.1, 0.9
 MANY_TRUNCATED = 0.1  # of the captions
 MANY_REPEATED = 0.3  # of the captions
+MUCH_WRITTEN = 1e11  # bytes of all checkpoints of a run
 
 
 def preflight(args: CLIPTrainingArguments, model: BertCLIPModel, train: Pairs, test: Pairs | None = None) -> None:
@@ -30,6 +31,7 @@ def preflight(args: CLIPTrainingArguments, model: BertCLIPModel, train: Pairs, t
     require_known_tokens(args, model, *tables)
     require_steps(args, len(train))
     _warn_of_long_warmup(args, len(train))
+    _log_cost_of_saving(args, model, len(train))
     _require_hub_repository(args)
     for table in tables:
         _warn_of_truncated_captions(args, model, table)
@@ -89,10 +91,15 @@ def _steps_per_epoch(args: CLIPTrainingArguments, num_pairs: int) -> int:
     return math.ceil(batches / args.gradient_accumulation_steps)
 
 
+def _steps_of_run(args: CLIPTrainingArguments, num_pairs: int) -> int:
+    return (
+        args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * _steps_per_epoch(args, num_pairs))
+    )
+
+
 def _warn_of_long_warmup(args: CLIPTrainingArguments, num_pairs: int) -> None:
     """A recipe for millions of pairs has a warm-up that a small data set never leaves."""
-    per_epoch = _steps_per_epoch(args, num_pairs)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    per_epoch, steps = _steps_per_epoch(args, num_pairs), _steps_of_run(args, num_pairs)
     warmup = args.get_warmup_steps(steps)
     if warmup > steps / 2 and args.lr_scheduler_type != "constant":
         peak = args.learning_rate * min(1, steps / warmup)
@@ -100,6 +107,23 @@ def _warn_of_long_warmup(args: CLIPTrainingArguments, num_pairs: int) -> None:
             "the warm-up takes %d steps, but the run has only %d (%d per epoch): for most of it the learning rate is "
             "still rising, up to %.2g, and the model hardly learns. Set warmup_steps to %d, or train longer.",
             *(warmup, steps, per_epoch, peak, max(steps // 10, 1)),
+        )
+
+
+def _log_cost_of_saving(args: CLIPTrainingArguments, model: BertCLIPModel, num_pairs: int) -> None:
+    """A recipe that saves often writes more bytes than the images have, and training waits for each checkpoint."""
+    if args.save_strategy != "steps":
+        return
+    steps = _steps_of_run(args, num_pairs)
+    every = max(1, int(args.save_steps if args.save_steps >= 1 else steps * args.save_steps))
+    # The weights, and AdamW's two numbers for each one that is trained.
+    size = sum(weights.nbytes * (3 if weights.requires_grad else 1) for weights in model.parameters())
+    if size * (steps // every) > MUCH_WRITTEN:
+        logger.info(
+            "save_steps %d: %d checkpoints of about %.2f GB will be written, %.0f GB in all. With save_steps %d it "
+            "would be %d and %.0f GB, and a crash would cost at most %d steps.",
+            *(every, steps // every, size / 1e9, size * (steps // every) / 1e9),
+            *(10 * every, steps // (10 * every), size * (steps // (10 * every)) / 1e9, 10 * every),
         )
 
 

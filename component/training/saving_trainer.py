@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from accelerate.utils import gather_object
 
 from component.checkpoint import complete_checkpoint
@@ -57,7 +58,8 @@ class SavingTrainer(ResumableTrainer):
     def _require_finite_weights(self) -> None:
         # Under FSDP each process holds a shard of every parameter.
         local = (getattr(parameter, "_local_tensor", parameter) for parameter in self.model.parameters())
-        if not all(gather_object([all(bool(tensor.isfinite().all()) for tensor in local)])):
+        is_finite = torch.stack([tensor.isfinite().all() for tensor in local]).all()  # one wait for the device
+        if not all(gather_object([bool(is_finite)])):
             raise RunFailed(
                 f"training stops at step {self.state.global_step}: weights are NaN or infinite, and are not saved. "
                 f"Older checkpoints in {self.args.output_dir} are kept: start again with "

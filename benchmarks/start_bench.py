@@ -41,6 +41,7 @@ from synthetic import make_processor
 from component.datacollator import PairCollator
 from component.dataset import PairDataset, Pairs
 from component.ground.file_state import FileState
+from component.pairs.file_content import content_of
 from component.pairs.shards import Shard, ShardIndex
 from component.pairs.work import Work
 from component.processor import load_processor, save_processor
@@ -139,7 +140,8 @@ class MadeUpShards(Work):
             shard = int(Path(path).stem)
             names = names_of(shard, self._rows)
             locators = [f"{20_480 * number + 512} 19000 {name}" for number, name in enumerate(names)]
-            yield ShardIndex(Shard(path, FileState.of(path)), locators, texts_of(shard, self._rows))
+            state = FileState.of(path)
+            yield ShardIndex(Shard(path, state), content_of(path, state), locators, texts_of(shard, self._rows))
 
 
 def make_features(folder: Path) -> None:

@@ -93,7 +93,7 @@ class CLIPTrainer(SavingTrainer):
         self.add_callback(WarnOfSymptoms())
         if args.fsdp or args.deepspeed:
             prepare_parallel(self)
-        self._bad_images = BadImages("train", "eval")
+        self._bad_images = BadImages(args.output_dir, args.process_index == 0, "train", "eval")
         self._evaluated: list[EvaluatedBatch] = []
         self._window = LogWindow()
         self._data_wait = DataWait(args.device)
@@ -164,9 +164,9 @@ class CLIPTrainer(SavingTrainer):
                 "pairs in a batch; gradient_accumulation_steps adds no negatives.",
                 "per_device_train_batch_size is 1 on one process" if batch == 1 else "train_file has one pair",
             )
-        self._bad_images.note("train", self.train_dataset.table.file, self.train_dataset.images.bad)
+        self._bad_images.know("train", self.train_dataset.table.file, self.train_dataset.images.bad)
         output = super().train(*args, **kwargs)
-        output.metrics["train_bad_images"] = len(self._bad_images.rows("train"))
+        output.metrics["train_bad_images"] = self._bad_images.count("train")
         return output
 
     def compute_loss(self, model, batch, return_outputs=False, num_items_in_batch=None):
@@ -253,11 +253,12 @@ class CLIPTrainer(SavingTrainer):
         table = dataloader.dataset.table
         self._evaluated = []
         self._bad_images.forget("eval")
-        self._bad_images.note("eval", table.file, dataloader.dataset.images.bad)
+        self._bad_images.know("eval", table.file, dataloader.dataset.images.bad)
         with naming_lost_process():
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
             batches, self._evaluated = gather_object(self._evaluated), []
             self._bad_images.share()
+        self._bad_images.require_few_lost(table.file, len(table))
         if not batches:
             raise ValueError(f"{table.file}: none of its images can be read.")
         rows, text_embeds, image_embeds = (
@@ -270,7 +271,7 @@ class CLIPTrainer(SavingTrainer):
             "loss": float(np.average(losses, weights=sizes)),
             **retrieval_metrics(image_embeds[order], text_embeds[order], table.image_ids[rows], table.text_ids[rows]),
             "pairs": len(rows),
-            "bad_images": len(self._bad_images.rows("eval")),
+            "bad_images": self._bad_images.count("eval"),
         }
         output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in metrics.items()})
         self._window.exclude(time.perf_counter() - start)
@@ -279,10 +280,10 @@ class CLIPTrainer(SavingTrainer):
     # ---- logs ----
 
     def extra_state(self) -> dict[str, Any]:
-        return {"bad_images": self._bad_images.rows("train")}
+        return {"bad_images": self._bad_images.to_text("train")}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self._bad_images.count("train", state.get("bad_images", ()))
+        self._bad_images.restore("train", state.get("bad_images", []))
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
@@ -291,6 +292,7 @@ class CLIPTrainer(SavingTrainer):
         if "loss" in logs or "train_loss" in logs:
             self._bad_images.share()
             self._require_learning()
+            self._bad_images.require_few_lost(self.train_dataset.table.file, len(self.train_dataset.table))
 
     def _require_learning(self) -> None:
         """Save a checkpoint and raise `RunFailed` when no batch since the last log trained the model.

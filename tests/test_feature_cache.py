@@ -2,9 +2,11 @@
 
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training import feature_cache
+from component.training.bad_images import Reasons, RowSet
 from component.training.feature_cache import FeatureCache, cache_features
+from component.training.interruption import RunFailed
 
 
 @pytest.fixture
@@ -410,29 +414,95 @@ def test_ranks_share_the_work(train_args, data, bert_clip_path, tmp_path):
     assert len(blocks(tmp_path / "image_features")) == 2
 
 
-def test_features_that_another_machine_wrote_to_its_own_disk_are_reported_as_missing(data, bert_clip_path, tmp_path):
-    """They are not reported as bad images."""
-    script = tmp_path / "rank.py"
-    script.write_text(
-        f"""
-import os, sys, torch
-sys.path.insert(0, {ROOT!r})
+RANK = """
+import logging, os, sys, time, torch
+from datetime import timedelta
+sys.path.insert(0, {root!r})
 from accelerate import PartialState
 from component.dataset import PairDataset
+from component.training import fill_progress, shared_disk
+from component.training.bad_images import Reasons, RowSet
 from component.training.feature_cache import FeatureCache, cache_features
+from component.training.interruption import RunFailed
 from component.training.interruption import leave_group
 from component.processor import load_processor
 
-PartialState(cpu=True, backend="gloo")
-pairs = PairDataset({str(data / "train.csv")!r}, {str(data / "images")!r}, load_processor({bert_clip_path!r}), 16)
-cache = FeatureCache({str(tmp_path)!r} + "/disk" + os.environ["RANK"], "key", 48)
+logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+shared_disk.PATIENCE, fill_progress.TELL_SECONDS = 0, 1
+PartialState(cpu=True, backend="gloo", timeout=timedelta(seconds={timeout}))
+pairs = PairDataset({table!r}, {images!r}, load_processor({model!r}), 16)
+cache = FeatureCache({cache!r}.format(os.environ["RANK"]), "key", 48)
+
+def encode(pixels):
+    if os.environ["RANK"] == "1":
+        time.sleep({pause})
+    return torch.zeros(len(pixels), 48)
+
 try:
-    cache_features(pairs.images, cache, lambda pixels: torch.zeros(len(pixels), 48), 8, show_progress=False)
+    print(len(cache_features(pairs.images, cache, encode, 8, show_progress=False).rows), "features", flush=True)
 except ValueError as error:
-    print(error)
+    print(error, flush=True)
 leave_group()
 """
-    )
-    result = run_python(script, processes=2)
-    assert result.returncode == 0, result.stderr
-    assert "of 8 image features are not in" in result.stdout and "a disk that all machines share" in result.stdout
+
+
+@pytest.fixture
+def two_ranks(data, bert_clip_path, tmp_path):
+    """Fill a cache with two processes, of which the second pauses in each batch; returns what they print."""
+
+    def fill(cache: str, timeout: float = 600, pause: float = 0) -> str:
+        script, folders = tmp_path / "rank.py", {"table": str(data / "train.csv"), "images": str(data / "images")}
+        script.write_text(
+            RANK.format(root=ROOT, model=bert_clip_path, cache=cache, timeout=timeout, pause=pause, **folders)
+        )
+        result = run_python(script, processes=2)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return fill
+
+
+def test_a_cache_that_is_not_on_a_shared_disk_is_found_before_anything_is_computed(two_ranks, tmp_path):
+    printed = two_ranks(str(tmp_path / "disk{}"))
+    assert "does not see in" in printed and "a disk that all machines share" in printed
+    assert not blocks(tmp_path)
+
+
+def test_a_slow_process_may_take_longer_than_a_collective_and_is_named(two_ranks, tmp_path):
+    printed = two_ranks(str(tmp_path / "cache"), timeout=3, pause=6)
+    assert printed.count("8 features") == 2
+    assert re.search(r"waiting for the image features of process 1 .0 of 4 images, on \S+.", printed)
+
+
+def test_a_shard_that_is_replaced_while_it_is_read_ends_the_run(model, bert_clip_path, data, tmp_path):
+    path = tmp_path / "00000.tar"
+
+    def write(colour: str) -> None:
+        with tarfile.open(path, "w") as tar:
+            for number in range(8):
+                Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+                (tmp_path / f"{number}.txt").write_text(f"{colour}{number}", encoding="utf-8")
+                for ending in ("png", "txt"):
+                    tar.add(tmp_path / f"{number}.{ending}", f"{number}.{ending}")
+
+    write("红")
+    pairs = PairDataset(str(path), None, load_processor(bert_clip_path), 16)
+
+    def encode(pixel_values):
+        write("蓝")
+        return Tower(model)(pixel_values)
+
+    with pytest.raises(RunFailed, match="2 of 8 images of .*00000.tar were lost, more than 1%.*start again"):
+        cache_features(pairs.images, FeatureCache(str(tmp_path / "cache"), "key", 48), encode, 2, show_progress=False)
+
+
+def test_reasons_and_rows_are_small_and_exact():
+    reasons, rows = Reasons(), [RowSet(), RowSet()]
+    for number in (3, 5, 10**6):
+        reasons.add(number, f"{number}.png: 没有")
+    numbers, text, lengths = reasons.between(4, 10**7)
+    assert numbers.tolist() == [5, 10**6] and text.tobytes().decode() == "5.png: 没有1000000.png: 没有"
+    assert lengths.tolist() == [13, 19] and reasons.between(6, 9)[2].tolist() == [] and reasons.first[0] == 3
+    assert [rows[0].add(row) for row in (7, 10**6, 7)] == [True, True, False] and rows[1].add(8)
+    both = RowSet.union(rows)
+    assert len(both) == 3 and len(RowSet.from_text(both.to_text())) == 3 and not both.add(8)

@@ -1,6 +1,7 @@
 """train_clip.py from its command line, on small towers and real files."""
 
 import ast
+import csv
 import inspect
 import json
 import math
@@ -163,6 +164,21 @@ def test_bad_images_are_logged_once_and_counted(train_args, data, tmp_path, cach
     assert read(tmp_path, "output", "train_results.json")["train_bad_images"] == 2
     assert read(tmp_path, "output", "test_results.json")["eval_bad_images"] == 2
     assert read(tmp_path, "output", "test_results.json")["eval_pairs"] == 7
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_many_dead_links_are_a_few_lines_and_a_file(train_args, data, tmp_path, cache):
+    rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)] + [f"小狗,none{n}.png" for n in range(50)]
+    keys = dict(num_train_epochs=2, per_device_train_batch_size=8, save_steps=8, image_feature_cache=cache)
+    result = train(train_args(train_file=table(data / "t.csv", *rows), pair_table="off", **keys))
+    assert 20 <= result.stderr.count("left out of") <= 23
+    with open(tmp_path / "output" / "left_out_train.csv", encoding="utf-8", newline="") as file:
+        head, *found = csv.reader(file)
+    assert head == ["row", "reason"] and len(found) == 50
+    assert min(found) == ["10", "none2.png: no such file"]
+    assert read(tmp_path, "output", "train_results.json")["train_bad_images"] == 50
+    checkpoint = next((tmp_path / "output").glob("checkpoint-*[0-9]"))
+    assert len(read(checkpoint, "resume.json")["extra_state"]["bad_images"]) < 40
 
 
 def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):

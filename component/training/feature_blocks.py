@@ -8,7 +8,8 @@ table looks the keys up.
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,10 +26,14 @@ from component.ground.files import new_folder
 from component.ground.reading import with_retries
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.pair_table import PairTable
+from component.pairs.ragged import RaggedArray
+from component.training.bad_images import Reasons
 
 logger = logging.getLogger(__name__)
 
 NO_FEATURE = -1  # in an array of positions
+IMAGES_AT_ONCE = 2**17  # of one process: about 100 bytes each, and 16 of each process
+ROWS_AT_ONCE = 2**22
 
 
 class Block(NamedTuple):
@@ -116,13 +121,33 @@ class Blocks:
 
         Sorts the keys and reads each block's keys once, instead of keeping an index of all blocks in memory.
         """
-        wanted, which = np.unique(keys, return_inverse=True)
+        wanted = np.sort(keys)
         found = np.full(len(wanted), NO_FEATURE)
         for start, block in zip(self.starts, self.blocks, strict=False) if len(wanted) else ():
             slots = np.searchsorted(wanted, block.keys).clip(max=len(wanted) - 1)
             inside = np.flatnonzero(wanted[slots] == block.keys)
             found[slots[inside]] = start + inside
-        return found[which]
+        return found[np.searchsorted(wanted, keys)]
+
+
+def shares(images: int) -> Iterator[slice]:
+    """Ranges of images, which this process works on in turn with the others; in each turn every process has one."""
+    process = PartialState()
+    size = min(IMAGES_AT_ONCE, -(-images // process.num_processes))
+    for first in range(
+        process.process_index * size, images + process.process_index * size, size * process.num_processes
+    ):
+        yield slice(min(first, images), min(first + size, images))
+
+
+class _Piece(NamedTuple):
+    """What an index says of a range of images. Field names are those of its arrays."""
+
+    positions: np.ndarray
+    states: np.ndarray
+    bad_images: np.ndarray
+    reasons: np.ndarray
+    reason_lengths: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -132,7 +157,8 @@ class FeatureIndex:
     Attributes:
         blocks: that the positions count through.
         arrays: `positions` (images,), NO_FEATURE for an image without one; `states` (images,), the `FileState.number`
-            of each image's file; `bad_rows`, the rows of the table whose image has no feature.
+            of each image's file; `bad_rows`, the rows of the table whose image has no feature; `bad_images`, these
+            images, and `reasons` with `reason_offsets` why, see `BadRows`.
     """
 
     blocks: Blocks
@@ -156,56 +182,107 @@ class FeatureIndex:
             return None
         try:
             arrays = FlatArrays.open(path)
+            arrays["reasons"]  # an older version did not write them
             if arrays.facts["table"] == table.version:
                 return cls(blocks(arrays.facts["blocks"]), arrays)
         except (OSError, KeyError, TypeError, ValueError) as error:
             logger.info("%s: the image features are looked up again (%s)", path, error)
         return None
 
+    def has(self, numbers: np.ndarray, positions: np.ndarray, states: np.ndarray) -> bool:
+        """Whether this index says the same of some images, which have no features in it."""
+        return bool((positions == NO_FEATURE).all() and (self.arrays["states"][numbers] == states).all())
+
+    def bad_rows(self, table: PairTable) -> "BadRows":
+        return BadRows(self.arrays, table.image_numbers)
+
     def updated(
-        self, blocks: Blocks, numbers: np.ndarray, positions: np.ndarray, states: np.ndarray
+        self,
+        folder: str,
+        table: PairTable,
+        blocks: Blocks,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        states: np.ndarray,
+        bad: Reasons,
     ) -> "FeatureIndex":
-        """This index over more blocks and with new entries, in memory.
+        """This index over more blocks and with new entries.
+
+        It is written for the next start and mapped from there, or is in memory if it cannot be. All processes call
+        this together with entries of their own `shares`.
 
         Args:
             blocks: all blocks there are now, those of this index among them.
-            numbers, positions, states: (n,) images, and what they have now.
-        """
-        all_positions = self.arrays["positions"].copy()
-        found = np.flatnonzero(all_positions != NO_FEATURE)
-        start_of = {block.path: start for block, start in zip(blocks.blocks, blocks.starts, strict=False)}
-        starts = np.array([start_of[block.path] for block in self.blocks.blocks], np.int64)
-        inside = self.blocks.block_numbers(all_positions[found])
-        all_positions[found] += starts[inside] - self.blocks.starts[inside]
-        all_states = self.arrays["states"].copy()
-        all_positions[numbers], all_states[numbers] = positions, states
-        return FeatureIndex(blocks, FlatArrays({"positions": all_positions, "states": all_states}, {}))
-
-    def keep(self, folder: str, table: PairTable) -> "FeatureIndex":
-        """Add `bad_rows` and write the index for the next start; the result is mapped from there if that succeeded.
-
-        All processes call this together.
+            numbers, positions, states: (n,) images, rising, and what they have now.
+            bad: why images have no feature.
         """
         process, path = PartialState(), _index_path(folder, table)
-        bad = np.flatnonzero(self.arrays["positions"] == NO_FEATURE)
-        bad_rows = np.flatnonzero(np.isin(table.image_numbers, bad)) if len(bad) else bad
-        arrays = {name: self.arrays[name] for name in ("positions", "states")} | {"bad_rows": bad_rows}
-        names = [os.path.basename(block.path) for block in self.blocks.blocks]
-        facts = {"table": table.version, "blocks": names}
-        in_memory = FeatureIndex(self.blocks, FlatArrays(arrays, facts))
-        if not all(gather_object([path is not None])):
-            return in_memory
-        if process.is_main_process:
+        start_of = {block.path: start for block, start in zip(blocks.blocks, blocks.starts, strict=False)}
+        shifts = np.array([start_of[block.path] for block in self.blocks.blocks], np.int64) - self.blocks.starts[:-1]
+
+        def pieces() -> Iterator[_Piece]:
+            for images in shares(len(table.first_rows)):
+                ours, known = self.arrays["positions"][images].copy(), self.arrays["states"][images].copy()
+                found = np.flatnonzero(ours != NO_FEATURE)
+                ours[found] += shifts[self.blocks.block_numbers(ours[found])]
+                new = slice(*np.searchsorted(numbers, [images.start, images.stop]))
+                ours[numbers[new] - images.start], known[numbers[new] - images.start] = positions[new], states[new]
+                yield from gather_object([_Piece(ours, known, *bad.between(images.start, images.stop))])
+
+        facts = {"table": table.version, "blocks": [os.path.basename(block.path) for block in blocks.blocks]}
+        if all(gather_object([path is not None])):
+            all_pieces, is_written = pieces(), True
             try:
-                with new_folder(path) as new:
-                    writer = ArrayWriter(new)
-                    for name, array in arrays.items():
-                        writer.append(name, array)
-                    writer.finish(facts)
+                if process.is_main_process:
+                    with new_folder(path) as new:
+                        _write(ArrayWriter(new), all_pieces, table, facts)
             except OSError as error:
+                is_written = False
                 logger.warning("%s cannot be written (%s): the next start looks the features up again.", path, error)
-        process.wait_for_everyone()
-        return FeatureIndex.open(folder, lambda _: self.blocks, table) or in_memory
+            deque(all_pieces, maxlen=0)  # the other processes only contribute
+            if all(gather_object([is_written])):
+                os.listdir(folder)  # makes a network file system look again
+                index = FeatureIndex.open(folder, lambda _: blocks, table)
+                if len(set(gather_object([index and index.arrays.version]))) == 1 and index:
+                    return index
+        return FeatureIndex(blocks, _write(ArrayWriter(), pieces(), table, facts))
+
+
+def _write(writer: ArrayWriter, pieces: Iterable[_Piece], table: PairTable, facts: dict) -> FlatArrays | None:
+    end, bad = 0, []
+    writer.append("reason_offsets", np.zeros(1, np.int64))
+    for piece in pieces:
+        for name in ("positions", "states", "bad_images", "reasons"):
+            writer.append(name, getattr(piece, name))
+        writer.append("reason_offsets", end + piece.reason_lengths.cumsum())
+        end += len(piece.reasons)
+        bad.append(piece.bad_images)
+    bad = np.concatenate(bad)
+    writer.append("bad_rows", bad[:0])
+    for first in range(0, len(table) if len(bad) else 0, ROWS_AT_ONCE):
+        numbers = table.image_numbers[first : first + ROWS_AT_ONCE]
+        writer.append("bad_rows", first + np.flatnonzero(np.isin(numbers, bad)))
+    return writer.finish(facts)
+
+
+class BadRows(Mapping[int, str]):
+    """Row → reason, of the rows of a table whose image has no feature; read when they are asked for."""
+
+    def __init__(self, arrays: FlatArrays, image_numbers: np.ndarray):
+        self._rows, self._images, self._numbers = arrays["bad_rows"], arrays["bad_images"], image_numbers
+        self._reasons = RaggedArray(arrays["reasons"], arrays["reason_offsets"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return map(int, self._rows)
+
+    def __getitem__(self, row: int) -> str:
+        place = np.searchsorted(self._rows, row)
+        if place == len(self._rows) or self._rows[place] != row:
+            raise KeyError(row)
+        return self._reasons[np.searchsorted(self._images, self._numbers[row])].tobytes().decode()
 
 
 def _index_path(folder: str, table: PairTable) -> str | None:

@@ -16,13 +16,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -34,13 +35,15 @@ from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
 from component.pairs.image_source import DecodedImages, GoodRows
 from component.pairs.pair_table import PairTable
-from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex
+from component.training.bad_images import Reasons, require_few_lost
+from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex, shares
+from component.training.fill_progress import FillProgress
 from component.training.interruption import naming_lost_process
+from component.training.shared_disk import sees
 
 logger = logging.getLogger(__name__)
 
 BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
-IMAGES_AT_ONCE = 2**18  # whose states and keys are computed together, at about 100 bytes each
 
 
 class FeatureCache:
@@ -77,6 +80,7 @@ class FeatureCache:
                 'a folder that can be written, or to "off".'
             ) from None
         self._verify, self._blocks = verify, {}  # name → block
+        self._written: list[str] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -98,6 +102,18 @@ class FeatureCache:
         """The blocks of these names, by default all of them. Raises KeyError for a name without a block."""
         return Blocks([self._blocks[name] for name in (self._blocks if names is None else names)])
 
+    def common_blocks(self) -> Blocks:
+        """All blocks that there are now, in one order in all processes, which call this together."""
+        self.refresh()
+        names = [list(self._blocks)]
+        broadcast_object_list(names)  # another run may add blocks at the same time
+        names = sorted({*names[0], *chain.from_iterable(gather_object([self._written]))})
+        for name in names:
+            if name not in self._blocks:
+                sees(os.path.join(self.folder, name))
+        self.refresh()
+        return self.blocks(name for name in names if name in self._blocks)
+
     def find(self, keys: np.ndarray) -> np.ndarray:
         """As `Blocks.find`, in all blocks."""
         return self.blocks().find(keys)
@@ -118,8 +134,9 @@ class FeatureCache:
     def _write(self, keys: list[np.ndarray], features: list[Tensor]) -> None:
         block = {"keys": torch.from_numpy(np.concatenate(keys)), "features": torch.cat(features)}
         content = safetensors.torch.save(block)
+        self._written.append(_block_name(content))
         try:
-            with new_file(os.path.join(self.folder, _block_name(content)), "wb") as file:
+            with new_file(os.path.join(self.folder, self._written[-1]), "wb") as file:
                 file.write(content)
         except OSError as error:
             raise OSError(f"{self.folder}: a block of image features cannot be written ({error.strerror}).") from None
@@ -136,27 +153,6 @@ class FeatureCache:
             )
 
 
-class CachedImages:
-    """The images of a table as their features in a cache: vision_pooler_output (n, width).
-
-    Args:
-        index: where the features of the table's images are, with `bad_rows`.
-        reasons: first row of an image → why it has no feature.
-    """
-
-    def __init__(self, table: PairTable, index: FeatureIndex, reasons: dict[int, str]):
-        self._index, self._numbers = index, table.image_numbers
-        bad_rows = index.arrays["bad_rows"]
-        self.bytes_per_image = index.blocks.bytes_per_feature
-        self.rows = GoodRows(len(table), bad_rows)
-        self.bad = {row: reasons[table.first_rows[table.image_numbers[row]]] for row in bad_rows.tolist()}
-
-    def load(self, rows: np.ndarray, generator: torch.Generator | None = None) -> ImageBatch:
-        rows = np.asarray(rows, np.int64)
-        positions = self._index.arrays["positions"][self._numbers[rows]]
-        return ImageBatch(rows, {"vision_pooler_output": self._index.blocks[positions]}, {})
-
-
 class ImagesToCheck(NamedTuple):
     """Images of a table that have changed since the index was written, or have no feature: n of them, rising.
 
@@ -168,10 +164,28 @@ class ImagesToCheck(NamedTuple):
     keys: np.ndarray
     states: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> "ImagesToCheck":
+        return ImagesToCheck(*(array[chosen] for array in self))
+
     @classmethod
     def join(cls, pieces: Iterable["ImagesToCheck"]) -> "ImagesToCheck":
         empty = np.empty(0, np.int64)
         return cls(*map(np.concatenate, zip(cls(empty, empty, empty), *pieces, strict=True)))
+
+
+class CachedImages:
+    """The images of a table as their features in a cache: vision_pooler_output (n, width)."""
+
+    def __init__(self, table: PairTable, index: FeatureIndex):
+        self._index, self._numbers = index, table.image_numbers
+        self.bytes_per_image = index.blocks.bytes_per_feature
+        self.rows = GoodRows(len(table), index.arrays["bad_rows"])
+        self.bad = index.bad_rows(table)
+
+    def load(self, rows: np.ndarray, generator: torch.Generator | None = None) -> ImageBatch:
+        rows = np.asarray(rows, np.int64)
+        positions = self._index.arrays["positions"][self._numbers[rows]]
+        return ImageBatch(rows, {"vision_pooler_output": self._index.blocks[positions]}, {})
 
 
 def cache_features(
@@ -184,7 +198,7 @@ def cache_features(
 ) -> CachedImages:
     """Compute the features that the cache does not have, and return the same images from the cache.
 
-    With several processes, all call this together and each computes a share.
+    With several processes, all call this together and each computes a share. One that is late may take any time.
 
     Args:
         encode: the tower, (B, 3, H, W) pixel_values → (B, width) pooled output.
@@ -193,65 +207,71 @@ def cache_features(
 
     Raises:
         ValueError: the disk has too little space, which is checked before anything is computed; no image is good; or
-            the features that other processes computed did not appear.
+            the processes do not share the folder of the cache.
+        RunFailed: many images were lost on the way, because a shard was replaced or removed; or a process hangs.
         OSError, MemoryError: an image cannot be judged, or a block not written.
     """
-    process, table = PartialState(), images.table
+    table = images.table
     index = FeatureIndex.open(cache.folder, cache.blocks, table)
-    if index is None or len(set(gather_object([index.arrays.version]))) > 1:
+    if len(set(gather_object([index and index.arrays.version]))) > 1 or index is None:
         index = FeatureIndex.empty(len(table.first_rows))
-    mine = _images_to_check(table, index, process.process_index, process.num_processes)
-    missing = cache.find(mine.keys) == NO_FEATURE
-    bad: dict[int, str] = {}
-
-    def encode_on_cpu(pixel_values: Tensor) -> Tensor:
-        return encode(pixel_values).to("cpu", cache.dtype)
-
-    if missing.any():
-        cache.require_space(int(missing.sum()) * process.num_processes)
-        new = ImagesToCheck(*(array[missing] for array in mine))
-        rows = table.first_rows[new.numbers].tolist()  # a list, because spawned workers would copy the map
+    check = _images_to_check(table, index)
+    new = check.where(cache.find(check.keys) == NO_FEATURE)
+    bad, progress = Reasons(), FillProgress(cache.folder, len(new.numbers))
+    if len(new.numbers):
+        cache.require_space(len(new.numbers) * PartialState().num_processes)
         workers = worker_options(num_workers, batch_size * images.bytes_per_image)
-        loader = DataLoader(rows, batch_size, collate_fn=ToSharedMemory(images.load), **workers)
-        with tqdm(total=len(rows), unit=" images", desc="image features", disable=not show_progress) as bar:
+        collate = ToSharedMemory(images.load)
+        loader = DataLoader(table.first_rows[new.numbers], batch_size, collate_fn=collate, **workers)
+        with tqdm(total=len(new.numbers), unit=" images", desc="image features", disable=not show_progress) as bar:
             with naming_lost_process():
-                cache.add(_encoded(_counted(loader, bar), table, new, encode_on_cpu, bad))
-    reasons = {row: reason for found in gather_object([bad]) for row, reason in found.items()}
-    checked = ImagesToCheck.join(gather_object([mine]))
-    cache.refresh()
-    positions = cache.find(checked.keys)
-    without = table.first_rows[checked.numbers[positions == NO_FEATURE]].tolist()
-    absent = len(without) - len(reasons.keys() & without)
-    if absent:
-        raise ValueError(
-            f"{absent} of {len(table.first_rows)} image features are not in {cache.folder}, though the other "
-            "processes have finished. Set `image_feature_cache` to a folder on a disk that all machines share."
-        )
-    if len(without) == len(table.first_rows):
-        raise ValueError(f"{table.file}: none of its images can be used (the first: {reasons[min(without)]}).")
-    if (positions == NO_FEATURE).all() and (index.arrays["states"][checked.numbers] == checked.states).all():
-        return CachedImages(table, index, reasons)  # nothing is new
-    index = index.updated(cache.blocks(), checked.numbers, positions, checked.states)
-    return CachedImages(table, index.keep(cache.folder, table), reasons)
+                counted = _counted(loader, lambda count: (bar.update(count), progress.add(count)))
+                cache.add(_encoded(counted, table, new, lambda pixels: encode(pixels).to("cpu", cache.dtype), bad))
+    progress.wait()
+    blocks = cache.common_blocks()
+    positions = blocks.find(check.keys)
+    _require_features(table, cache.folder, int((positions == NO_FEATURE).sum()), bad)
+    if not all(gather_object([index.has(check.numbers, positions, check.states)])):
+        index = index.updated(cache.folder, table, blocks, check.numbers, positions, check.states, bad)
+    return CachedImages(table, index)
 
 
-def _images_to_check(table: PairTable, index: FeatureIndex, rank: int, num_processes: int) -> ImagesToCheck:
-    """The share of one process. Shares do not depend on what a process sees on disk."""
+def _images_to_check(table: PairTable, index: FeatureIndex) -> ImagesToCheck:
+    """The share of this process. Shares do not depend on what a process sees on disk."""
     pieces = []
-    for first in range(rank, len(table.first_rows), IMAGES_AT_ONCE * num_processes):
-        numbers = np.arange(first, min(first + IMAGES_AT_ONCE * num_processes, len(table.first_rows)), num_processes)
-        rows = table.first_rows[numbers]
+    for images in shares(len(table.first_rows)):
+        rows = table.first_rows[images]
         states = table.image_states(rows)
-        changed = index.arrays["states"][numbers] != states
-        new = changed | (index.arrays["positions"][numbers] == NO_FEATURE)
-        pieces.append(ImagesToCheck(numbers[new], table.image_keys(rows[new], states[new]), states[new]))
+        changed = index.arrays["states"][images] != states
+        new = np.flatnonzero(changed | (index.arrays["positions"][images] == NO_FEATURE))
+        keys = table.image_keys(rows[new], states[new])
+        pieces.append(ImagesToCheck(images.start + new, keys, states[new]))
     return ImagesToCheck.join(pieces)
 
 
-def _counted(loader: Iterable[ImageBatch], bar: tqdm) -> Iterator[ImageBatch]:
+def _require_features(table: PairTable, folder: str, without: int, bad: Reasons) -> None:
+    """Raise ValueError if features that were computed are absent, or there is none. All processes call this together.
+
+    Args:
+        without: number of images of this process that have no feature.
+        bad: those of them that can have none.
+    """
+    found = gather_object([(without, len(bad), bad.first)])
+    absent = sum(without - known for without, known, _ in found)
+    if absent:
+        raise ValueError(
+            f"{absent} of {len(table.first_rows)} image features are not in {folder}, though all processes have "
+            "finished. Set `image_feature_cache` to a folder on a disk that all machines share."
+        )
+    if sum(known for _, known, _ in found) == len(table.first_rows):
+        first = min(first for _, _, first in found if first)[1]
+        raise ValueError(f"{table.file}: none of its images can be used (the first: {first}).")
+
+
+def _counted(loader: Iterable[ImageBatch], count: Callable[[int], object]) -> Iterator[ImageBatch]:
     for batch in loader:
         yield batch
-        bar.update(batch.total)
+        count(batch.total)
 
 
 def _encoded(
@@ -259,12 +279,12 @@ def _encoded(
     table: PairTable,
     new: ImagesToCheck,
     encode: Callable[[Tensor], Tensor],
-    bad: dict[int, str],
+    bad: Reasons,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yield the keys and features of the good images; add row → reason of the others to `bad`.
+    """Yield the keys and features of the good images; add image number and reason of the others to `bad`.
 
     Args:
-        new: all images that `loader` loads.
+        new: all images that `loader` loads, in order.
     """
     rows = table.first_rows[new.numbers]
     for batch in loader:
@@ -280,7 +300,9 @@ def _encoded(
             )
         if len(batch.rows):
             yield batch.columns["keys"], batch.columns["features"]
-        bad |= batch.bad
+        for row, reason in sorted(batch.bad.items()):
+            bad.add(int(new.numbers[np.searchsorted(rows, row)]), reason)
+        require_few_lost(table.file, bad.lost, len(rows))
 
 
 def _block_name(content: bytes) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from component.hub.identity import ModelIdentity, identity_of
+from component.training.bad_images import LEFT_OUT
 from component.training.best import figures_of
 from component.training.checkpoint_files import (
     BATCH,
@@ -29,7 +30,8 @@ from component.training.run_identity import RUN, Run, read_run, require_same_rec
 logger = logging.getLogger(__name__)
 
 # What a run writes to output_dir in addition to its checkpoints.
-WRITTEN = (*RESULTS, *CURVES, "trainer_state.json", "train_args.json", "versions.json", RUN)
+LISTS = [LEFT_OUT.format(split) for split in ("train", "eval")]
+WRITTEN = (*RESULTS, *CURVES, *LISTS, "trainer_state.json", "train_args.json", "versions.json", RUN)
 
 UNKNOWN = {None, DAMAGED}
 
@@ -115,7 +117,7 @@ def _begin(args, checkpoint: str | None, start: ModelIdentity) -> None:
     else:
         if args.overwrite_output_dir:
             _remove_runs(args.output_dir)
-        remove_results(args, (*RESULTS, *CURVES))
+        remove_results(args, (*RESULTS, *CURVES, *LISTS))
     write_run(run, args.output_dir)
 
 

@@ -14,7 +14,8 @@ RULES = "min_text max_text min_chinese min_side max_aspect exact_duplicates near
 def parse_args() -> argparse.Namespace:
     parser = Parser(
         description="Keep the rows whose caption is not empty and whose image exists, decodes to its end and is not a "
-        "GIF. All other rules are off by default. Nothing is deleted without --delete_bad_images."
+        "GIF. All other rules are off by default. Nothing is deleted without --delete_bad_images. With --verdicts, "
+        "judge shards and tables file by file, and apply the rules afterwards."
     )
     parser.add_argument(
         "--train_file",

@@ -1,10 +1,12 @@
 """Keep-lists: the pairs that they leave out are left out everywhere, and a list of other data is an error."""
 
+import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_python
 from test_shards import sample, write
 
 from component.argument import load_arguments
@@ -130,6 +132,17 @@ def test_another_keep_list_is_another_run(shards, tmp_path, train_args):
         recipes.append(run_of(load_arguments(train_args(**keys))).recipe)
     different = {key for key in recipes[0] if recipes[0][key] != recipes[1][key]}
     assert different == {"keep_list"}
+
+
+def test_the_scripts_of_evaluation_and_search_say_what_they_leave_out(shards, tmp_path, bert_clip_path):
+    keep_list(tmp_path / "keep.parquet", rows_of(shards))
+    model = ("--model", bert_clip_path, "--keep_list", tmp_path / "keep.parquet")
+    done = run_python("evaluate_clip.py", *model, "--test_file", shards, "--output", tmp_path / "results")
+    assert done.returncode == 0 and "keeps 5 pairs and leaves out 4" in done.stderr, done.stderr
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["images"] == 5
+    options = ("index", *model, "--images", shards, "--gallery", tmp_path / "gallery", "--num_workers", "0")
+    done = run_python("search_image.py", *options)
+    assert done.returncode == 0 and "4 pairs by the keep-list" in done.stdout, done.stdout + done.stderr
 
 
 def test_evaluation_and_search_honour_the_list(shards, tmp_path):

@@ -5,7 +5,6 @@ DuckDB joins tables that are larger than its memory, so one machine is enough fo
 
 import itertools
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from component.filter.output import REASONS
 from component.filter.rules import FilterRules
 from component.filter.verdicts import COLUMNS, OK
-from component.ground.files import new_file
+from component.ground.files import new_file, scratch_folder
 from component.ground.optional import import_optional
 from component.image.perceptual_hash import MAX_DISTANCE
 from component.pairs.keep_list import SCHEMA
@@ -56,12 +55,12 @@ def write_keep_list(
         ImportError: DuckDB or pyarrow is not installed.
     """
     duckdb = import_optional("duckdb", "joining verdicts")
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(out_file)), prefix=".duckdb-") as folder:
+    with scratch_folder(out_file) as folder:
         with duckdb.connect(os.path.join(folder, "pairs.db")) as database:
-            database.execute("SET preserve_insertion_order = false")
-            if memory_limit:
-                database.execute(f"SET memory_limit = '{memory_limit}'")
             try:
+                database.execute("SET preserve_insertion_order = false")
+                if memory_limit:
+                    database.execute(f"SET memory_limit = {_quoted(memory_limit)}")
                 return _Join(database, list(verdicts)).write(out_file, rules, min_score)
             except duckdb.Error as error:
                 raise ValueError(f"DuckDB cannot join the verdicts: {str(error).splitlines()[0]}") from None
@@ -79,8 +78,7 @@ class _Join:
         if min_score is not None:
             self._require_scores()
         reasons = [*REASONS, *(name for (name,) in self._query("SELECT DISTINCT status FROM verdicts"))]
-        names = ", ".join(f"'{name}'" for name in dict.fromkeys(["", *reasons]))
-        run(f"CREATE TYPE reason AS ENUM ({names})")
+        run(f"CREATE TYPE reason AS ENUM ({', '.join(map(_quoted, dict.fromkeys(['', *reasons])))})")
         run(f"""
             CREATE TABLE pairs AS
             SELECT (number << {_ROW_BITS}) + row AS position, {_reason(rules, min_score)}::reason AS reason,
@@ -106,7 +104,7 @@ class _Join:
 
     def _number_files(self) -> None:
         # DuckDB takes no parameter in a view.
-        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in self._verdicts)
+        listed = ", ".join(map(_quoted, self._verdicts))
         self._database.execute(f"CREATE VIEW verdicts AS SELECT {', '.join(COLUMNS)} FROM read_parquet([{listed}])")
         self._database.execute("""
             CREATE TABLE files AS
@@ -189,6 +187,10 @@ class _Join:
                 writer.write_table(pyarrow.table(columns, schema=schema))
 
 
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
 def _reason(rules: FilterRules, min_score: float | None) -> str:
     """The SQL expression of why a pair is dropped, before duplicates."""
     rows = [
@@ -199,7 +201,7 @@ def _reason(rules: FilterRules, min_score: float | None) -> str:
         (True, f"status <> '{OK}'", "status"),
         (rules.min_side, "least(width, height) < {}", "'small'"),
         (rules.max_aspect, "greatest(width, height) > {}::DOUBLE * least(width, height)", "'long_and_narrow'"),
-        (min_score, "NOT score >= {}::FLOAT", "'dissimilar'"),
+        (min_score, "isnan(score) OR score < {}::FLOAT", "'dissimilar'"),
     ]
     cases = (f"WHEN {test.format(value)} THEN {reason}" for value, test, reason in rows if value is not None)
     return f"(CASE {' '.join(cases)} ELSE '' END)"

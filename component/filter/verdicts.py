@@ -133,7 +133,8 @@ def judge_files(
             table cannot be written.
     """
     judged = Judged()
-    made_of = {file: _made_of(file, scorer) for file in verdicts}
+    settings = {"format": FORMAT, "model": scorer and scorer.model, "columns": columns and dict(columns)}
+    made_of = {file: {**settings, "state": _state(file)} for file in verdicts}
     new = [file for file in verdicts if not _is_made_of(verdicts[file], made_of[file])]
     judged.judged_before = len(verdicts) - len(new)
     digests: dict[str, str] = {}
@@ -164,7 +165,7 @@ def judge_files(
                     start += len(table)
                     progress(len(table))
             # The chunks are read ahead: when the last one is here, the end of the file was read.
-            if file not in judged.errors and _made_of(file, scorer) != made_of[file]:
+            if file not in judged.errors and _state(file) != made_of[file]["state"]:
                 judged.errors[file] = f"{file} has changed while it was judged"
             if file in judged.errors:
                 raise _CannotBeJudged
@@ -186,12 +187,11 @@ def _digest_of(pairs: Iterator[tuple[Any, pd.DataFrame]]) -> str:
     return digest.hexdigest()
 
 
-def _made_of(file: str, scorer: Scorer | None) -> dict[str, Any]:
+def _state(file: str) -> list[int] | None:
     try:
-        state = list(FileState.of(file_and_split(file)[0]))
+        return list(FileState.of(file_and_split(file)[0]))
     except OSError:
-        state = None  # the error comes when it is read
-    return {"format": FORMAT, "file": file, "state": state, "model": scorer and scorer.model}
+        return None  # the error comes when it is read
 
 
 def _is_made_of(verdict: str, wanted: dict[str, Any]) -> bool:
@@ -219,14 +219,13 @@ def _verdicts(chunk: Chunk, findings: list[Finding], digest: str, start: int, sc
         return [None if finding.reason else _signed(getattr(finding, name)) for finding in findings]
 
     locators = chunk.rows["filename"].tolist()
+    names = np.array([chunk.store.filename(locator) for locator in locators], object)
     values = {
         "file": chunk.file,
         "digest": digest,
         "row": range(start, start + len(findings)),
         "key": [key_of(chunk.store, locator) for locator in locators],
-        "image": hash_array(np.array([chunk.store.filename(locator) for locator in locators], object))
-        .view(np.int64)
-        .tolist(),
+        "image": hash_array(names).view(np.int64).tolist(),
         "status": [_word(finding) or OK for finding in findings],
         "width": [finding.size and finding.size[0] for finding in findings],
         "height": [finding.size and finding.size[1] for finding in findings],

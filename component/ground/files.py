@@ -121,6 +121,19 @@ def new_folder(path: str) -> Iterator[str]:
 
     A folder of that name is replaced. When the block raises, the new folder is removed.
     """
+    with scratch_folder(path) as temporary:
+        try:
+            yield temporary
+            replace_folder(temporary, os.path.realpath(path))
+        except BaseException as error:
+            if reason := full_disk(error):
+                raise OSError(f"{os.path.realpath(path)} cannot be written: {reason}") from error
+            raise
+
+
+@contextmanager
+def scratch_folder(path: str) -> Iterator[str]:
+    """Yield the path of an empty folder next to `path`, which is removed when the block ends, or by `sweep`."""
     path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = _temporary_name(path)
@@ -128,13 +141,8 @@ def new_folder(path: str) -> Iterator[str]:
     descriptor = _lock(temporary)
     try:
         yield temporary
-        replace_folder(temporary, path)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if reason := full_disk(error):
-            raise OSError(f"{path} cannot be written: {reason}") from error
-        raise
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         if descriptor is not None:
             os.close(descriptor)
 

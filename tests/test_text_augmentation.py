@@ -10,6 +10,8 @@ from component.pairs.image_stores import ImageFolder
 from component.pairs.pair_table import ChunkEncoder
 from component.pairs.templates import read_templates
 from component.pairs.text_augmentation import TextAugmentation
+from component.training.build import load_model
+from component.training.check_data import check_data
 from component.training.run_identity import run_of
 
 TEMPLATES = ["一张{}的照片", "我想找{}", "{}。", "photo of {} in 2024"]
@@ -135,6 +137,16 @@ def test_a_file_that_cannot_be_used_is_an_error_before_anything_is_loaded(train_
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"`text_templates`: .*{message}"):
         load_arguments(train_args(text_templates=str(path), clip_pretrain_path="no/such"))
+
+
+def test_a_probability_without_templates_is_an_error(train_args):
+    with pytest.raises(ValueError, match="`text_template_probability` is 0.3, but there are no `text_templates`"):
+        load_arguments(train_args(text_template_probability=0.3))
+
+
+def test_a_check_of_the_data_names_a_template_that_would_stop_the_run(train_args):
+    args = load_arguments(train_args(text_templates=["一只{}渲"], check_data=True))
+    assert "the vocabulary lacks a word of '一只{}渲'" in check_data(args, *load_model(args)).problems[0]
 
 
 def test_training_changes_the_texts_and_nothing_else(trainer, data, tmp_path):

@@ -89,11 +89,15 @@ def check_model(args) -> None:
 
 def check_text_augmentation(args) -> None:
     """What can be checked without the tokenizer. `component.pairs.text_augmentation` checks the words."""
-    if args.text_templates is not None:
-        try:
-            read_templates(args.text_templates)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"`text_templates`: {error}") from None
+    if args.text_templates is None:
+        share = args.text_template_probability
+        if share != next(f.default for f in fields(args) if f.name == "text_template_probability"):
+            raise ValueError(f"`text_template_probability` is {share}, but there are no `text_templates`: set them.")
+        return
+    try:
+        read_templates(args.text_templates)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"`text_templates`: {error}") from None
 
 
 def check_image_feature_cache(args) -> None:

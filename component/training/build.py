@@ -94,7 +94,7 @@ def load_datasets(
         ValueError: a table cannot be read, or the tokenizer cannot make the random changes.
     """
     max_seq_length = WHOLE_TEXTS if whole_texts else args.max_seq_length
-    augmentation = None if whole_texts else _text_augmentation(args, processor.tokenizer)
+    augmentation = None if whole_texts else text_augmentation(args, processor.tokenizer)
     # The fast JPEG decoder is for images that are decoded in every epoch; all others get the exact one.
     augmented = ImageTransform(
         processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
@@ -110,8 +110,8 @@ def load_datasets(
     )
 
 
-def _text_augmentation(args: CLIPTrainingArguments, tokenizer) -> TextAugmentation | None:
-    """The random changes of the training texts; None if there are none."""
+def text_augmentation(args: CLIPTrainingArguments, tokenizer) -> TextAugmentation | None:
+    """The random changes of the training texts; None if there are none. Raises ValueError as `TextAugmentation`."""
     if not (args.text_templates or args.text_noise):
         return None
     templates = read_templates(args.text_templates) if args.text_templates else ()

@@ -20,7 +20,7 @@ from component.image.batch import ImageBatch
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
-from component.training.build import feature_encoder, load_datasets
+from component.training.build import feature_encoder, load_datasets, text_augmentation
 from component.training.preflight import require_known_tokens, require_steps
 from component.training.survey import Texts, join, read_images, survey_texts
 
@@ -116,6 +116,7 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
         digests = images.columns["digests"]
         found.tables.append(check)
     for problem in (
+        lambda: text_augmentation(args, tokenizer),
         lambda: require_known_tokens(args, model, *found.tables),
         lambda: require_steps(args, len(train)),
         *(lambda check=check: _require_an_image(check) for check in found.tables),

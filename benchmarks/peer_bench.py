@@ -6,6 +6,10 @@
 open_clip      its own trainer (open_clip_train.main) with a locked image tower; in a separate environment, because it
                needs torchvision
 transformers   VisionTextDualEncoderModel with a plain Trainer, the image tower frozen, texts padded to the longest
+               (its example run_clip.py pads to max_length)
+sentence-transformers
+               the same model and SentenceTransformerTrainer, MultipleNegativesRankingLoss in both directions, the
+               image tower frozen; left out unless this package (6 or later) and `datasets` are installed
 ours           train_clip.py's trainer, with and without the feature cache
 
 All use towers of the same size with random weights, the same precision, AdamW, and gradient clipping at 1. The
@@ -14,6 +18,8 @@ trainers take turns, `--rounds` times, and the medians are reported. Differences
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -25,7 +31,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-import transformers
 from train_bench import DEVICE, DTYPES, PRESETS, WARMUP_STEPS, Bench, PublishedDataset
 from transformers import (
     BertConfig,
@@ -35,7 +40,10 @@ from transformers import (
     TrainingArguments,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
 )
+
+from component.hub.sentence_transformers import write_sentence_transformers
 
 PRECISIONS = {"fp32": "fp32", "bf16": "amp_bf16", "fp16": "amp"}  # ours → open_clip's name
 LAUNCHER = """
@@ -73,6 +81,11 @@ def main() -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--open_clip_python", help="Python of that environment; without it, open_clip is skipped")
+    parser.add_argument(
+        "--open_clip_options",
+        default="",
+        help="further options of its trainer, such as those that a newer release has",
+    )
     parser.add_argument("--preset", choices=PRESETS, default="base")
     parser.add_argument("--batch_size", type=int, help="pairs per step (default: set by the preset)")
     parser.add_argument("--steps", type=int, default=4, help="per trainer and round, after the warm-up")
@@ -98,12 +111,13 @@ def measure(options: argparse.Namespace) -> dict:
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores",
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "versions": {**peers.versions, "ours": {name: sys.modules[name].__version__ for name in OURS}},
+        "versions": {**peers.versions, "ours": {name: importlib.metadata.version(name) for name in OURS}},
         "pairs_per_second": {name: statistics.median(speeds[name] for speeds in rounds) for name in rounds[0]},
     }
 
 
-OURS = (torch.__name__, transformers.__name__)
+SENTENCE_TRANSFORMERS = all(map(importlib.util.find_spec, ("sentence_transformers", "datasets")))
+OURS = ("torch", "transformers", *(["sentence_transformers"] if SENTENCE_TRANSFORMERS else []))
 
 
 def cells(results: dict) -> Iterator[tuple[str, str]]:
@@ -135,23 +149,51 @@ class Peers(Bench):
         return {
             **({"open_clip": self.open_clip()} if self.options.open_clip_python else {}),
             "transformers": self.dual_encoder(),
+            **({"sentence-transformers": self.sentence_transformers()} if SENTENCE_TRANSFORMERS else {}),
             "ours without the cache": self.ours("c", self.decoded),
             "ours": self.ours("b", self.cached),
         }
 
     def dual_encoder(self) -> float:
+        model = self.dual_encoder_model()
+        model.vision_model.requires_grad_(False)
+        arguments = TrainingArguments(remove_unused_columns=False, **self.peer_arguments())
+        return self.timed(Trainer(model, arguments, self.collate_texts, PublishedDataset(self)))[0]
+
+    def dual_encoder_model(self) -> VisionTextDualEncoderModel:
         vision = CLIPVisionConfig(image_size=224, patch_size=32, **self.tower)
         config = VisionTextDualEncoderConfig.from_vision_text_configs(vision, self.bert_config)
         torch.manual_seed(0)
-        model = VisionTextDualEncoderModel(config)
-        model.vision_model.requires_grad_(False)
-        arguments = TrainingArguments(
-            bf16=self.options.precision == "bf16",
-            fp16=self.options.precision == "fp16",
-            remove_unused_columns=False,
-            **self.common_arguments(),
+        return VisionTextDualEncoderModel(config)
+
+    def sentence_transformers(self) -> float:
+        from datasets import Dataset, Image
+        from sentence_transformers import (
+            SentenceTransformer,
+            SentenceTransformerTrainer,
+            SentenceTransformerTrainingArguments,
+            losses,
         )
-        return self.timed(Trainer(model, arguments, self.collate_texts, PublishedDataset(self)))[0]
+
+        folder = str(self.folder / "sentence_transformers")
+        if not os.path.isdir(folder):
+            self.dual_encoder_model().save_pretrained(folder)
+            VisionTextDualEncoderProcessor(self.processor.image_processor, self.processor.tokenizer).save_pretrained(
+                folder
+            )
+            write_sentence_transformers(folder, "pooler_output")
+        model = SentenceTransformer(folder, device=DEVICE)
+        model[0].model.vision_model.requires_grad_(False)
+        images = [str(self.folder / f"{index}.jpg") for index in range(self.num_pairs)]
+        pairs = Dataset.from_dict({"text": self.captions, "image": images}).cast_column("image", Image())
+        arguments = SentenceTransformerTrainingArguments(**self.peer_arguments())
+        directions = ("query_to_doc", "doc_to_query")  # as CLIP's loss
+        loss = losses.MultipleNegativesRankingLoss(model, directions=directions, partition_mode="per_direction")
+        return self.timed(SentenceTransformerTrainer(model, arguments, train_dataset=pairs, loss=loss))[0]
+
+    def peer_arguments(self) -> dict:
+        precision = self.options.precision
+        return dict(bf16=precision == "bf16", fp16=precision == "fp16", **self.common_arguments())
 
     def open_clip(self) -> float:
         """Pairs per second from its own log of each step, which includes loading data and the optimizer."""
@@ -198,7 +240,8 @@ class Peers(Bench):
             "log-every-n-steps": 1,
             "logs": "none",  # nor checkpoints
         }
-        return ["--lock-image", *(f"--{name}={value}" for name, value in options.items())]
+        options = [f"--{name}={value}" for name, value in options.items()]
+        return ["--lock-image", *options, *self.options.open_clip_options.split()]
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def measure(options: argparse.Namespace) -> dict:
         "tokens, changed texts / b": bench.tokens("b, changed texts") / bench.tokens("b"),
         **{f"padding, {name}": bench.padding(name) for name in bench.batches},
         "cost of a group, tokens": bench.group_cost(),
+        "b, host ms a step": bench.host_ms_of["b"],
         "images_cached_per_second": bench.num_pairs / caching_seconds,
         "d, share of the matmul peak": bench.text_flops_per_pair("b") * speeds["d"] / peak,
         "matmul peak, TFLOP/s": peak / 1e12,
@@ -124,6 +125,7 @@ class Bench:
         self.num_counted = options.batch_size * options.steps
         self.captions = make_data(folder, self.num_pairs, lognormal=options.lognormal)
         self.batches: dict[str, list] = {}
+        self.host_ms_of: dict[str, float] = {}  # loop on the cache → CPU time of this process in a step
         self.processor = make_processor(folder)
         self.decoded = PairDataset(str(folder / "train.csv"), str(folder), self.processor, max_seq_length=100)
 
@@ -193,6 +195,7 @@ class Bench:
         trainer = self.trainer(dataset, **keys)
         speed, _ = self.timed(trainer)
         if dataset is not self.decoded:
+            self.host_ms_of[name] = self.host_ms
             self.batches[name] = [
                 [(input_ids.to(DEVICE), mask.to(DEVICE)) for input_ids, mask in groups]
                 for groups in trainer.batches[WARMUP_STEPS:]
@@ -222,6 +225,7 @@ class Bench:
         clock = Clock(self.now, warmup_steps)
         trainer.add_callback(clock)
         trainer.train()
+        self.host_ms = 1000 * clock.host_seconds / self.options.steps
         return self.num_counted / clock.seconds, clock.warmup_seconds
 
     def text_tower(self, batches: list) -> float:
@@ -315,7 +319,11 @@ class RecordingTrainer(CLIPTrainer):
 
 
 class Clock(TrainerCallback):
-    """Measures the seconds of the warm-up steps and of the steps after them."""
+    """Measures the seconds of the warm-up steps and of the steps after them.
+
+    `host_seconds`: CPU time of this process in the latter. On a GPU it is what the host needs to launch the work:
+    where it is close to the seconds themselves, the GPU waits for the host.
+    """
 
     def __init__(self, now: Callable[[], float], warmup_steps: int):
         self.now, self.warmup_steps = now, warmup_steps
@@ -326,7 +334,9 @@ class Clock(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.warmup_steps:
             self.warmup_seconds, self.start = self.now() - self.start, self.now()
+            self.host_start = time.process_time()
         elif state.global_step == state.max_steps:
+            self.host_seconds = time.process_time() - self.host_start
             self.seconds = self.now() - self.start
 
 

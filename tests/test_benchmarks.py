@@ -18,7 +18,7 @@ def test_the_gpu_benchmark_runs_without_a_gpu(tmp_path):
     training = results["training"]["fp32"]
     assert {*"abcd", "b, one group"} <= training["pairs_per_second"].keys()
     assert training["padding, b"] < training["padding, b, one group"]
-    assert results["peers"]["pairs_per_second"].keys() == {"transformers", "ours", "ours without the cache"}
+    assert results["peers"]["pairs_per_second"].keys() >= {"transformers", "ours", "ours without the cache"}
     tables = (tmp_path / "gpu_bench.md").read_text(encoding="utf-8")
     assert (
         "nvidia-smi" in tables and f"| b / a | {training['b / a']:.3f} |" in tables and "| chunks of 4, 8 |" in tables

@@ -13,6 +13,7 @@ from decimal import Decimal
 
 from component.ground.command import Parser, expected, output_folder, run_script, whole_number
 from component.ground.plain_text import one_line
+from component.ground.quick_imports import quick_imports
 
 MOST_ALPHAS = 1000
 
@@ -75,13 +76,14 @@ def main() -> int:
 
 def blend(args: argparse.Namespace, folder: str) -> int:
     """Write the best blend into `folder`; the exit status."""
-    from tqdm import tqdm
+    with quick_imports():
+        from tqdm import tqdm
 
-    from component.blend import load_ends
-    from component.evaluation.blend import measure_blends, num_items
-    from component.evaluation.retrieval_data import read_retrieval_data
-    from component.report.blend import blend_table, write_blend_report
-    from component.report.figures import load_pyplot
+        from component.blend import load_ends
+        from component.evaluation.blend import measure_blends, num_items
+        from component.evaluation.retrieval_data import read_retrieval_data
+        from component.report.blend import blend_table, write_blend_report
+        from component.report.figures import load_pyplot
 
     try:
         load_pyplot()

@@ -14,6 +14,7 @@ from component.ground.command import (
     whole_number,
 )
 from component.ground.plain_text import one_line
+from component.ground.quick_imports import quick_imports
 from component.pairs.columns import columns_option
 
 
@@ -84,19 +85,20 @@ def main() -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
+    with quick_imports():
+        from tqdm import tqdm
 
-    from component.checkpoint import load_checkpoint
-    from component.evaluation.image_folder import read_image_folder
-    from component.evaluation.phrasings import read_phrasings
-    from component.evaluation.retrieval import evaluate_retrieval
-    from component.evaluation.retrieval_data import read_retrieval_data
-    from component.evaluation.zero_shot import evaluate_zero_shot
-    from component.ground.files import write_text
-    from component.pairs.keep_list import open_keep_list
-    from component.prompts import PROMPTS
-    from component.report import evaluation as report
-    from component.report.evaluation_page import retrieval_page, zero_shot_page
+        from component.checkpoint import load_checkpoint
+        from component.evaluation.image_folder import read_image_folder
+        from component.evaluation.phrasings import read_phrasings
+        from component.evaluation.retrieval import evaluate_retrieval
+        from component.evaluation.retrieval_data import read_retrieval_data
+        from component.evaluation.zero_shot import evaluate_zero_shot
+        from component.ground.files import write_text
+        from component.pairs.keep_list import open_keep_list
+        from component.prompts import PROMPTS
+        from component.report import evaluation as report
+        from component.report.evaluation_page import retrieval_page, zero_shot_page
 
     if args.test_file:
         keep_list = open_keep_list(args.keep_list, args.test_file)

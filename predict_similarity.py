@@ -14,6 +14,7 @@ from component.ground.command import (
     whole_number,
 )
 from component.ground.plain_text import one_line
+from component.ground.quick_imports import quick_imports
 from component.pairs.caption import is_caption
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "images", "test")
@@ -51,10 +52,11 @@ def caption(given: str) -> str:
 def main() -> int:
     args = parse_args()
 
-    from component.ground.lock import sole_writers
-    from component.image.folder import image_files
-    from component.pairs.text_file import read_lines
-    from component.similarity import choose_tasks
+    with quick_imports():
+        from component.ground.lock import sole_writers
+        from component.image.folder import image_files
+        from component.pairs.text_file import read_lines
+        from component.similarity import choose_tasks
 
     images, texts = image_files(args.images), list(args.texts)
     if args.text_file:
@@ -68,16 +70,17 @@ def main() -> int:
 
 
 def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts: list[str]) -> int:
-    from functools import partial
+    with quick_imports():
+        from functools import partial
 
-    from tqdm import tqdm
+        from tqdm import tqdm
 
-    from component.checkpoint import load_checkpoint
-    from component.embedding import embed_images, embed_texts
-    from component.ground.files import write_text
-    from component.report.matches import terminal_table, title, write_matches_csv, write_matches_json
-    from component.report.page import similarity_page
-    from component.similarity import compare
+        from component.checkpoint import load_checkpoint
+        from component.embedding import embed_images, embed_texts
+        from component.ground.files import write_text
+        from component.report.matches import terminal_table, title, write_matches_csv, write_matches_json
+        from component.report.page import similarity_page
+        from component.similarity import compare
 
     model, processor = load_checkpoint(args.model)
     sides = {}

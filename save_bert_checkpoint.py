@@ -3,6 +3,7 @@
 import sys
 
 from component.ground.command import Parser, output_folder, run_script
+from component.ground.quick_imports import quick_imports
 
 
 def main() -> None:
@@ -14,7 +15,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     args = parser.parse_args()
 
-    from component.export.bert import save_bert
+    with quick_imports():
+        from component.export.bert import save_bert
 
     save_bert(args.model, args.output, args.overwrite)
     print(f"Saved to {args.output}. Load it with BertModel.from_pretrained and BertTokenizer.from_pretrained.")

@@ -18,6 +18,7 @@ from component.ground.command import (
     whole_number,
 )
 from component.ground.plain_text import one_line
+from component.ground.quick_imports import quick_imports
 from component.pairs.columns import columns_option
 
 PORT = 8642
@@ -126,14 +127,15 @@ def day(text: str) -> float:
 def run_index(args: argparse.Namespace) -> int:
     if args.forget is not None:
         return run_forget(args)
-    from accelerate import PartialState
-    from tqdm import tqdm
+    with quick_imports():
+        from accelerate import PartialState
+        from tqdm import tqdm
 
-    from component.pairs.keep_list import KeepList
-    from component.report.search import bad_images_csv, index_summary
-    from component.search.embed import Loading
-    from component.search.index import Progress, Sources, update
-    from component.search.open import gallery_to_write
+        from component.pairs.keep_list import KeepList
+        from component.report.search import bad_images_csv, index_summary
+        from component.search.embed import Loading
+        from component.search.index import Progress, Sources, update
+        from component.search.open import gallery_to_write
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
     keep_list = KeepList(args.keep_list) if args.keep_list and is_first else None
@@ -164,13 +166,14 @@ def run_forget(args: argparse.Namespace) -> int:
 
 
 def run_embed(args: argparse.Namespace) -> int:
-    from accelerate import PartialState
-    from tqdm import tqdm
+    with quick_imports():
+        from accelerate import PartialState
+        from tqdm import tqdm
 
-    from component.pairs.keep_list import open_keep_list
-    from component.report.search import bad_images_csv, vectors_line
-    from component.search.embed import Loading
-    from component.search.vector_files import files_with_images, open_vector_writer
+        from component.pairs.keep_list import open_keep_list
+        from component.report.search import bad_images_csv, vectors_line
+        from component.search.embed import Loading
+        from component.search.vector_files import files_with_images, open_vector_writer
 
     process, (number, parts), failed = PartialState(cpu=args.device == "cpu"), args.part, False
     files = files_with_images(args.images)[number - 1 :: parts]
@@ -229,9 +232,10 @@ def answer_by_server(args: argparse.Namespace, queries: list, where) -> dict[str
 
 
 def answer_here(args: argparse.Namespace, queries: list, where) -> dict[str, dict]:
-    from component.ground.files import write_text
-    from component.report.search import answers_page
-    from component.search.open import open_searcher
+    with quick_imports():
+        from component.ground.files import write_text
+        from component.report.search import answers_page
+        from component.search.open import open_searcher
 
     searcher = open_searcher(args.gallery, args.model, args.device, args.approximate)
     if searcher.approximate:
@@ -249,8 +253,9 @@ def run_serve(args: argparse.Namespace) -> int:
     if address.access.token:
         print(f"Warning: every machine that reaches {args.host} can ask for this page; it needs the token in the URL.")
 
-    from component.search.open import open_searcher
-    from component.search.server import make_app
+    with quick_imports():
+        from component.search.open import open_searcher
+        from component.search.server import make_app
 
     searcher = open_searcher(args.gallery, args.model, args.device)
     app = make_app(searcher, address.access)

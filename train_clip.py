@@ -7,6 +7,7 @@ import signal
 import sys
 
 from component.ground.command import TRY_AGAIN, Parser, input_file, run_script
+from component.ground.quick_imports import quick_imports
 
 logger = logging.getLogger("train_clip")
 
@@ -25,8 +26,9 @@ def main() -> int | None:
     options = parser.parse_args()
 
     # These imports take seconds. They follow the options, so that --help and a mistyped option are answered at once.
-    from component.argument import load_arguments
-    from component.ground.lock import sole_writer
+    with quick_imports():
+        from component.argument import load_arguments
+        from component.ground.lock import sole_writer
 
     args = load_arguments(options.train_args_file, options.set)
     log_on_first_process(args.process_index)
@@ -35,9 +37,10 @@ def main() -> int | None:
 
 
 def check(args) -> None:
-    from component.report.data_check import write_data_check
-    from component.training.build import load_model
-    from component.training.check_data import check_data
+    with quick_imports():
+        from component.report.data_check import write_data_check
+        from component.training.build import load_model
+        from component.training.check_data import check_data
 
     found = check_data(args, *load_model(args))
     if args.process_index == 0:
@@ -45,16 +48,17 @@ def check(args) -> None:
 
 
 def train(args) -> int | None:
-    from component.report.curves import draw_training
-    from component.trainer import CLIPTrainer
-    from component.training.build import cache_images, load_datasets, load_model
-    from component.training.curves import WriteCurves
-    from component.training.interruption import Interrupted
-    from component.training.preflight import preflight
-    from component.training.results import write_arguments
-    from component.training.resume import begin, checkpoint_to_resume, finished_step
-    from component.training.run_identity import compare_tables
-    from component.training.shared_disk import require_shared_folders
+    with quick_imports():
+        from component.report.curves import draw_training
+        from component.trainer import CLIPTrainer
+        from component.training.build import cache_images, load_datasets, load_model
+        from component.training.curves import WriteCurves
+        from component.training.interruption import Interrupted
+        from component.training.preflight import preflight
+        from component.training.results import write_arguments
+        from component.training.resume import begin, checkpoint_to_resume, finished_step
+        from component.training.run_identity import compare_tables
+        from component.training.shared_disk import require_shared_folders
 
     require_shared_folders(args)
     compare_tables(args)

@@ -1,5 +1,6 @@
 """What all scripts share: invalid options are refused before any work starts, and exit statuses."""
 
+import gc
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import filter_data
 import predict_similarity
 from component.ground.command import LineFormatter, decode_argument, run_script
 from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
+from component.ground.quick_imports import quick_imports
 
 NO_NUMBER = ["-5", "abc", "nan", "inf", "", "1/2"]
 NO_WHOLE_NUMBER = [*NO_NUMBER, "1e3", "0.5", "9" * 30]
@@ -239,3 +241,10 @@ def test_a_process_in_a_locale_without_chinese_reads_its_texts():
         [sys.executable, "-c", code, "小狗"], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert done.stdout == ascii("小狗") + "\n"
+
+
+def test_garbage_is_collected_again_after_imports():
+    with pytest.raises(ImportError), quick_imports():
+        assert not gc.isenabled()
+        import no_such_module  # noqa: F401
+    assert gc.isenabled()

@@ -7,6 +7,7 @@ ValueError if the format cannot express the model.
 import importlib
 
 from component.export.folder import export_folder
+from component.ground.quick_imports import quick_imports
 
 FORMATS = {
     "chinese-clip": "a native ChineseCLIPModel: AutoModel, pipelines, sentence-transformers (transformers 5)",
@@ -32,5 +33,6 @@ def export(model_path: str, name: str, output: str, **options) -> None:
         ModuleNotFoundError: the format needs a package that is not installed; the message names it.
     """
     with export_folder(model_path, output) as folder:
-        write = importlib.import_module(f"component.export.{name.replace('-', '_')}").write
+        with quick_imports():
+            write = importlib.import_module(f"component.export.{name.replace('-', '_')}").write
         write(model_path, folder, **options)

@@ -10,8 +10,8 @@ from transformers.utils import cached_file
 
 from component.ground.cores import limit_threads
 from component.ground.files import write_json
-from component.hub.identity import ModelIdentity, half_digests, identity_of, weights_digest
-from component.hub.kept_digests import file_states, keep_digests, read_digests
+from component.hub.identity import ModelIdentity, identity_of, weights_digest
+from component.hub.kept_identity import file_states, keep_identity, read_identity
 from component.hub.pretrained import BERT_CLIP, find_pretrained, load_pretrained, quiet_transformers
 from component.hub.sentence_transformers import write_sentence_transformers
 from component.model import BertCLIPModel
@@ -42,16 +42,15 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> BertCLIPModel:
 def load_identified(path: str) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
     """Like `load_checkpoint`, with the identity of the model.
 
-    The digests of the weights are kept with the states of the files, because computing them takes a second.
+    It is kept with the states of the files, because hashing the weights takes a second.
     """
     states = file_states(path)
     model, processor = load_checkpoint(path)
-    digests = read_digests(path, states)
-    if digests is None:
-        digests = half_digests(model)
-        if states and file_states(path) == states:  # else a file was replaced after it was read
-            keep_digests(path, states, *digests)
-    return model, processor, identity_of(model, processor, digests)
+    kept = read_identity(path, states)
+    identity = identity_of(model, processor, kept and (kept.image.weights, kept.text.weights))
+    if identity != kept and states and file_states(path) == states:  # else a file was replaced after it was read
+        keep_identity(path, states, identity)
+    return model, processor, identity
 
 
 def save_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str) -> None:

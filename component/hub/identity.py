@@ -4,16 +4,19 @@ Caches, galleries, runs and blends compare identities, never paths: two models a
 settings in config.json, and what prepares their input (image processor or tokenizer) are the same.
 """
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from transformers import CLIPProcessor, PreTrainedTokenizerFast
+if TYPE_CHECKING:  # a query compares identities without torch, which takes seconds to import
+    from tokenizers import Tokenizer
+    from torch import nn
+    from transformers import CLIPProcessor, PreTrainedTokenizerFast
 
 # Settings that change what a tower computes and that the shapes of its weights do not show.
 SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "text_pooling")
@@ -53,11 +56,11 @@ class ModelIdentity:
     to_dict = asdict
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "ModelIdentity":
+    def from_dict(cls, content: dict[str, Any]) -> ModelIdentity:
         """The identity that `to_dict` gave. Raises TypeError or KeyError for anything else."""
         return cls(Half(**content["image"]), Half(**content["text"]))
 
-    def differences(self, other: "ModelIdentity", halves: Sequence[str] = ("image", "text")) -> list[str]:
+    def differences(self, other: ModelIdentity, halves: Sequence[str] = ("image", "text")) -> list[str]:
         """What differs in `other`, each as a phrase: "hidden_act of the text tower was gelu, is relu"."""
         found = []
         for name in halves:
@@ -96,6 +99,8 @@ def image_tower(tower: nn.Module, image_processor) -> Half:
 
 def half_digests(model: nn.Module) -> tuple[str, str]:
     """Digests of the weights of the image half and of the text half, projections included."""
+    from torch import nn
+
     return tuple(
         weights_digest(nn.ModuleList([tower, projection]))
         for tower, projection in (
@@ -110,6 +115,9 @@ def image_digests(model: nn.Module) -> list[str]:
 
     Training from a checkpoint in fp16 saves a locked image half in fp32, with the same values.
     """
+    import torch
+    from torch import nn
+
     half = nn.ModuleList([model.vision_model, model.visual_projection])
     digests = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -126,6 +134,8 @@ def weights_digest(module: nn.Module, *settings: Any) -> str:
     Args:
         settings: added to the digest as JSON, as in galleries of earlier versions.
     """
+    import torch
+
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -142,11 +152,18 @@ def image_inputs(image_processor) -> dict[str, Any]:
 
 def text_inputs(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Key → value of what decides the input_ids of a text."""
-    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {
+        "tokenizer": tokenizer_digest(tokenizer.backend_tokenizer),
+        "model_max_length": tokenizer.model_max_length,
+    }
+
+
+def tokenizer_digest(backend: Tokenizer) -> str:
+    """Digest of the vocabulary and of all steps of a tokenizer."""
+    pipeline = json.loads(backend.to_str())
     for key in ("truncation", "padding"):  # those of the last call
         pipeline.pop(key)
-    digest = hashlib.blake2b(json.dumps(pipeline, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return {"tokenizer": digest, "model_max_length": tokenizer.model_max_length}
+    return hashlib.blake2b(json.dumps(pipeline, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _settings(tower: nn.Module) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Digests of weights, kept with the state of the files they were read from: hashing 190 M parameters takes a second.
+"""The identity of a model, kept with the state of the files it was loaded from: hashing 190 M weights takes a second.
 
-They are kept in the cache folder of the Hub (HF_HOME), one small file per model folder, because a model folder may be
-read-only and is not ours. Without room there, digests are computed each time.
+It is kept in the cache folder of the Hub (HF_HOME), one small file per model folder, because a model folder may be
+read-only and is not ours. Without room there, it is computed each time.
 """
 
 import hashlib
@@ -9,10 +9,11 @@ import json
 import os
 from contextlib import suppress
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 
 from component.ground.file_state import FileState
 from component.ground.files import write_json
+from component.hub.identity import ModelIdentity
 from component.hub.model_path import is_hub_name
 
 States = dict[str, list[int]]  # file name → FileState
@@ -21,6 +22,8 @@ States = dict[str, list[int]]  # file name → FileState
 def file_states(path: str) -> States:
     """States of all files in a model folder, or in the local copy of a hub name; empty if there is none."""
     if is_hub_name(path):
+        from huggingface_hub import try_to_load_from_cache  # takes a third of a second
+
         config = try_to_load_from_cache(path, "config.json")
         path = os.path.dirname(config) if isinstance(config, str) else ""
     if not os.path.isdir(path):
@@ -28,20 +31,20 @@ def file_states(path: str) -> States:
     return {entry.name: list(FileState.of(entry.path)) for entry in os.scandir(path) if entry.is_file()}
 
 
-def read_digests(path: str, states: States) -> tuple[str, str] | None:
-    """Digests of the image half and of the text half that were kept for files in these states."""
-    with suppress(OSError, ValueError, KeyError), open(_file(path), encoding="utf-8") as file:
+def read_identity(path: str, states: States) -> ModelIdentity | None:
+    """The identity that was kept for files in these states."""
+    with suppress(OSError, ValueError, KeyError, TypeError), open(_file(path), encoding="utf-8") as file:
         kept = json.load(file)
         if states and kept["states"] == states:
-            return kept["image"], kept["text"]
+            return ModelIdentity.from_dict(kept["identity"])
     return None
 
 
-def keep_digests(path: str, states: States, image: str, text: str) -> None:
-    """Keep digests for `read_digests`."""
+def keep_identity(path: str, states: States, identity: ModelIdentity) -> None:
+    """Keep an identity for `read_identity`."""
     with suppress(OSError):
         os.makedirs(os.path.dirname(_file(path)), exist_ok=True)
-        write_json(_file(path), {"states": states, "image": image, "text": text})
+        write_json(_file(path), {"states": states, "identity": identity.to_dict()})
 
 
 def _file(path: str) -> str:

@@ -17,9 +17,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from component.embedding import embed_texts
 from component.search.open import open_searcher
-from component.search.presence import SCALE, TOP, absence_threshold, concentration
+from component.search.presence import SCALE, TOP, absence_threshold, concentration, log_sum_exp
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     if not images:
         parser.error("the gallery has no captions: index a table (CSV, Parquet) or shards")
     vectors = torch.from_numpy(searcher.gallery.vectors()).float()[[image.row for image in images]]
-    texts = embed_texts(searcher.model, searcher.processor, [image.file.caption for image in images]).embeds
+    texts = torch.from_numpy(searcher.towers.embed_texts([image.file.caption for image in images]))
     cosines = texts @ vectors.T
     own = torch.eye(len(images), dtype=torch.bool)
     found_first = cosines.argmax(dim=1) == torch.arange(len(images))
@@ -54,7 +53,8 @@ def best_cosine(cosines: Tensor) -> Tensor:
 
 
 def share_of_best(cosines: Tensor) -> Tensor:
-    return concentration(cosines.topk(min(TOP, cosines.shape[1])).values, (SCALE * cosines).logsumexp(dim=1))
+    best = cosines.topk(min(TOP, cosines.shape[1])).values
+    return torch.from_numpy(concentration(best.numpy(), log_sum_exp(SCALE * cosines.numpy())))
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:

@@ -114,7 +114,7 @@ class Ours:
         self.gallery = GalleryWriter.create(str(folder), WIDTH, fingerprint="", model="", random_texts=texts)
         for start in range(0, len(vectors), 10_000):
             self.add(vectors[start : start + 10_000])
-        self.searcher = Searcher(self.gallery, None, None, self.open_index() if approximate else None)
+        self.searcher = Searcher(self.gallery, None, self.open_index() if approximate else None)
 
     def open_index(self):
         from component.search.approximate import open_index
@@ -132,9 +132,8 @@ class Ours:
         self.gallery.add(files, digests, [None] * len(files), vectors)
 
     def search(self, query):
-        import torch
 
-        return [hit.image.row for hit in self.searcher.search(torch.from_numpy(query), TOP_K)]
+        return [hit.image.row for hit in self.searcher.search(query, TOP_K)]
 
 
 class OursApproximate(Ours):

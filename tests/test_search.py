@@ -404,7 +404,7 @@ def test_another_text_half_searches_the_old_gallery_and_says_so(index, tmp_path,
     (line,) = done.stderr.splitlines()
     assert done.returncode == 0 and "another text half (the weights of the text half; model_max_length" in line
     (answer,) = json.loads((tmp_path / "answers.json").read_text()).values()
-    rows = after.gallery.vectors().astype(np.float32) @ after.embed(Query(["红色的圆"])).numpy()
+    rows = after.gallery.vectors().astype(np.float32) @ after.embed(Query(["红色的圆"]))
     assert [hit["id"] for hit in answer["hits"]] == list(rows.argsort()[::-1][:10])
     assert before.answer(Query(["红色的圆"])).probably_absent
     assert answer["probably_absent"] is None  # the threshold was measured with the texts of the former model
@@ -492,8 +492,8 @@ def test_readers_see_a_snapshot_while_a_writer_continues(index, folder, tmp_path
 # ---- the search ----
 
 
-def scores_of(searcher, query: torch.Tensor) -> dict[str, float]:
-    vectors = torch.from_numpy(searcher.gallery.vectors()).float()
+def scores_of(searcher, query: np.ndarray) -> dict[str, float]:
+    vectors = searcher.gallery.vectors().astype(np.float32)
     return {image.path: float(vectors[image.row] @ query) for image in searcher.gallery.images()}
 
 
@@ -595,10 +595,10 @@ def test_probes_are_raised_until_the_recall_holds(tmp_path, monkeypatch):
     vectors, texts = random_vectors(5000, 32, 0), random_vectors(50, 32, 1)
     index = open_index(gallery_of(tmp_path, vectors, texts))
     assert 8 < index.probes and index.recall >= 0.95
-    narrow = torch.arange(5000) < 300
+    narrow = np.arange(5000) < 300
     for exact_rows in (0, 50_000):
         monkeypatch.setattr("component.search.approximate.MAX_EXACT_ROWS", exact_rows)
-        found = [set(index.search(text, 20, narrow).tolist()) for text in texts]
+        found = [set(index.search(text, 20, narrow).tolist()) for text in texts.numpy()]
         best = (texts @ vectors[:300].T).topk(10).indices.tolist()
         assert all(rows <= set(range(300)) and len(rows) >= 20 for rows in found)
         assert np.mean([len(a & set(b)) for a, b in zip(found, best, strict=True)]) >= 9.5
@@ -609,16 +609,16 @@ def test_a_text_without_an_image_is_distinguished_from_one_with_an_image(tmp_pat
     gallery = gallery_of(tmp_path, vectors, texts)
     assert absence_threshold(gallery_of(tmp_path / "few", vectors[:10], texts)) is None
     gallery.note(absence_threshold=absence_threshold(gallery))
-    model, asked = None, []
-    searcher = Searcher(gallery, model, model)
+    asked = []
+    searcher = Searcher(gallery, towers=None)
     searcher.embed = lambda query: asked.pop()
     with_image = torch.nn.functional.normalize(vectors[:100] + random_vectors(100, 64, 2), dim=1)
     absent = []
     for queries in (with_image, random_vectors(100, 64, 3)):
-        asked[:] = list(queries)
+        asked[:] = queries.numpy()
         absent.append(sum(searcher.answer(Query(texts=["x"]), fold).probably_absent for fold in [1] * 100))
     assert absent[0] <= 5 and absent[1] >= 60
-    asked[:] = [with_image[0]] * 2
+    asked[:] = [with_image[0].numpy()] * 2
     assert searcher.answer(Query(like=[0])).probably_absent is None
     assert searcher.answer(Query(texts=["x"]), where=Filter(folder="/nowhere")).probably_absent is None
 

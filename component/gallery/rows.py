@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from component.ground.file_state import FileState
 from component.image.load import BadImageError, read_bytes
-from component.pairs.shards import Shard
 
 if TYPE_CHECKING:
     from component.pairs.parquet import ParquetImages
+    from component.pairs.shards import Shard
 
 FORMAT = 2
 PRESENT, DELETED, ABSENT = 0, 1, 2  # ABSENT: not found, but perhaps only because its disk is away
@@ -90,6 +90,7 @@ class ImageFile:
 def _store(path: str, state: FileState) -> "Shard | ParquetImages":
     # These import pandas, which a query does not need.
     from component.pairs.parquet import ParquetImages, image_column
+    from component.pairs.shards import Shard
     from component.pairs.table_files import Kind, kind_of
 
     is_parquet = kind_of(path) is Kind.PARQUET

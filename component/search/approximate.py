@@ -10,8 +10,6 @@ import os
 from typing import BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from component.gallery.reader import Gallery
 from component.ground.files import new_file, require_writable
@@ -44,7 +42,7 @@ class ApproximateIndex:
         cells = f"{self.probes} of {self.cells} cells probed"
         return f"approximate index of {self.rows:,} vectors: {cells}, recall@10 {self.recall:.3f}"
 
-    def search(self, query: Tensor, wanted: int, allowed: Tensor) -> Tensor:
+    def search(self, query: np.ndarray, wanted: int, allowed: np.ndarray) -> np.ndarray:
         """Candidates for the best of the allowed rows.
 
         Args:
@@ -57,20 +55,20 @@ class ApproximateIndex:
         """
         num_allowed = int(allowed.sum())
         if num_allowed <= max(wanted, MAX_EXACT_ROWS):
-            return allowed.nonzero()[:, 0]
+            return np.flatnonzero(allowed)
         # Only this share of the vectors in a cell is allowed: probe more cells in proportion.
         probes = math.ceil(self.probes * len(allowed) / num_allowed)
         while len(rows := self._probe(query[None], wanted, allowed, min(probes, self.cells))[0]) < wanted:
             if probes >= self.cells:
                 break
             probes *= 2
-        return torch.from_numpy(rows)
+        return rows
 
-    def _probe(self, queries: Tensor, wanted: int, allowed: Tensor, probes: int) -> list[np.ndarray]:
+    def _probe(self, queries: np.ndarray, wanted: int, allowed: np.ndarray, probes: int) -> list[np.ndarray]:
         faiss = import_optional("faiss", "The approximate search", "search")
-        selector = faiss.IDSelectorBitmap(np.packbits(allowed.numpy(), bitorder="little"))
+        selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=probes)
-        _, found = self._index.search(queries.numpy(), wanted, params=parameters)
+        _, found = self._index.search(np.ascontiguousarray(queries), wanted, params=parameters)
         return [rows[rows >= 0] for rows in found]
 
     def measure(self, gallery: Gallery, at: int = 10) -> None:
@@ -79,8 +77,8 @@ class ApproximateIndex:
         The queries are the gallery's random *texts*: an index that is good for images can be poor for texts, which are
         in another region of the space.
         """
-        allowed = torch.from_numpy(gallery.rows_where())
-        at, queries = min(at, int(allowed.sum())), torch.tensor(gallery.about["random_texts"])
+        allowed = gallery.rows_where()
+        at, queries = min(at, int(allowed.sum())), np.array(gallery.about["random_texts"], np.float32)
         best = [set(rows.tolist()) for rows in _exact(gallery, queries, at, allowed)]
         self.probes = min(_FIRST_PROBES, self.cells)
         while True:
@@ -149,18 +147,15 @@ def build_index(gallery: Gallery) -> ApproximateIndex:
     return built
 
 
-def _exact(gallery: Gallery, queries: Tensor, at: int, allowed: Tensor) -> Tensor:
+def _exact(gallery: Gallery, queries: np.ndarray, at: int, allowed: np.ndarray) -> np.ndarray:
     """(Q, at) best rows of each query, in pieces that need little memory."""
-    best_scores, best_rows = (
-        torch.full((len(queries), at), -torch.inf),
-        torch.zeros(len(queries), at, dtype=torch.long),
-    )
+    best, best_rows = np.full((len(queries), at), -np.inf, np.float32), np.zeros((len(queries), at), np.int64)
     vectors = gallery.vectors()
     for start in range(0, len(vectors), 65_536):
-        chunk = torch.from_numpy(vectors[start : start + 65_536].astype(np.float32))
-        scores = (queries @ chunk.T).masked_fill_(~allowed[start : start + 65_536], -torch.inf)
-        rows = torch.arange(start, start + len(chunk)).expand(len(queries), -1)
-        scores, rows = torch.cat([best_scores, scores], dim=1), torch.cat([best_rows, rows], dim=1)
-        best_scores, order = scores.topk(at, dim=1)
-        best_rows = rows.gather(1, order)
+        scores = queries @ vectors[start : start + 65_536].astype(np.float32).T
+        scores[:, ~allowed[start : start + 65_536]] = -np.inf
+        rows = np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape)
+        scores, rows = np.concatenate([best, scores], axis=1), np.concatenate([best_rows, rows], axis=1)
+        order = scores.argpartition(-at, axis=1)[:, -at:] if at else np.empty((len(queries), 0), np.int64)
+        best, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
     return best_rows

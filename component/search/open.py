@@ -18,6 +18,7 @@ from component.model import BertCLIPModel
 from component.prompts import RANDOM_TEXTS
 from component.search.approximate import open_index
 from component.search.searcher import Searcher
+from component.search.towers import ModelTowers
 from component.search.writer import GalleryWriter
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def open_searcher(
             *(model_path, gallery.about["model"], folder, "; ".join(differences)),
         )
     index = open_index(gallery) if approximate else None
-    return Searcher(gallery, model, processor, index, judges_absence=not differences)
+    return Searcher(gallery, ModelTowers(model, processor), index, judges_absence=not differences)
 
 
 def load_on(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:

@@ -11,8 +11,6 @@ Shapes: Q texts, N rows, D projection width.
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from component.gallery.reader import Gallery
 
@@ -22,37 +20,49 @@ _QUANTILE = 0.85  # share of the random texts without an image that are below th
 _ROWS_AT_A_TIME = 65_536
 
 
-def concentration(best: Tensor, total: Tensor) -> Tensor:
+def concentration(best: np.ndarray, total: np.ndarray) -> np.ndarray:
     """(Q,) log of the share, at most 0.
 
     Args:
         best: (Q, at most TOP) cosines of the best images.
-        total: (Q,) logsumexp of SCALE · cosine over the whole gallery.
+        total: (Q,) `log_sum_exp` of SCALE · cosine over the whole gallery.
     """
-    return (SCALE * best).logsumexp(dim=-1) - total
+    return log_sum_exp(SCALE * best) - total
+
+
+def log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """(…, n) → (…,) log of the sum of the exponentials; -inf counts as nothing."""
+    highest = values.max(axis=-1, keepdims=True)
+    highest = np.where(np.isfinite(highest), highest, 0)
+    with np.errstate(divide="ignore"):  # the log of 0
+        return np.log(np.exp(values - highest).sum(axis=-1)) + highest[..., 0]
 
 
 def absence_threshold(gallery: Gallery) -> float | None:
     """The concentration below which a text probably has no image; None if the gallery has too few images to judge."""
-    texts, living = torch.tensor(gallery.about["random_texts"]), torch.from_numpy(gallery.rows_where())
-    if int(living.sum()) <= 2 * TOP:
+    texts, living = np.array(gallery.about["random_texts"], np.float32), gallery.rows_where()
+    if living.sum() <= 2 * TOP:
         return None
-    highest, found = torch.full((len(texts),), -torch.inf), torch.zeros(texts.shape)
+    highest, found = np.full(len(texts), -np.inf, np.float32), np.zeros_like(texts)
     for vectors in _chunks(gallery, living):
-        scores, rows = (texts @ vectors.T).max(dim=1)
+        scores = texts @ vectors.T
+        rows = scores.argmax(axis=1)
+        scores = scores.max(axis=1)
         found[scores > highest] = vectors[rows[scores > highest]]
-        highest = highest.maximum(scores)
-    best, total = torch.full((len(texts), TOP), -torch.inf), torch.full((len(texts),), -torch.inf)
+        highest = np.maximum(highest, scores)
+    best, total = np.full((len(texts), TOP), -np.inf, np.float32), np.full(len(texts), -np.inf, np.float32)
     for vectors in _chunks(gallery, living):
-        scores = (texts @ vectors.T).masked_fill_(found @ vectors.T >= _ALIKE, -torch.inf)
-        best = torch.cat([best, scores], dim=1).topk(TOP, dim=1).values
-        total = torch.logaddexp(total, (SCALE * scores).logsumexp(dim=1))
-    left = best[:, 0] > -torch.inf
-    return concentration(best[left], total[left]).quantile(_QUANTILE).item() if left.any() else None
+        scores = texts @ vectors.T
+        scores[found @ vectors.T >= _ALIKE] = -np.inf
+        best = np.partition(np.concatenate([best, scores], axis=1), -TOP, axis=1)[:, -TOP:]
+        total = np.logaddexp(total, log_sum_exp(SCALE * scores))
+    left = best.max(axis=1) > -np.inf
+    return float(np.quantile(concentration(best[left], total[left]), _QUANTILE)) if left.any() else None
 
 
-def _chunks(gallery: Gallery, living: Tensor) -> Iterator[Tensor]:
+def _chunks(gallery: Gallery, living: np.ndarray) -> Iterator[np.ndarray]:
     vectors = gallery.vectors()
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        chunk = torch.from_numpy(vectors[start : start + _ROWS_AT_A_TIME].astype(np.float32))
-        yield chunk[living[start : start + _ROWS_AT_A_TIME]]
+        chunk = vectors[start : start + _ROWS_AT_A_TIME].astype(np.float32)[living[start : start + _ROWS_AT_A_TIME]]
+        if len(chunk):
+            yield chunk

@@ -3,20 +3,22 @@
 Shapes: N rows of the gallery, D projection width.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-from transformers import CLIPProcessor
+import numpy as np
 
-from component.embedding import embed_images, embed_texts
 from component.gallery.reader import Gallery
 from component.gallery.rows import ABSENT, GalleryImage
-from component.model import BertCLIPModel
-from component.search.approximate import ApproximateIndex
-from component.search.presence import SCALE, TOP, concentration
+from component.search.comparison import compare, top
+from component.search.presence import SCALE, TOP, concentration, log_sum_exp
 from component.search.query import Filter, Query
+
+if TYPE_CHECKING:  # a query to a small gallery needs neither torch nor faiss
+    from component.search.approximate import ApproximateIndex
 
 _ANYWHERE = Filter()
 _MORE_CANDIDATES = 64  # extra candidates, because scores in fp16 can be in another order than in fp32
@@ -69,10 +71,21 @@ class Answer:
         return {"probably_absent": self.probably_absent, "hits": [hit.as_json() for hit in self.hits]}
 
 
+class Towers(Protocol):
+    """Embeds what a query is made of: `component.search.towers` or `component.numpy_text_tower`."""
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, D) fp32, L2-normalised."""
+
+    def embed_images(self, images: Sequence) -> np.ndarray:
+        """(n, D) fp32, L2-normalised. Raises ValueError if an image cannot be read."""
+
+
 class Searcher:
     """A gallery and its model, ready to answer.
 
     Args:
+        towers: of the model.
         approximate: an index of the gallery to take the candidates from; None: every row is compared.
         judges_absence: False for a model whose text half is not the one that the threshold was measured with.
     """
@@ -80,24 +93,23 @@ class Searcher:
     def __init__(
         self,
         gallery: Gallery,
-        model: BertCLIPModel,
-        processor: CLIPProcessor,
+        towers: Towers,
         approximate: ApproximateIndex | None = None,
         judges_absence: bool = True,
     ):
-        self.gallery, self.model, self.processor, self.approximate = gallery, model, processor, approximate
+        self.gallery, self.towers, self.approximate = gallery, towers, approximate
         self._version, self._judges_absence = None, judges_absence
 
     def _refresh(self) -> None:
         """Reload what another process has written. Call this inside a snapshot."""
         version = self.gallery.version()
         if version != self._version:
-            self._vectors = torch.from_numpy(self.gallery.vectors())
-            self._living = torch.from_numpy(self.gallery.rows_where())
+            self._vectors = self.gallery.vectors()
+            self._living = self.gallery.rows_where()
             self._threshold = self.gallery.setting("absence_threshold") if self._judges_absence else None
             self._version = version
 
-    def embed(self, query: Query) -> Tensor:
+    def embed(self, query: Query) -> np.ndarray:
         """(D,) fp32: the sum of the query's parts, each the mean of its L2-normalised embeddings.
 
         Raises:
@@ -106,15 +118,15 @@ class Searcher:
         parts = []
         images = self._embed_images(query)
         if query.texts:
-            texts = embed_texts(self.model, self.processor, query.texts).embeds.mean(dim=0)
+            texts = self.towers.embed_texts(query.texts).mean(axis=0)
             parts.append(texts * (1 - query.image_weight if len(images) else 1))
         if len(images):
-            parts.append(images.mean(dim=0) * (query.image_weight if query.texts else 1))
+            parts.append(images.mean(axis=0) * (query.image_weight if query.texts else 1))
         if query.minus:
-            parts.append(-query.minus_weight * embed_texts(self.model, self.processor, query.minus).embeds.mean(dim=0))
+            parts.append(-query.minus_weight * self.towers.embed_texts(query.minus).mean(axis=0))
         if not parts:
             raise ValueError("The query is empty: give a text or an image.")
-        return torch.stack(parts).sum(dim=0)
+        return np.sum(parts, axis=0, dtype=np.float32)
 
     def answer(self, query: Query, top_k: int = 10, where: Filter = _ANYWHERE, offset: int = 0) -> Answer:
         """Embed a query and search; leave out the `offset` best hits, as a page does that loads more."""
@@ -126,18 +138,16 @@ class Searcher:
             absent = bool(concentration(best, total) < self._threshold) if is_judged else None
             return Answer(hits[offset:], absent)
 
-    def _embed_images(self, query: Query) -> Tensor:
-        embedded = embed_images(self.model, self.processor, query.images)
-        for row, reason in embedded.bad_images.items():
-            raise ValueError(f"{query.images[row] if isinstance(query.images[row], str) else 'The image'}: {reason}.")
+    def _embed_images(self, query: Query) -> np.ndarray:
+        embeds = [self.towers.embed_images(query.images)] if query.images else []
         with self.gallery.snapshot():
             self._refresh()
             for row in query.like:
                 if self.gallery.image(row) is None:
                     raise ValueError(f"The gallery has no image with the id {row}.")
-            return torch.cat([embedded.embeds, self._vectors[list(query.like)].float()])
+            return np.concatenate([*embeds, self._vectors[list(query.like)].astype(np.float32)])
 
-    def search(self, query: Tensor, top_k: int = 10, where: Filter = _ANYWHERE) -> list[Hit]:
+    def search(self, query: np.ndarray, top_k: int = 10, where: Filter = _ANYWHERE) -> list[Hit]:
         """The `top_k` best images, the best first, in one snapshot of the gallery.
 
         Every row is compared in fp16; the best are compared again in fp32.
@@ -148,15 +158,20 @@ class Searcher:
         with self.gallery.snapshot():
             return self._search(query, top_k, where)[0]
 
-    def _search(self, query: Tensor, top_k: int, where: Filter) -> tuple[list[Hit], Tensor | None, Tensor | None]:
+    def _search(
+        self, query: np.ndarray, top_k: int, where: Filter
+    ) -> tuple[list[Hit], np.ndarray | None, np.ndarray | None]:
         """Hits, and what `concentration` needs to know of a text; None where only some rows were compared."""
         self._refresh()
         allowed, scores, best, total = self._allowed(where), None, None, None
         if self.approximate is None and len(allowed):
-            scores = (self._vectors @ query.half()).float().masked_fill_(~self._living, -torch.inf)
-            total = (SCALE * scores / query.norm()).logsumexp(dim=0)
-            scores.masked_fill_(~allowed, -torch.inf)
-            best = scores.topk(min(TOP, len(scores))).values / query.norm()
+            length = np.linalg.norm(query)
+            scores = compare(self._vectors, query)
+            scores[~self._living] = -np.inf
+            total = log_sum_exp(SCALE / length * scores)
+            if allowed is not self._living:
+                scores[~allowed] = -np.inf
+            best = scores[top(scores, TOP)] / length
         available = int(allowed.sum())
         top_k = min(top_k, available)
         wanted = min(top_k * (1 if where.fold is None else 4) + _MORE_CANDIDATES, available)
@@ -168,40 +183,42 @@ class Searcher:
                 return hits, best, total
             wanted = min(4 * wanted, available)  # most candidates were duplicates
 
-    def _hits(self, rows: Tensor, scores: Tensor, top_k: int, where: Filter) -> list[Hit]:
+    def _hits(self, rows: np.ndarray, scores: np.ndarray, top_k: int, where: Filter) -> list[Hit]:
         found: list[tuple[int, float, list[int]]] = []  # row, score, rows of duplicates
-        kept = torch.empty(top_k, self._vectors.shape[1]) if where.fold is not None else None
+        kept = np.empty((top_k, self._vectors.shape[1]), np.float32) if where.fold is not None else None
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
             if where.threshold is not None and score < where.threshold:
                 break
             if kept is not None and found:
-                best = (kept[: len(found)] @ self._vectors[row].float()).max(dim=0)
-                if best.values >= where.fold:
-                    found[int(best.indices)][2].append(row)
+                cosines = kept[: len(found)] @ self._vectors[row].astype(np.float32)
+                if cosines.max() >= where.fold:
+                    found[int(cosines.argmax())][2].append(row)
                     continue
             if len(found) == top_k:
                 break
             if kept is not None:
-                kept[len(found)] = self._vectors[row].float()
+                kept[len(found)] = self._vectors[row]
             found.append((row, score, []))
         image = self.gallery.image
         return [Hit(image(row), score, [image(row) for row in duplicates]) for row, score, duplicates in found]
 
-    def _candidates(self, query: Tensor, scores: Tensor | None, wanted: int, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    def _candidates(
+        self, query: np.ndarray, scores: np.ndarray | None, wanted: int, allowed: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows and their fp32 scores, falling; at least `wanted`. `scores` (N,) are those in fp16, if known."""
         if not wanted:
-            return torch.empty(0, dtype=torch.long), torch.empty(0)
+            return np.empty(0, np.int64), np.empty(0, np.float32)
         if scores is not None:
-            rows = scores.topk(wanted).indices
+            rows = np.sort(top(scores, wanted))
         else:
             rows = self.approximate.search(query, wanted, allowed[: self.approximate.rows])
-            newer = allowed[self.approximate.rows :].nonzero()[:, 0] + self.approximate.rows
-            rows = torch.cat([rows, newer])
-        exact = self._vectors[rows].float() @ query
-        order = exact.argsort(descending=True, stable=True)
+            newer = np.flatnonzero(allowed[self.approximate.rows :]) + self.approximate.rows
+            rows = np.concatenate([rows, newer])
+        exact = self._vectors[rows].astype(np.float32) @ query
+        order = np.argsort(-exact, kind="stable")
         return rows[order], exact[order]
 
-    def _allowed(self, where: Filter) -> Tensor:
+    def _allowed(self, where: Filter) -> np.ndarray:
         if (where.folder, where.since, where.until) == (None, None, None):
             return self._living
-        return torch.from_numpy(self.gallery.rows_where(where.folder, where.since, where.until))
+        return self.gallery.rows_where(where.folder, where.since, where.until)

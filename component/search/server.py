@@ -164,9 +164,11 @@ class _Answers:
         if not question.image:
             raise ValueError("expected an image")
         with self._answering, torch.inference_mode():
-            classes = embed_classes(self.searcher.model, self.searcher.processor, labels)
-            cosines = classes @ self.searcher.embed(Query(images=[self._decode(question.image)]))
-            shares = (cosines * self.searcher.model.logit_scale.exp().float().cpu()).softmax(dim=0)
+            model = self.searcher.towers.model
+            classes = embed_classes(model, self.searcher.towers.processor, labels)
+            query = self.searcher.embed(Query(images=[self._decode(question.image)]))
+            cosines = classes @ torch.from_numpy(query)
+            shares = (cosines * model.logit_scale.exp().float().cpu()).softmax(dim=0)
         order = shares.argsort(descending=True).tolist()
         return {
             "labels": [{"label": labels[i], "share": shares[i].item(), "cosine": cosines[i].item()} for i in order]

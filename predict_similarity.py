@@ -70,25 +70,11 @@ def main() -> int:
 
 
 def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts: list[str]) -> int:
-    with quick_imports():
-        from functools import partial
+    from component.ground.files import write_text
+    from component.report.matches import terminal_table, title, write_matches_csv, write_matches_json
+    from component.similarity import compare_at
 
-        from tqdm import tqdm
-
-        from component.checkpoint import load_checkpoint
-        from component.embedding import embed_images, embed_texts
-        from component.ground.files import write_text
-        from component.report.matches import terminal_table, title, write_matches_csv, write_matches_json
-        from component.report.page import similarity_page
-        from component.similarity import compare
-
-    model, processor = load_checkpoint(args.model)
-    sides = {}
-    by_name = partial(embed_images, folder=os.sep)  # a missing folder is a mistyped name, not an unmounted disk
-    for kind, embed, items in (("image", by_name, images), ("text", embed_texts, texts)):
-        if any(kind in task for task in tasks):
-            with tqdm(total=len(items), unit=kind, desc=f"{kind}s", leave=False, delay=1) as bar:
-                sides[kind] = embed(model, processor, items, batch_size=args.batch_size, on_batch=bar.update)
+    sides, logit_scale = embed_quickly(args, tasks, texts) or embed_with_model(args, tasks, images, texts)
     bad_images = sides["image"].bad_images if "image" in sides else {}
     for row, reason in bad_images.items():
         print(one_line(f"left out: {images[row]}: {reason}"), file=sys.stderr)
@@ -96,7 +82,7 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
     similarities = []
     for task in tasks:
         query, candidate = task.split("-")
-        similarity = compare(model, sides[query], sides[candidate])
+        similarity = compare_at(logit_scale, sides[query], sides[candidate])
         similarities += [similarity] if query == candidate else [similarity, similarity.transposed()]
     for similarity in similarities:
         print(f"\n{title(similarity)}\n{terminal_table(similarity, args.top_k, num_queries=20)}")
@@ -105,8 +91,45 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
     if args.csv:
         write_matches_csv(args.csv, similarities, args.top_k)
     if args.html:
+        from component.report.page import similarity_page
+
         write_text(args.html, similarity_page(similarities, args.top_k))
     return int(bool(bad_images))
+
+
+def embed_quickly(args: argparse.Namespace, tasks: list[str], texts: list[str]):
+    """Kind → `Embedded`, and the logit_scale; None if this takes more than the text tower in numpy."""
+    import torch
+
+    from component.embedded import Embedded
+    from component.numpy_text_tower import MOST_TEXTS, open_text_tower
+
+    tower = open_text_tower(args.model) if tasks == ["text-text"] and len(texts) <= MOST_TEXTS else None
+    if tower is None:
+        return None
+    embeds = torch.from_numpy(tower.embed_texts(texts))
+    return {"text": Embedded("text", texts, embeds, list(range(len(texts))))}, tower.logit_scale
+
+
+def embed_with_model(args: argparse.Namespace, tasks: list[str], images: list[str], texts: list[str]):
+    """Kind → `Embedded`, and the logit_scale."""
+    with quick_imports():
+        from functools import partial
+
+        from tqdm import tqdm
+
+        from component.checkpoint import load_checkpoint, load_identified
+        from component.embedding import embed_images, embed_texts
+
+    # With the identity, which is kept, the next call can do without the model.
+    model, processor = load_identified(args.model)[:2] if tasks == ["text-text"] else load_checkpoint(args.model)
+    sides = {}
+    by_name = partial(embed_images, folder=os.sep)  # a missing folder is a mistyped name, not an unmounted disk
+    for kind, embed, items in (("image", by_name, images), ("text", embed_texts, texts)):
+        if any(kind in task for task in tasks):
+            with tqdm(total=len(items), unit=kind, desc=f"{kind}s", leave=False, delay=1) as bar:
+                sides[kind] = embed(model, processor, items, batch_size=args.batch_size, on_batch=bar.update)
+    return sides, model.logit_scale.exp().item()
 
 
 if __name__ == "__main__":

@@ -232,18 +232,34 @@ def answer_by_server(args: argparse.Namespace, queries: list, where) -> dict[str
 
 
 def answer_here(args: argparse.Namespace, queries: list, where) -> dict[str, dict]:
-    with quick_imports():
-        from component.ground.files import write_text
-        from component.report.search import answers_page
-        from component.search.open import open_searcher
+    from component.ground.files import write_text
+    from component.report.search import answers_page
 
-    searcher = open_searcher(args.gallery, args.model, args.device, args.approximate)
+    searcher = open_quickly(args) or open_with_model(args)
     if searcher.approximate:
         print(searcher.approximate, file=sys.stderr)
     answers = {query.name: searcher.answer(query, args.top_k, where).as_json() for query in queries}
     if args.html:
         write_text(args.html, answers_page(answers, searcher.gallery))
     return answers
+
+
+def open_quickly(args: argparse.Namespace):
+    """The searcher for a few texts, ready in a fraction of a second; None if the query or the model needs more."""
+    with quick_imports():
+        from component.numpy_text_tower import MOST_TEXTS
+        from component.search.quick import open_text_searcher
+
+    if args.image or args.device or args.approximate or len(args.text) + len(args.minus) > MOST_TEXTS:
+        return None
+    return open_text_searcher(args.gallery, args.model)
+
+
+def open_with_model(args: argparse.Namespace):
+    with quick_imports():
+        from component.search.open import open_searcher
+
+    return open_searcher(args.gallery, args.model, args.device, args.approximate)
 
 
 def run_serve(args: argparse.Namespace) -> int:

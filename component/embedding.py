@@ -4,9 +4,7 @@ Shapes: n good items, D projection width, B items of one batch, T tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import CLIPProcessor
 
+from component.embedded import Embedded
 from component.ground.cores import usable_cores
 from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
@@ -27,32 +26,6 @@ from component.pairs.ragged import RaggedArray
 from component.pairs.text_groups import costs_on, group_by_cost, pad_texts
 
 _TEXTS_PER_CALL = 4096  # token lists of Python take ten times the memory of the flat array they are copied to
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Items of one kind and their embeddings.
-
-    Attributes:
-        kind: "text" or "image".
-        items: all items as they were passed, bad images included.
-        embeds: (n, D) fp32 on the CPU, L2-normalised, of the good items.
-        rows: n indices into `items`: `embeds[i]` belongs to `items[rows[i]]`.
-        bad_images: index into `items` → reason, of the images that could not be read.
-    """
-
-    kind: Literal["text", "image"]
-    items: Sequence[str | Image.Image]
-    embeds: Tensor
-    rows: list[int]
-    bad_images: dict[int, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def item(self, index: int) -> str | Image.Image:
-        """The item that `embeds[index]` belongs to."""
-        return self.items[self.rows[index]]
 
 
 @torch.inference_mode()

@@ -3,19 +3,24 @@
 Shapes: Q queries, C candidates.
 """
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPProcessor
 
-from component.embedding import Embedded, embed_images, embed_texts
-from component.model import BertCLIPModel
+from component.embedded import Embedded
+
+if TYPE_CHECKING:  # transformers takes two seconds to import, and a comparison does not need it
+    from transformers import CLIPProcessor
+
+    from component.model import BertCLIPModel
 
 TASKS = ("image-text", "text-text", "image-image")
 SELF_LOGIT = -10000.0  # logit of an item with itself, as in the published recipe
@@ -83,7 +88,7 @@ class Similarity:
             for row in zip(*columns, strict=True):
                 yield [Match(*match) for match in zip(*row, strict=True)]
 
-    def transposed(self) -> "Similarity":
+    def transposed(self) -> Similarity:
         """The same comparison with queries and candidates swapped."""
         return Similarity(self.candidates, self.queries, self.logit_scale)
 
@@ -109,15 +114,19 @@ def compare(model: BertCLIPModel, queries: Embedded, candidates: Embedded) -> Si
     Raises:
         ValueError: a side is empty; there is only one item to compare with itself; or logit_scale is not finite.
     """
+    return compare_at(model.logit_scale.exp().item(), queries, candidates)
+
+
+def compare_at(logit_scale: float, queries: Embedded, candidates: Embedded) -> Similarity:
+    """`compare` for the logit_scale of a model, already exponentiated."""
     for side in (queries, candidates):
         if not len(side):
             reason = f": none of the {len(side.items)} given can be read" if side.bad_images else ""
             raise ValueError(f"There is no {side.kind} to compare{reason}.")
     if queries is candidates and len(queries) < 2:
         raise ValueError(f"There is only one {queries.kind}; {queries.kind}-{queries.kind} needs at least two.")
-    logit_scale = model.logit_scale.exp().item()
     if not math.isfinite(logit_scale):
-        raise ValueError(f"The model's logit_scale is {model.logit_scale.item()}. Use another checkpoint.")
+        raise ValueError(f"The model's logit_scale is {logit_scale} after exp. Use another checkpoint.")
     return Similarity(queries, candidates, logit_scale)
 
 
@@ -159,6 +168,8 @@ def image_text_similarity(
     >>> similarity.scores().shape
     torch.Size([1, 2])
     """
+    from component.embedding import embed_images, embed_texts
+
     embedded = embed_images(model, processor, images, folder=os.sep, **options)
     return compare(model, embedded, embed_texts(model, processor, texts, **options))
 
@@ -167,6 +178,8 @@ def text_text_similarity(
     model: BertCLIPModel, processor: CLIPProcessor, texts: Sequence[str], **options
 ) -> Similarity:
     """Compare each text with all others. Arguments and errors as in `image_text_similarity`."""
+    from component.embedding import embed_texts
+
     embedded = embed_texts(model, processor, texts, **options)
     return compare(model, embedded, embedded)
 
@@ -175,5 +188,7 @@ def image_image_similarity(
     model: BertCLIPModel, processor: CLIPProcessor, images: Sequence[str | Image.Image], **options
 ) -> Similarity:
     """Compare each image with all others. Arguments and errors as in `image_text_similarity`."""
+    from component.embedding import embed_images
+
     embedded = embed_images(model, processor, images, folder=os.sep, **options)
     return compare(model, embedded, embedded)

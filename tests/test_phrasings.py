@@ -71,6 +71,12 @@ def test_a_missing_package_is_named_before_anything_is_loaded(tmp_path, monkeypa
         read_phrasings(write(tmp_path / "p.txt", "traditional\n"))
 
 
+def test_headings_are_not_mistaken_for_brackets(tmp_path):
+    phrasings = read_phrasings(write(tmp_path / "p.txt", "{}！\n[how we ask]\n[{}]\n"))
+    assert [phrasing[:2] for phrasing in phrasings] == [("{}！", ""), ("[{}]", "how we ask")]
+    assert phrasings[1].change("小狗") == "[小狗]"
+
+
 def test_recalls_are_those_of_the_texts_that_a_phrasing_changes(bert_clip_path, data, tmp_path):
     """Two images for a text, a text whose only image is bad, and phrasings that change some texts or none."""
     rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)] + [f"{CAPTIONS[0]},3.png", "小，狗,none.png"]

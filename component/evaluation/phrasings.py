@@ -47,7 +47,7 @@ def read_phrasings(path: str = SHIPPED) -> list[Phrasing]:
         where = f"{path}, line {number}"
         if line.startswith(COMMENT):
             continue
-        if heading := re.fullmatch(r"\[(\w+)\]", line):
+        if heading := re.fullmatch(r"\[([^\[\]{}]+)\]", line):
             group = heading[1]
             continue
         if PLACEHOLDER not in line and line not in CHANGES:

@@ -1,14 +1,23 @@
-"""The demo with three seeds, compared with a random locked tower: recall, wall time and peak memory.
+"""The demo with three seeds: recall by name, by unseen keywords and in other phrasings, wall time and peak memory.
 
-python benchmarks/demo_seeds.py [--json figures.json]
+python benchmarks/demo_seeds.py [--development] [--set KEY=VALUE ...] [--json figures.json]
 
 Each run is a separate process, `train_clip.py --train_args_file train_args/train_demo.json`, and starts without
-cached image features. Its model is then also evaluated on the held-out keywords.
+cached image features. Its model is then also evaluated on the held-out keywords and in the phrasings of
+component/evaluation/phrasings.txt: the mean of the group "reported", and the full stop alone. The same is done with a
+random locked tower.
+
+Choose settings with --development, which looks at neither the test style, nor the keywords of test_keywords.csv, nor
+the reported phrasings: it holds back one more style and some of the training keywords, tests on these, and asks in
+the phrasings of the group "development"; its punctuation mark is the question mark.
 """
 
 import argparse
+import csv
 import json
 import os
+import random
+import re
 import resource
 import statistics
 import subprocess
@@ -17,8 +26,11 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DEMO = os.path.join(ROOT, "data", "demo")
 SEEDS = (1, 2, 3)
-COLUMNS = ("R@1", "R@5", "R@10", "R@1 keywords", "R@5 keywords", "R@10 keywords", "seconds", "MB")
+KINDS, RECALL_AT = ("names", "punctuation", "phrasings", "keywords"), (1, 5, 10)
+MARKS = {"reported": "{}。", "development": "{}？"}  # group of phrasings → its "punctuation"
+HELD_BACK_STYLE, HELD_BACK_KEYWORDS = "openmoji", 0.1  # of --development; the image tower has seen the style
 
 
 def make_random_tower(folder: str) -> None:
@@ -28,58 +40,117 @@ def make_random_tower(folder: str) -> None:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    source = os.path.join(ROOT, "data", "demo", "clip-vit-emoji")
+    source = os.path.join(DEMO, "clip-vit-emoji")
     torch.manual_seed(0)
     CLIPModel(CLIPConfig.from_pretrained(source)).save_pretrained(folder)
     shutil.copy(os.path.join(source, "preprocessor_config.json"), folder)
+
+
+def make_development_tables(folder: str) -> None:
+    """Write train, test and test_keywords.csv: the demo's training data with a style and some keywords held back."""
+
+    def read(name: str) -> list[tuple[str, str]]:
+        with open(os.path.join(DEMO, name), encoding="utf-8", newline="") as file:
+            return [(row["text"], row["filename"]) for row in csv.DictReader(file)]
+
+    def write(name: str, rows: list[tuple[str, str]]) -> None:
+        with open(os.path.join(folder, name), "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "filename"), *rows])
+
+    train, name_of = read("train.csv"), {os.path.basename(file): name for name, file in read("test.csv")}
+    keywords = {}  # image name without style → words of its captions that are not about its name
+    for text, file in train:
+        emoji = os.path.basename(file)
+        words = (word for word in re.split("[，、,]", text) if name_of[emoji] not in word)
+        keywords.setdefault(emoji, {}).update(dict.fromkeys(words))
+    names = "\n".join(name_of.values())
+    words = sorted({word for group in keywords.values() for word in group if len(word) > 1 and word not in names})
+    held_back = set(random.Random(0).sample(words, round(HELD_BACK_KEYWORDS * len(words))))
+    pattern = re.compile("|".join(map(re.escape, held_back)))
+    own_style = f"{HELD_BACK_STYLE}/"
+    write("train.csv", [row for row in train if not row[1].startswith(own_style) and not pattern.search(row[0])])
+    write("test.csv", [(name, own_style + emoji) for emoji, name in name_of.items()])
+    write(
+        "test_keywords.csv",
+        [(word, own_style + emoji) for emoji, group in keywords.items() for word in group if word in held_back],
+    )
 
 
 def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def train_and_test(seed: int, output: str, *overrides: str) -> dict[str, float]:
-    """Run the demo once; recall is in percent."""
+def train_and_test(seed: int, output: str, tables: str, phrasings: str, overrides: list[str]) -> dict[str, float]:
+    """Run the demo once; recall is in percent.
+
+    Args:
+        tables: folder of train.csv, test.csv and test_keywords.csv.
+        phrasings: group of the phrasings whose mean counts.
+    """
     command = ["train_clip.py", "--train_args_file", "train_args/train_demo.json"]
-    for item in (f"seed={seed}", f"output_dir={output}/run", *overrides):
+    files = [f"{key}_file={tables}/{key}.csv" for key in ("train", "test")]
+    for item in (*files, f"seed={seed}", f"output_dir={output}/run", *overrides):
         command += ["--set", item]
     start = time.perf_counter()
     run(*command)
     seconds = time.perf_counter() - start
     megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    run(
-        *("evaluate_clip.py", "--model", f"{output}/run/checkpoint-final", "--output", f"{output}/keywords"),
-        *("--test_file", "data/demo/test_keywords.csv", "--image_path", "data/demo/images"),
+    names, keywords = (
+        evaluate(f"{output}/run/checkpoint-final", f"{tables}/{name}.csv", f"{output}/{name}", *options)
+        for name, options in (("test", ("--phrasings",)), ("test_keywords", ()))
     )
-    with open(f"{output}/run/test_results.json") as file:
-        recall = {f"R@{k}": 100 * value for k, value in recalls(json.load(file), "eval_")}
-    with open(f"{output}/keywords/metrics.json") as file:
-        recall |= {f"R@{k} keywords": 100 * value for k, value in recalls(json.load(file))}
+    punctuation = next(one for one in names["phrasings"] if one["phrasing"] == MARKS[phrasings])
+    in_phrasings = names["phrasings_mean"][phrasings]
+    found = (names, "text_to_image_"), (punctuation, ""), (in_phrasings, ""), (keywords, "text_to_image_")
+    recall = {
+        f"{kind} R@{k}": 100 * metrics[f"{direction}recall@{k}"]
+        for kind, (metrics, direction) in zip(KINDS, found, strict=True)
+        for k in RECALL_AT
+    }
     return {**recall, "seconds": seconds, "MB": megabytes}
 
 
-def recalls(metrics: dict[str, float], prefix: str = "") -> list[tuple[int, float]]:
-    return [(k, metrics[f"{prefix}text_to_image_recall@{k}"]) for k in (1, 5, 10)]
+def evaluate(model: str, table: str, output: str, *options: str) -> dict:
+    """The metrics.json of evaluate_clip.py."""
+    run(
+        *("evaluate_clip.py", "--model", model, "--test_file", table, "--output", output),
+        *("--image_path", "data/demo/images", *options),
+    )
+    with open(f"{output}/metrics.json") as file:
+        return json.load(file)
+
+
+def spread(runs: list[dict[str, float]], key: str) -> str:
+    values = [run[key] for run in runs]
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--development", action="store_true", help="hold back from the training data, as above")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train_clip.py")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
-    figures = {"demo tower": [], "random tower": []}
+    figures = {}
     with tempfile.TemporaryDirectory() as scratch:
-        make_random_tower(os.path.join(scratch, "random"))
-        for name, overrides in (("demo tower", ()), ("random tower", (f"clip_pretrain_path={scratch}/random",))):
+        tables, phrasings, towers = DEMO, "reported", {"demo tower": []}
+        if options.development:
+            tables, phrasings = scratch, "development"
+            make_development_tables(scratch)
+        else:
+            make_random_tower(os.path.join(scratch, "random"))
+            towers["random tower"] = [f"clip_pretrain_path={scratch}/random"]
+        for name, overrides in towers.items():
             for seed in SEEDS:
                 output = os.path.join(scratch, f"{name}-{seed}")
-                figures[name].append(train_and_test(seed, output, *overrides))
-                print(
-                    name, "seed", seed, {key: round(value, 1) for key, value in figures[name][-1].items()}, flush=True
-                )
-    print(f"\n{'':14}" + "".join(f"{column:>16}" for column in COLUMNS))
+                result = train_and_test(seed, output, tables, phrasings, [*options.set, *overrides])
+                figures.setdefault(name, []).append(result)
+                print(name, "seed", seed, {key: round(value, 1) for key, value in result.items()}, flush=True)
     for name, runs in figures.items():
-        cells = ((statistics.mean(r[c] for r in runs), statistics.stdev(r[c] for r in runs)) for c in COLUMNS)
-        print(f"{name:14}" + "".join(f"{f'{mean:.1f} ± {spread:.1f}':>16}" for mean, spread in cells))
+        print(f"\n{name:14}" + "".join(f"{f'R@{k}':>16}" for k in RECALL_AT))
+        for kind in KINDS:
+            print(f"{kind:14}" + "".join(f"{spread(runs, f'{kind} R@{k}'):>16}" for k in RECALL_AT))
+        print(f"{spread(runs, 'seconds')} seconds, {spread(runs, 'MB')} MB")
     if options.json:
         with open(options.json, "w") as file:
             json.dump(figures, file, indent=2)

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -430,7 +431,7 @@ from component.processor import load_processor
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
 shared_disk.PATIENCE, fill_progress.TELL_SECONDS = 0, 1
 PartialState(cpu=True, backend="gloo", timeout=timedelta(seconds={timeout}))
-pairs = PairDataset({table!r}, {images!r}, load_processor({model!r}), 16)
+pairs = PairDataset({table!r}, {images!r}.format(os.environ["RANK"]), load_processor({model!r}), 16)
 cache = FeatureCache({cache!r}.format(os.environ["RANK"]), "key", 48)
 
 def encode(pixels):
@@ -450,8 +451,8 @@ leave_group()
 def two_ranks(data, bert_clip_path, tmp_path):
     """Fill a cache with two processes, of which the second pauses in each batch; returns what they print."""
 
-    def fill(cache: str, timeout: float = 600, pause: float = 0) -> str:
-        script, folders = tmp_path / "rank.py", {"table": str(data / "train.csv"), "images": str(data / "images")}
+    def fill(cache: str, timeout: float = 600, pause: float = 0, images: str = str(data / "images")) -> str:
+        script, folders = tmp_path / "rank.py", {"table": str(data / "train.csv"), "images": images}
         script.write_text(
             RANK.format(root=ROOT, model=bert_clip_path, cache=cache, timeout=timeout, pause=pause, **folders)
         )
@@ -466,6 +467,13 @@ def test_a_cache_that_is_not_on_a_shared_disk_is_found_before_anything_is_comput
     printed = two_ranks(str(tmp_path / "disk{}"))
     assert "does not see in" in printed and "a disk that all machines share" in printed
     assert not blocks(tmp_path)
+
+
+def test_copies_of_image_files_are_told_apart_from_shared_ones(two_ranks, data, tmp_path):
+    for node in ("node0", "node1"):
+        shutil.copytree(data / "images", tmp_path / node, copy_function=shutil.copyfile)
+    printed = two_ranks(str(tmp_path / "cache"), images=str(tmp_path / "node{}"))
+    assert printed.count("8 features") == 2 and printed.count("are copies with other times on process 1") == 2
 
 
 def test_a_slow_process_may_take_longer_than_a_collective_and_is_named(two_ranks, tmp_path):

@@ -70,6 +70,7 @@ def load_pair_table(
     if prepared and work.everywhere(os.path.isdir(prepared)):
         table = _open(prepared, states, contents_of(states, prepared, work))
         if work.everywhere(table is not None):
+            table.file = name  # it may have been written when the files were in another folder
             return table
     contents: Contents = dict.fromkeys(states)
     contents |= contents_of({path: state for path, state in states.items() if not is_shard(path)}, None, work)

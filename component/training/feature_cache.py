@@ -43,6 +43,7 @@ from component.training.shared_disk import sees
 
 logger = logging.getLogger(__name__)
 
+FEW_ROWS = 100  # whose images tell whether the processes see the same files
 BLOCK_ROWS = 16_384  # 25 MB at a width of 768: what a killed run loses at most
 
 
@@ -215,6 +216,7 @@ def cache_features(
     index = FeatureIndex.open(cache.folder, cache.blocks, table)
     if len(set(gather_object([index and index.arrays.version]))) > 1 or index is None:
         index = FeatureIndex.empty(len(table.first_rows))
+    _warn_of_copied_files(table)
     check = _images_to_check(table, index)
     new = check.where(cache.find(check.keys) == NO_FEATURE)
     bad, progress = Reasons(), FillProgress(cache.folder, len(new.numbers))
@@ -234,6 +236,19 @@ def cache_features(
     if not all(gather_object([index.has(check.numbers, positions, check.states)])):
         index = index.updated(cache.folder, table, blocks, check.numbers, positions, check.states, bad)
     return CachedImages(table, index)
+
+
+def _warn_of_copied_files(table: PairTable) -> None:
+    """Log if the image files have other times on another machine: their features are found by these."""
+    some = np.arange(min(len(table), FEW_ROWS))
+    states = gather_object([table.image_states(some).tobytes()])
+    if len(set(states)) > 1:
+        logger.warning(
+            "the image files of %s are copies with other times on process %d. Image files are known by their times: "
+            "after another copy, or with other processes, their features are computed again. Put them on a shared "
+            "disk, or use shards, which are known by their content.",
+            *(table.file, [state != states[0] for state in states].index(True)),
+        )
 
 
 def _images_to_check(table: PairTable, index: FeatureIndex) -> ImagesToCheck:

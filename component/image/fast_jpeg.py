@@ -28,7 +28,8 @@ def packages() -> Packages | None:
 def shrink_jpeg(jpeg: bytes, size: tuple[int, int], quality: int) -> bytes:
     """Scale a JPEG of three components down to (width, height), as RGB.
 
-    At least as close to Lanczos as Pillow with Hamming's filter (`benchmarks/data_bench.py --parts scaling`).
+    Photographs are as close to Lanczos as by Pillow with Hamming's filter, or closer; pure noise is not
+    (`benchmarks/data_bench.py --parts scaling`).
 
     Raises:
         ValueError: libjpeg refuses the file, or only warns of it.

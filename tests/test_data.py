@@ -106,6 +106,13 @@ def test_rows_are_read_whatever_ends_the_lines_and_wherever_one_is_blank(tmp_pat
     assert chunk.values.tolist() == [["一", "", ""], ['二"', "b", "c"], ['x"y', "de", ""]]
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_table_of_one_column_has_the_rows_that_it_has(tmp_path, rows):
+    names = [f"{row}.jpg" for row in range(rows)]
+    chunks = list(read_table(table(tmp_path / "t.csv", "\n".join(["filename", *names])), ("filename",), chunk_rows=2))
+    assert [name for chunk in chunks for name in chunk["filename"]] == names
+
+
 def test_a_table_without_rows_is_an_empty_frame(tmp_path):
     (chunk,) = read_table(table(tmp_path / "t.csv", "text,filename"))
     assert list(chunk.columns) == ["text", "filename"] and len(chunk) == 0

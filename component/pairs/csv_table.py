@@ -100,6 +100,7 @@ class _Reader:
             if not rows:
                 break
             is_plain = set(map(len, rows)) == {len(self.header)} and self._line - start == len(rows)
+            is_plain = is_plain and rows[-1] != [_END]  # as long as the header of a table with one column
             if not is_plain or self._escaped or not self._first_cells.isdisjoint(row[0] for row in rows):
                 rows = list(self._checked(rows, start))
             by_column = list(zip(*rows, strict=True)) or [()] * len(self.header)

@@ -59,6 +59,7 @@ def train(args) -> int | None:
         from component.training.resume import begin, checkpoint_to_resume, finished_step
         from component.training.run_identity import compare_tables
         from component.training.shared_disk import require_shared_folders
+        from component.training.spot_check import spot_check
 
     require_shared_folders(args)
     compare_tables(args)
@@ -73,6 +74,7 @@ def train(args) -> int | None:
 
     # Preflight
     preflight(args, model, train_dataset, test_dataset)
+    spot_check(args, model, processor, train_dataset)
 
     # Train
     begin(args, checkpoint, model, processor)
@@ -121,16 +123,22 @@ def save_and_evaluate(trainer, train_metrics: dict[str, float]) -> None:
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     mark_finished(trainer.args, trainer.state.global_step)
-    log_next_steps(trainer.args)
+    log_next_steps(trainer.args, trainer.model.config.has_image_half)
 
 
-def log_next_steps(args) -> None:
+def log_next_steps(args, has_image_half: bool) -> None:
     def short(path: str) -> str:
         relative = os.path.relpath(path)
         return shlex.quote(path if relative.startswith("..") else relative)
 
     names = ("checkpoint-final", "similarity.html", "gallery")
     model, page, gallery = (short(os.path.join(args.output_dir, name)) for name in names)
+    if not has_image_half:
+        logger.info("the text tower is in %s. For use with the vectors of your images, export it:", model)
+        for name in ("sentence-transformers", "onnx"):
+            output = short(os.path.join(args.output_dir, name))
+            logger.info("python export_model.py --model %s --format %s --output %s", model, name, output)
+        return
     images = short(args.image_path) if os.path.isdir(args.image_path or "") else "FOLDER"
     logger.info("the model is in %s. Next, compare images with texts, or search images in the browser:", model)
     logger.info("python predict_similarity.py --model %s --html %s", model, page)

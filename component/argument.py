@@ -13,6 +13,7 @@ from component.pairs.text_groups import GroupCosts, costs_on
 from component.recipe.checks import (
     check_files,
     check_image_feature_cache,
+    check_image_vectors,
     check_loss,
     check_model,
     check_parallel,
@@ -89,6 +90,21 @@ class CLIPTrainingArguments(TrainingArguments):
     image_path: str | None = field(
         default=None,
         metadata={"help": "Folder that file names are relative to, or the tsv of a .jsonl. Shards need none."},
+    )
+    image_vectors: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train the text tower for these vectors of the images, whose files are not read: a gallery, .npy, "
+            ".npz, or folder of clip-retrieval. clip_pretrain_path is the CLIP that made them; without it, the "
+            "model is a text tower alone."
+        },
+    )
+    image_vector_ids: str | None = field(
+        default=None,
+        metadata={
+            "help": "File names of image_vectors, in their order: a text file with one per line, or a table with the "
+            "column filename; order: vector i belongs to row i. null: the names that the vectors come with."
+        },
     )
     max_seq_length: int = field(
         default=100, metadata={"help": "Tokens per text, including [CLS] and [SEP]; longer texts are truncated."}
@@ -246,6 +262,7 @@ class CLIPTrainingArguments(TrainingArguments):
             check_words,
             check_model,
             check_text_augmentation,
+            check_image_vectors,
             check_image_feature_cache,
             check_loss,
             check_lora,

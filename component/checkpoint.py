@@ -15,7 +15,7 @@ from component.hub.kept_identity import file_states, keep_identity, read_identit
 from component.hub.pretrained import BERT_CLIP, find_pretrained, load_pretrained, quiet_transformers
 from component.hub.sentence_transformers import write_sentence_transformers
 from component.model import BertCLIPModel
-from component.processor import load_processor, require_fitting, save_processor
+from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting, save_processor
 
 ANCESTORS = "ancestors.json"  # next to the weights
 
@@ -26,9 +26,25 @@ def load_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor]:
     Raises:
         ValueError: the folder does not exist, lacks weights or processor, is damaged, or holds another kind of model.
     """
+    model, processor = load_text_checkpoint(path)
+    if not model.config.has_image_half:
+        raise ValueError(
+            f"{path} is a text tower alone, trained for the vectors of images that another model made, and embeds no "
+            "images. Export it with export_model.py --format sentence-transformers or onnx, or train it with "
+            "clip_pretrain_path, the CLIP that made the vectors."
+        )
+    return model, processor
+
+
+def load_text_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor | TextProcessor]:
+    """`load_checkpoint` for embedding texts only: the model may have no image half."""
     limit_threads()
     model = load_model(path)
-    processor = load_processor(path, max_length=model.config.text_config.max_position_embeddings)
+    positions = model.config.text_config.max_position_embeddings
+    if model.config.has_image_half:
+        processor = load_processor(path, max_length=positions)
+    else:
+        processor = load_text_processor(path, positions)
     require_fitting(processor, model.config, path)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
@@ -63,7 +79,8 @@ def save_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str)
 def complete_checkpoint(model: BertCLIPModel, processor: CLIPProcessor, folder: str) -> None:
     """Add to a folder with weights and config: processor, ancestors, and what sentence-transformers reads."""
     save_processor(processor, folder)
-    write_sentence_transformers(folder, output_name=None)
+    if model.config.has_image_half:
+        write_sentence_transformers(folder, output_name=None)
     if model.ancestors is not None:
         write_json(os.path.join(folder, ANCESTORS), model.ancestors)
 

@@ -136,6 +136,29 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
                 init.constant_(self.logit_bias, self.config.logit_bias_init_value)
 
     @classmethod
+    def from_text_pretrained(
+        cls, bert_path: str, projection_dim: int, dtype: torch.dtype = torch.float32, text_pooling: str = "pooler"
+    ) -> "BertCLIPModel":
+        """A pretrained BERT for vectors of `projection_dim` that another model made of images; it has no image half.
+
+        Arguments and errors as in `from_vision_text_pretrained`. text_projection is new.
+        """
+        bert, new_in_bert = load_pretrained(
+            BertModel, bert_path, TEXT_TOWER, dtype=dtype, add_pooling_layer=text_pooling == "pooler"
+        )
+        config = BertCLIPConfig(
+            text_config=bert.config,
+            projection_dim=projection_dim,
+            text_pooling=text_pooling,
+            has_image_half=False,
+        )
+        model = cls._from_config(config, dtype=dtype)
+        model.text_model.load_state_dict(
+            {name: value for name, value in bert.state_dict().items() if name not in new_in_bert}, strict=False
+        )
+        return model
+
+    @classmethod
     def from_vision_text_pretrained(
         cls,
         clip_path: str,
@@ -237,6 +260,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         attention_mask: Tensor | None = None,
         *args,
         vision_pooler_output: Tensor | None = None,
+        image_embeds: Tensor | None = None,
         text_groups: Sequence[tuple[int, int]] | None = None,
         recompute: bool = False,
         **kwargs,
@@ -247,6 +271,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             input_ids, pixel_values, attention_mask, args, kwargs: see the parent. Both texts and images are required.
             vision_pooler_output: (B_image, vision_hidden), earlier output of a locked vision tower, instead of
                 pixel_values.
+            image_embeds: with text_groups: (B_image, D), earlier embeddings of the images, normalised or not.
             text_groups: for training: (pairs, tokens) of consecutive groups. The pairs of a group go through the
                 towers together, with their texts cut to that number of tokens; texts sorted by length then need
                 little padding. position_ids and token_type_ids are not accepted.
@@ -261,15 +286,14 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         Raises:
             ValueError: texts or images are missing, or differ in number with `return_loss`.
         """
-        if input_ids is None or (pixel_values is None) == (vision_pooler_output is None):
+        images = [pixel_values, vision_pooler_output, image_embeds if text_groups is not None else None]
+        if input_ids is None or sum(given is not None for given in images) != 1:
             raise ValueError(
                 "BertCLIPModel compares texts with images: pass input_ids, and pixel_values or vision_pooler_output. "
                 "For one side alone use get_text_features or get_image_features."
             )
         if text_groups is not None:
-            return self._embed_groups(
-                input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute
-            )
+            return self._embed_groups(input_ids, attention_mask, *images, text_groups, recompute)
         return super().forward(
             input_ids, pixel_values, attention_mask, *args, vision_pooler_output=vision_pooler_output, **kwargs
         )
@@ -277,7 +301,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
     # torch_compile compiles the towers. The loop would be compiled again for each number of groups.
     @torch.compiler.disable(recursive=False)
     def _embed_groups(
-        self, input_ids, attention_mask, pixel_values, vision_pooler_output, text_groups, recompute: bool
+        self, input_ids, attention_mask, pixel_values, vision_pooler_output, image_embeds, text_groups, recompute: bool
     ) -> GroupedOutput:
         def pool(tower, **inputs):
             if recompute:
@@ -300,11 +324,13 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             for text, group, own in zip(texts, ids, embeds.split([group.numel() for group in ids]), strict=True):
                 text["inputs_embeds"] = own.view(*group.shape, -1)
         text_pooled = [pool(self.text_model, **text) for text in texts]
-        if vision_pooler_output is None:
+        if pixel_values is not None:
             images = pixel_values.split(sizes)
             vision_pooler_output = torch.cat([pool(self.vision_model, pixel_values=group) for group in images])
+        if image_embeds is None:
+            image_embeds = self.visual_projection(vision_pooler_output.to(self.dtype))
         return GroupedOutput(
-            image_embeds=F.normalize(self.visual_projection(vision_pooler_output.to(self.dtype)), dim=-1),
+            image_embeds=F.normalize(image_embeds, dim=-1),
             text_embeds=F.normalize(self.text_projection(torch.cat(text_pooled)), dim=-1),
             logit_scale=self.logit_scale.exp().view(()),  # under FSDP the parameters have one dimension
             logit_bias=None if self.logit_bias is None else self.logit_bias.view(()),

@@ -29,6 +29,8 @@ class BertCLIPConfig(PretrainedConfig):
         logit_bias_init_value: initial bias of a model trained with the sigmoid loss; None: no bias.
         text_pooling: "pooler": BERT's own pooler over [CLS], as in the published layout; "cls": the last hidden state
             of [CLS], as in Chinese-CLIP, without pooler weights.
+        has_image_half: False: a text tower alone, trained for image vectors that another model made. vision_config is
+            None then.
 
     Raises:
         ValueError: text_pooling is neither.
@@ -45,6 +47,7 @@ class BertCLIPConfig(PretrainedConfig):
         logit_scale_init_value: float = 2.6592,
         logit_bias_init_value: float | None = None,
         text_pooling: str = "pooler",
+        has_image_half: bool = True,
         **kwargs,
     ):
         if text_pooling not in POOLINGS:
@@ -58,6 +61,9 @@ class BertCLIPConfig(PretrainedConfig):
             setattr(self, key, config_class(**{**(config or {}), **own}))
         self.text_config.text_pooling = text_pooling
         self.vision_config.projection_dim = projection_dim  # for CLIPVisionModelWithProjection
+        self.has_image_half = has_image_half
+        if not has_image_half:
+            self.vision_config = None
         self.text_pooling = text_pooling
         self.projection_dim = projection_dim
         self.logit_scale_init_value = logit_scale_init_value
@@ -106,10 +112,15 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
     def __init__(self, config: BertCLIPConfig):
         super().__init__(config)
         self.text_model = text_tower(config.text_config)
-        vision_model = CLIPVisionModel._from_config(config.vision_config)
-        self.vision_model = getattr(vision_model, "vision_model", vision_model)  # transformers 4 has one more wrapper
+        self.vision_model = self.visual_projection = None
+        if config.has_image_half:
+            vision_model = CLIPVisionModel._from_config(config.vision_config)
+            self.vision_model = getattr(
+                vision_model, "vision_model", vision_model
+            )  # transformers 4 wraps it once more
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        if config.has_image_half:
+            self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         bias = config.logit_bias_init_value
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
@@ -148,7 +159,9 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         return self.text_projection(outputs.pooler_output)
 
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> Tensor:
-        """(B, 3, H, W) pixels → (B, D) projected features, not normalised."""
+        """(B, 3, H, W) pixels → (B, D) projected features, not normalised. ValueError without an image half."""
+        if self.vision_model is None:
+            raise ValueError("This model is a text tower alone and embeds no images: another model made its vectors.")
         outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
         return self.visual_projection(outputs.pooler_output)
 
@@ -194,6 +207,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
             ValueError: neither texts nor images, or `return_loss` with unequal numbers of them.
         """
         text_outputs = vision_outputs = text_embeds = image_embeds = logits_per_text = loss = None
+        if self.vision_model is None and (vision_pooler_output is not None or pixel_values is not None):
+            raise ValueError("This model is a text tower alone and embeds no images: pass input_ids only.")
         if vision_pooler_output is not None:
             vision_outputs = BaseModelOutputWithPooling(pooler_output=vision_pooler_output.to(self.dtype))
         elif pixel_values is not None:

@@ -3,7 +3,7 @@
 import logging
 import os
 
-from transformers import CLIPProcessor
+from transformers import BertTokenizerFast, CLIPProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -30,6 +30,26 @@ AutoImageProcessor.register(
 )
 
 
+class TextProcessor:
+    """The processor of a text tower alone: its tokenizer."""
+
+    image_processor = None
+
+    def __init__(self, tokenizer: BertTokenizerFast):
+        self.tokenizer = tokenizer
+
+    def __call__(self, text, **options):
+        return self.tokenizer(text, truncation=True, **options)
+
+    def save_pretrained(self, path: str, **_) -> None:
+        save_tokenizer(self.tokenizer, path)
+
+
+def load_text_processor(path: str, max_length: int) -> TextProcessor:
+    """The processor of a text tower alone. Arguments and errors as in `load_processor`."""
+    return TextProcessor(_load_tokenizer(path, max_length))
+
+
 def load_processor(path: str, tokenizer_path: str | None = None, max_length: int | None = None) -> CLIPProcessor:
     """Load the processor of a BertCLIP or Chinese-CLIP folder, or combine CLIP's with the tokenizer of a BERT.
 
@@ -54,12 +74,16 @@ def load_processor(path: str, tokenizer_path: str | None = None, max_length: int
         image_processor = CLIPImageProcessorPil.from_pretrained(source)
     if not image_processor.do_center_crop and image_processor.size.height:
         image_processor.crop_size = image_processor.size  # Chinese-CLIP's; random crops are scaled to crop_size
-    tokenizer = load_tokenizer(tokenizer_path or path)
+    return CLIPProcessor(image_processor, _load_tokenizer(tokenizer_path or path, max_length))
+
+
+def _load_tokenizer(path: str, max_length: int | None) -> BertTokenizerFast:
+    tokenizer = load_tokenizer(path)
     if max_length is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
     # CLIPProcessor takes its defaults from here, also after saving. Without it, a long text is an index error in BERT.
     tokenizer.init_kwargs["truncation"] = True
-    return CLIPProcessor(image_processor, tokenizer)
+    return tokenizer
 
 
 def require_fitting(processor: CLIPProcessor, config: BertCLIPConfig, path: str) -> None:
@@ -68,13 +92,14 @@ def require_fitting(processor: CLIPProcessor, config: BertCLIPConfig, path: str)
     Args:
         path: folder or Hub name of the image processor, for the message.
     """
-    image_processor, edge = processor.image_processor, config.vision_config.image_size
-    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-    if (size.height, size.width) != (edge, edge):
-        raise ValueError(
-            f"{path}: its preprocessor_config.json makes images of {size.height} × {size.width} pixels, but its "
-            f"image tower takes {edge} × {edge}. Use the preprocessor_config.json that belongs to the weights."
-        )
+    if config.has_image_half:
+        image_processor, edge = processor.image_processor, config.vision_config.image_size
+        size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+        if (size.height, size.width) != (edge, edge):
+            raise ValueError(
+                f"{path}: its preprocessor_config.json makes images of {size.height} × {size.width} pixels, but its "
+                f"image tower takes {edge} × {edge}. Use the preprocessor_config.json that belongs to the weights."
+            )
     tokens, embeddings = len(processor.tokenizer), config.text_config.vocab_size
     if tokens > embeddings:
         logger.warning(
@@ -91,5 +116,6 @@ def save_processor(processor: CLIPProcessor, path: str) -> None:
     transformers 5 writes only processor_config.json; older ones read preprocessor_config.json.
     """
     processor.save_pretrained(path)
-    processor.image_processor.save_pretrained(path)
+    if processor.image_processor is not None:
+        processor.image_processor.save_pretrained(path)
     save_tokenizer(processor.tokenizer, path)

@@ -211,10 +211,12 @@ class CLIPTrainer(SavingTrainer):
         Args:
             cached: images enter as features that skip the vision tower. Under FSDP all processes have to agree.
         """
-        vision = self.model.config.vision_config
+        config, vision = self.model.config, self.model.config.vision_config
         text = torch.zeros(1, 1, dtype=torch.long)
         inputs = {"input_ids": text, "attention_mask": text + 1, "text_groups": [(1, 1)]}
-        if cached:
+        if self.args.image_vectors:
+            inputs["image_embeds"] = torch.zeros(1, config.projection_dim)
+        elif cached:
             inputs["vision_pooler_output"] = torch.zeros(1, vision.hidden_size)
         else:
             inputs["pixel_values"] = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)

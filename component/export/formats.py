@@ -12,7 +12,8 @@ from component.ground.quick_imports import quick_imports
 FORMATS = {
     "chinese-clip": "a native ChineseCLIPModel: AutoModel, pipelines, sentence-transformers (transformers 5)",
     "vision-text-dual-encoder": "a VisionTextDualEncoderModel: AutoModel, sentence-transformers (transformers 5)",
-    "onnx": "onnx/text_model.onnx, vision_model.onnx and model.onnx: onnxruntime, transformers.js",
+    "onnx": "onnx/text_model.onnx, vision_model.onnx and model.onnx (of a text tower alone the first)",
+    "sentence-transformers": "the text tower alone: SentenceTransformer, any vector database that takes one",
     "immich": "textual/ and visual/ for the search of Immich, which deletes a folder that it cannot load",
     "bert": "the text tower alone, as save_bert_checkpoint.py writes it",
 }

@@ -124,9 +124,9 @@ class GraphModel:
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, config: BertCLIPConfig, text_path: str, image_path: str):
+    def __init__(self, config: BertCLIPConfig, text_path: str, image_path: str | None = None):
         self.config = config
-        self._text, self._image = open_graph(text_path), open_graph(image_path)
+        self._text, self._image = open_graph(text_path), image_path and open_graph(image_path)
 
     def get_text_features(self, **inputs: Tensor) -> Tensor:
         """(B, T) tokens → (B, D)."""

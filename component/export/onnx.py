@@ -3,8 +3,9 @@
 import os
 
 import torch
+from transformers import CLIPProcessor
 
-from component.checkpoint import load_checkpoint
+from component.checkpoint import load_text_checkpoint
 from component.configuration import BertCLIPConfig
 from component.embedding import embed_images, embed_texts
 from component.export.graph import (
@@ -19,7 +20,7 @@ from component.export.graph import (
     require_onnx,
     token_inputs,
 )
-from component.export.samples import embed_samples
+from component.export.samples import Samples, embed_samples
 from component.ground.files import write_json
 from component.hub.pretrained import loading
 from component.processor import save_processor
@@ -30,21 +31,24 @@ NAMES = ("text_model", "vision_model", "model")
 def write(model_path: str, folder: str, int8: bool = False) -> None:
     """Write onnx/text_model.onnx, vision_model.onnx and model.onnx, in fp32, with config.json and the processor.
 
+    Of a text tower alone there is only the first.
+
     Args:
         int8: also write int8 versions of about a third of the size, named `_quantized`. They are not compared with
             the model: only labelled data can tell how much recall they lose.
     """
     require_onnx()
-    model, processor = load_checkpoint(model_path)
+    model, processor = load_text_checkpoint(model_path)
     samples = embed_samples(model.cpu(), processor)
-    tokens, pixels = token_inputs(), pixel_inputs(model.config)
+    tokens = token_inputs()
     os.mkdir(os.path.join(folder, "onnx"))
     export_graph(TextGraph(model), tokens, ["text_embeds"], _path(folder, "text_model"))
-    export_graph(ImageGraph(model), pixels, ["image_embeds"], _path(folder, "vision_model"))
-    logits = ["logits_per_image", "logits_per_text"]
-    export_graph(
-        PairGraph(model), {**tokens, **pixels}, [*logits, "text_embeds", "image_embeds"], _path(folder, "model")
-    )
+    if model.config.has_image_half:
+        pixels, logits = pixel_inputs(model.config), ["logits_per_image", "logits_per_text"]
+        export_graph(ImageGraph(model), pixels, ["image_embeds"], _path(folder, "vision_model"))
+        export_graph(
+            PairGraph(model), {**tokens, **pixels}, [*logits, "text_embeds", "image_embeds"], _path(folder, "model")
+        )
     config = model.config.to_dict()
     config.pop("auto_map", None)  # the classes that it names would find no weights here
     write_json(os.path.join(folder, "config.json"), config)
@@ -52,15 +56,22 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
 
     graphs = load_graphs(folder)
     text_embeds = embed_texts(graphs, processor, samples.texts).embeds
-    samples.require_same(text_embeds, embed_images(graphs, processor, samples.images).embeds)
+    if model.config.has_image_half:
+        samples.require_same(text_embeds, embed_images(graphs, processor, samples.images).embeds)
+        _require_same_pairs(folder, processor, samples)
+    else:
+        samples.require_same(text_embeds, None)
+    if int8:
+        for name in NAMES if model.config.has_image_half else NAMES[:1]:
+            quantize_graph(_path(folder, name), _path(folder, f"{name}_quantized"))
+
+
+def _require_same_pairs(folder: str, processor: CLIPProcessor, samples: Samples) -> None:
     inputs = processor(text=samples.texts, images=samples.images, padding=True, return_tensors="pt")
     session = open_graph(_path(folder, "model"))
     feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
     outputs = dict(zip([node.name for node in session.get_outputs()], session.run(None, feed), strict=True))
     samples.require_same(torch.from_numpy(outputs["text_embeds"]), torch.from_numpy(outputs["image_embeds"]))
-    if int8:
-        for name in NAMES:
-            quantize_graph(_path(folder, name), _path(folder, f"{name}_quantized"))
 
 
 def load_graphs(folder: str, ending: str = "") -> GraphModel:
@@ -71,7 +82,8 @@ def load_graphs(folder: str, ending: str = "") -> GraphModel:
     """
     with loading(folder):
         config = BertCLIPConfig.from_pretrained(folder)
-    return GraphModel(config, *(_path(folder, f"{name}{ending}") for name in NAMES[:2]))
+    names = NAMES[:2] if config.has_image_half else NAMES[:1]
+    return GraphModel(config, *(_path(folder, f"{name}{ending}") for name in names))
 
 
 def _path(folder: str, name: str) -> str:

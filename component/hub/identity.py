@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a query compares identities without torch, which takes seconds to import
@@ -86,8 +86,11 @@ def identity_of(model: nn.Module, processor: CLIPProcessor, weights: tuple[str, 
         weights: digests of the image half and of the text half, if they are known (`half_digests`).
     """
     image, text = weights or half_digests(model)
+    has_images = model.vision_model is not None
     return ModelIdentity(
-        Half(image, _settings(model.vision_model), image_inputs(processor.image_processor)),
+        Half(image, _settings(model.vision_model), image_inputs(processor.image_processor))
+        if has_images
+        else Half("", {}, {}),
         Half(text, _settings(model.text_model), text_inputs(processor.tokenizer)),
     )
 
@@ -102,7 +105,7 @@ def half_digests(model: nn.Module) -> tuple[str, str]:
     from torch import nn
 
     return tuple(
-        weights_digest(nn.ModuleList([tower, projection]))
+        "" if tower is None else weights_digest(nn.ModuleList([tower, projection]))
         for tower, projection in (
             (model.vision_model, model.visual_projection),
             (model.text_model, model.text_projection),
@@ -110,22 +113,27 @@ def half_digests(model: nn.Module) -> tuple[str, str]:
     )
 
 
-def image_digests(model: nn.Module) -> list[str]:
-    """Digests of the image half in each precision that holds its weights exactly.
+def image_differences(before: ModelIdentity, now: ModelIdentity, model: nn.Module) -> list[str]:
+    """What differs in the image half of `model`, whose identity is `now`; empty if it embeds images as before.
 
-    Training from a checkpoint in fp16 saves a locked image half in fp32, with the same values.
+    Training from a checkpoint in fp16 saves a locked image half in fp32: the same values are the same half.
     """
+    if before.image.weights != now.image.weights and before.image.weights in _exact_digests(model):
+        now = replace(now, image=replace(now.image, weights=before.image.weights))
+    return before.differences(now, ["image"])
+
+
+def _exact_digests(model: nn.Module) -> Iterator[str]:
+    """Digest of the image half in each precision that holds its weights exactly."""
     import torch
     from torch import nn
 
     half = nn.ModuleList([model.vision_model, model.visual_projection])
-    digests = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         other = copy.deepcopy(half).to(dtype)
         pairs = zip(half.parameters(), other.parameters(), strict=True)
-        if all(torch.equal(before, after.to(before.dtype)) for before, after in pairs):
-            digests.append(weights_digest(other))
-    return digests
+        if all(torch.equal(mine, theirs.to(mine.dtype)) for mine, theirs in pairs):
+            yield weights_digest(other)
 
 
 def weights_digest(module: nn.Module, *settings: Any) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from component.ground.files import write_text
 
-_TEMPLATE = Path(__file__).with_suffix(".md")
+_TEMPLATES = {True: Path(__file__).with_suffix(".md"), False: Path(__file__).with_name("text_model_card.md")}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Card:
         test_data: name of the data of the recalls.
         model_license: as the Hub spells it.
         base_models: Hub names.
+        has_image_half: False for a text tower alone.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Card:
     test_data: str | None = None
     model_license: str | None = None
     base_models: Sequence[str] = ()
+    has_image_half: bool = True
 
 
 def write_card(folder: str, card: Card) -> None:
@@ -47,7 +49,7 @@ def write_card(folder: str, card: Card) -> None:
         language="zh",
         license=card.model_license,
         library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag="zero-shot-image-classification" if card.has_image_half else "feature-extraction",
         base_model=list(card.base_models) or None,
         tags=["clip", "chinese", "image-text-retrieval"],
         model_name=card.name,
@@ -64,12 +66,16 @@ def write_card(folder: str, card: Card) -> None:
         ]
         or None,
     )
-    text = _TEMPLATE.read_text(encoding="utf-8").format(
-        name=card.name,
-        load_path=card.load_path,
-        dimensions=card.dimensions,
-        facts=card_table("", "", card.facts),
-        results=card.results,
+    text = (
+        _TEMPLATES[card.has_image_half]
+        .read_text(encoding="utf-8")
+        .format(
+            name=card.name,
+            load_path=card.load_path,
+            dimensions=card.dimensions,
+            facts=card_table("", "", card.facts),
+            results=card.results,
+        )
     )
     write_text(os.path.join(folder, "README.md"), f"---\n{data.to_yaml()}\n---\n\n{text}")
 

@@ -41,9 +41,15 @@ def _holds_images(path: str, columns: Mapping[str, str] | None) -> bool:
 
 
 def check_pair_files(
-    files: str | Sequence[str], image_path: str | None, columns: Mapping[str, str] | None = None
+    files: str | Sequence[str],
+    image_path: str | None,
+    columns: Mapping[str, str] | None = None,
+    needs_images: bool = True,
 ) -> None:
     """Find faults before the files are read.
+
+    Args:
+        needs_images: False: a folder of the images need not be there, because their vectors are.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -59,7 +65,7 @@ def check_pair_files(
         _require_plain_tar(path)
         if _kind(path, image_path) is Kind.CHINESE_CLIP:
             tsv_of(path, image_path)
-        elif needs_folder(path, columns) and not (image_path and os.path.isdir(image_path)):
+        elif needs_images and needs_folder(path, columns) and not (image_path and os.path.isdir(image_path)):
             raise ValueError(f"{image_path} is not a folder; the file names in {path} are relative to one.")
 
 

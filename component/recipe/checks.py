@@ -15,7 +15,8 @@ from component.pairs.templates import read_templates
 
 
 def check_files(args) -> None:
-    for key in ("output_dir", "train_file", "clip_pretrain_path"):
+    needed = ("output_dir", "train_file", *(() if args.image_vectors else ("clip_pretrain_path",)))
+    for key in needed:
         if not getattr(args, key):
             raise ValueError(f"`{key}` is missing: {help_of(args, key)}")
     if not (args.load_from_bert_clip or args.bert_pretrain_path):
@@ -29,10 +30,12 @@ def check_files(args) -> None:
         raise ValueError(f"`columns` is {args.columns!r}; {error}.") from None
     for key in ("train_file", "test_file"):
         files = getattr(args, key) or []
-        if not args.image_path and any(needs_folder(path, columns) for path in pair_files(files)):
+        if not (args.image_path or args.image_vectors) and any(
+            needs_folder(path, columns) for path in pair_files(files)
+        ):
             raise ValueError(f"`image_path` is missing: {help_of(args, 'image_path')}")
         try:
-            check_pair_files(files, args.image_path, columns)
+            check_pair_files(files, args.image_path, columns, needs_images=not args.image_vectors)
         except (ValueError, FileNotFoundError) as error:
             can_split = key == "test_file" and isinstance(error, FileNotFoundError)
             raise ValueError(f"`{key}`: {error}{_how_to_split(args) if can_split else ''}") from None
@@ -98,6 +101,36 @@ def check_text_augmentation(args) -> None:
         read_templates(args.text_templates)
     except (ValueError, OSError) as error:
         raise ValueError(f"`text_templates`: {error}") from None
+
+
+def check_image_vectors(args) -> None:
+    if not args.image_vectors:
+        if args.image_vector_ids:
+            raise ValueError("`image_vector_ids` is given, but there are no `image_vectors` that it could name.")
+        return
+    if args.load_from_bert_clip and not args.clip_pretrain_path:
+        raise ValueError("`load_from_bert_clip` is true, but `clip_pretrain_path` is missing: the model to load.")
+    for key, why in (
+        ("min_crop_area", "no image is read that could be cropped"),
+        ("random_flip", "no image is read that could be flipped"),
+        ("check_data", "it reads images"),
+    ):
+        if getattr(args, key):
+            raise ValueError(f"`{key}` does not work with `image_vectors`: {why}. Leave one of them out.")
+    if args.freeze_vision is not True:
+        raise ValueError("`image_vectors` were made before, so no image tower can learn: set freeze_vision to true.")
+    if args.image_feature_cache != "off":
+        raise ValueError("`image_feature_cache` has no use with `image_vectors`: leave it out.")
+    if args.image_vector_ids == "order" and args.keep_list:
+        raise ValueError(
+            "`image_vector_ids` is order, but with `keep_list` rows of train_file are left out, which would shift the "
+            "others: give the file names of the vectors."
+        )
+    if args.image_vector_ids == "order" and args.test_file:
+        raise ValueError(
+            "`image_vector_ids` is order, which gives the rows of train_file their vectors, but none to those of "
+            "test_file: give the file names of the vectors, or leave test_file out."
+        )
 
 
 def check_image_feature_cache(args) -> None:

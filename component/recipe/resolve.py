@@ -14,10 +14,11 @@ from component.hub.model_path import is_hub_name
 
 logger = logging.getLogger(__name__)
 
-PATHS = ("output_dir", "train_file", "test_file", "image_path")
+PATHS = ("output_dir", "train_file", "test_file", "image_path", "image_vectors")
 PATHS_OR_WORDS = {
     "image_feature_cache": ("auto", "off"),
     "pair_table": ("auto", "off"),
+    "image_vector_ids": ("order",),
     "resume_from_checkpoint": ("auto", "true", "false"),
     "text_templates": (),  # a list contains templates, not paths
 }
@@ -110,4 +111,6 @@ def _resolve_folders(args) -> None:
     if args.pair_table == "auto":
         args.pair_table = os.path.join(parent, "pair_tables")
     if args.image_feature_cache == "auto":
-        args.image_feature_cache = "off" if args.images_change else os.path.join(parent, "image_features")
+        args.image_feature_cache = (
+            "off" if args.images_change or args.image_vectors else os.path.join(parent, "image_features")
+        )

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 
 import torch
 from transformers import CLIPProcessor
@@ -13,7 +12,7 @@ from component.checkpoint import load_identified
 from component.embedding import embed_texts
 from component.gallery.reader import Gallery, is_gallery
 from component.ground.lock import sole_writer
-from component.hub.identity import ModelIdentity, image_digests, weights_digest
+from component.hub.identity import ModelIdentity, image_differences, weights_digest
 from component.model import BertCLIPModel
 from component.prompts import RANDOM_TEXTS
 from component.search.approximate import open_index
@@ -134,9 +133,7 @@ def _require_same_images(
         differences, in_texts = [] if same else ["the weights or the image processor"], []
     else:
         before = ModelIdentity.from_dict(before)
-        if before.image.weights != identity.image.weights and before.image.weights in image_digests(model):
-            identity = replace(identity, image=replace(identity.image, weights=before.image.weights))
-        differences, in_texts = (before.differences(identity, [half]) for half in ("image", "text"))
+        differences, in_texts = image_differences(before, identity, model), before.differences(identity, ["text"])
     if differences:
         raise ValueError(
             f"{gallery.folder} was made with another model than {model_path} is now ({'; '.join(differences)}): their "

@@ -11,17 +11,19 @@ from component.checkpoint import ancestor_digest, read_ancestors
 from component.checkpoint import load_model as load_bert_clip
 from component.dataset import PairDataset, Pairs
 from component.ground.cores import limit_threads
-from component.hub.identity import image_tower
+from component.hub.identity import identity_of, image_differences, image_tower
 from component.hub.pretrained import BERT_CLIP, IMAGE_HALF, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.columns import parse_columns
 from component.pairs.keep_list import open_keep_list
-from component.pairs.pair_table import KEY_FORMAT
+from component.pairs.pair_table import KEY_FORMAT, ChunkEncoder
+from component.pairs.prepared import load_pair_table
 from component.pairs.templates import read_templates
 from component.pairs.text_augmentation import TextAugmentation
-from component.processor import load_processor, require_fitting
+from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting
 from component.training.feature_cache import FeatureCache, cache_features
+from component.training.image_vectors import VectorImages, gallery_fingerprint, open_vectors
 from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
 from component.training.shared_work import SharedWork
@@ -29,7 +31,7 @@ from component.training.shared_work import SharedWork
 WHOLE_TEXTS = 2**31  # tokens: longer than any text
 
 
-def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcessor]:
+def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcessor | TextProcessor]:
     """Load the model, with locked layers and LoRA as the arguments say, and its processor.
 
     Raises:
@@ -37,6 +39,29 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     """
     limit_threads()
     set_seed(args.seed)  # before the Trainer does: a new text_projection is initialised here
+    model = _load_weights(args)
+    model.set_loss(args.loss_type)
+    if args.trainable_vision_blocks is not None and model.config.has_image_half:
+        model.lock_vision(args.trainable_vision_blocks, args.freeze_visual_projection or bool(args.image_vectors))
+    if args.lora_rank is not None:
+        add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
+    rates_of(model, args)  # raises if a prefix in learning_rates or layer_decay matches no weight
+    positions = model.config.text_config.max_position_embeddings
+    if args.max_seq_length > positions:
+        raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")
+    tokenizer_path = None if args.load_from_bert_clip else args.bert_pretrain_path
+    if model.config.has_image_half:
+        processor = load_processor(args.clip_pretrain_path, tokenizer_path, max_length=positions)
+    else:
+        processor = load_text_processor(tokenizer_path or args.clip_pretrain_path, positions)
+    require_fitting(processor, model.config, args.clip_pretrain_path)
+    if args.image_vectors:
+        _require_vectors_of(args, model, processor)
+    return model, processor
+
+
+def _load_weights(args: CLIPTrainingArguments) -> BertCLIPModel:
+    text_pooling = args.text_pooling or "pooler"
     if args.load_from_bert_clip:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
         model = load_bert_clip(args.clip_pretrain_path, dtype=torch.float32)
@@ -46,29 +71,41 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
                 f"`text_pooling` is {args.text_pooling}, but {args.clip_pretrain_path} was trained with "
                 f"{model.config.text_pooling}: leave text_pooling out."
             )
-    else:
-        image_use = IMAGE_HALF if args.freeze_visual_projection else IMAGE_TOWER
+        if not (model.config.has_image_half or args.image_vectors):
+            raise ValueError(
+                f"`clip_pretrain_path`: {args.clip_pretrain_path} is a text tower alone, which is trained with "
+                "image_vectors, the vectors of images that another model made."
+            )
+        return model
+    if args.clip_pretrain_path:
+        image_use = IMAGE_HALF if args.freeze_visual_projection or args.image_vectors else IMAGE_TOWER
         _check_pretrained(args, clip_pretrain_path=image_use, bert_pretrain_path=TEXT_TOWER)
         model = BertCLIPModel.from_vision_text_pretrained(
-            args.clip_pretrain_path,
-            args.bert_pretrain_path,
-            text_pooling=args.text_pooling or "pooler",
-            image_use=image_use,
+            args.clip_pretrain_path, args.bert_pretrain_path, text_pooling=text_pooling, image_use=image_use
         )
-        model.ancestors = []
-    model.set_loss(args.loss_type)
-    if args.trainable_vision_blocks is not None:
-        model.lock_vision(args.trainable_vision_blocks, args.freeze_visual_projection)
-    if args.lora_rank is not None:
-        add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
-    rates_of(model, args)  # raises if a prefix in learning_rates or layer_decay matches no weight
-    positions = model.config.text_config.max_position_embeddings
-    if args.max_seq_length > positions:
-        raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")
-    tokenizer_path = None if args.load_from_bert_clip else args.bert_pretrain_path
-    processor = load_processor(args.clip_pretrain_path, tokenizer_path, max_length=positions)
-    require_fitting(processor, model.config, args.clip_pretrain_path)
-    return model, processor
+    else:
+        _check_pretrained(args, bert_pretrain_path=TEXT_TOWER)
+        width = open_vectors(args.image_vectors).width
+        model = BertCLIPModel.from_text_pretrained(args.bert_pretrain_path, width, text_pooling=text_pooling)
+    model.ancestors = []
+    return model
+
+
+def _require_vectors_of(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLIPProcessor) -> None:
+    """Raise ValueError if the model cannot have made `image_vectors`: by their width, or by what a gallery records."""
+    width, path = open_vectors(args.image_vectors).width, args.image_vectors
+    if width != model.config.projection_dim:
+        raise ValueError(
+            f"`image_vectors`: {path} has vectors of {width} numbers, but {args.clip_pretrain_path} has "
+            f"{model.config.projection_dim}: another model made them."
+        )
+    made_by = gallery_fingerprint(path)
+    if made_by and model.config.has_image_half:
+        if differences := image_differences(made_by, identity_of(model, processor), model):
+            raise ValueError(
+                f"`image_vectors`: {path} was made with another image half than {args.clip_pretrain_path} has now "
+                f"({'; '.join(differences)}). Set clip_pretrain_path to the model that made it."
+            )
 
 
 def _check_pretrained(args: CLIPTrainingArguments, **uses: Use) -> None:
@@ -81,9 +118,11 @@ def _check_pretrained(args: CLIPTrainingArguments, **uses: Use) -> None:
 
 
 def load_datasets(
-    args: CLIPTrainingArguments, processor: CLIPProcessor, whole_texts: bool = False
+    args: CLIPTrainingArguments, processor: CLIPProcessor | TextProcessor, whole_texts: bool = False
 ) -> tuple[Pairs, Pairs | None]:
     """Load the training pairs, with the random changes that the arguments ask for, and the test pairs, if any.
+
+    With image_vectors, the images of both are these vectors.
 
     All processes call it together, because they share the work of reading.
 
@@ -95,14 +134,24 @@ def load_datasets(
     """
     max_seq_length = WHOLE_TEXTS if whole_texts else args.max_seq_length
     augmentation = None if whole_texts else text_augmentation(args, processor.tokenizer)
-    # The fast JPEG decoder is for images that are decoded in every epoch; all others get the exact one.
-    augmented = ImageTransform(
-        processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
-    )
     folder = None if whole_texts or args.pair_table == "off" else args.pair_table
     columns = parse_columns(args.columns) if args.columns else None
     reading = {"columns": columns, "folder": folder, "work": SharedWork(args.dataloader_num_workers)}
     keep_list = open_keep_list(args.keep_list, args.train_file)
+    if args.image_vectors:
+        vectors, encoder = open_vectors(args.image_vectors), ChunkEncoder(processor.tokenizer, max_seq_length)
+
+        def with_vectors(file, augmentation=None, keep_list=None) -> Pairs:
+            table = load_pair_table(file, args.image_path or "", encoder, keep_list=keep_list, **reading)
+            images = VectorImages(table, vectors, args.image_vector_ids, args.image_path)
+            return Pairs(table, images, augmentation)
+
+        test = with_vectors(args.test_file) if args.test_file else None
+        return with_vectors(args.train_file, augmentation, keep_list), test
+    # The fast JPEG decoder is for images that are decoded in every epoch; all others get the exact one.
+    augmented = ImageTransform(
+        processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
+    )
     of_training = {"transform": augmented, "augmentation": augmentation, "keep_list": keep_list}
     return tuple(
         PairDataset(file, args.image_path, processor, max_seq_length, **own, **reading) if file else None

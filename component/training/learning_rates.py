@@ -36,10 +36,9 @@ def rates_of(model: BertCLIPModel, args: CLIPTrainingArguments) -> dict[str, flo
             _require_trained("layer_decay", tower, names)
     else:
         decay = dict.fromkeys(("text_model", "vision_model"), decay)
-    blocks = {
-        "text_model": model.config.text_config.num_hidden_layers,
-        "vision_model": model.config.vision_config.num_hidden_layers,
-    }
+    blocks = {"text_model": model.config.text_config.num_hidden_layers}
+    if model.config.has_image_half:
+        blocks["vision_model"] = model.config.vision_config.num_hidden_layers
 
     def rate_of(name: str) -> float:
         prefix = max((prefix for prefix in rates if _begins(name, prefix)), key=len, default=None)

@@ -7,16 +7,17 @@ from contextlib import suppress
 from typing import Any
 
 from component.argument import CLIPTrainingArguments
+from component.configuration import BertCLIPConfig
 from component.hub.model_card import Card, card_table, last_part, recalls_of, write_card
 from component.hub.model_path import is_hub_name
 
 
-def write_model_card(folder: str, args: CLIPTrainingArguments, dimensions: int, num_pairs: int) -> None:
+def write_model_card(folder: str, args: CLIPTrainingArguments, config: BertCLIPConfig, num_pairs: int) -> None:
     """Write README.md atomically. Of local paths it names only the last component; the metadata has Hub names only.
 
     Args:
         folder: of the weights.
-        dimensions: of an embedding.
+        config: of the model.
         num_pairs: of the training data.
     """
     results = _read(args, "test_results.json")
@@ -26,7 +27,7 @@ def write_model_card(folder: str, args: CLIPTrainingArguments, dimensions: int, 
     card = Card(
         name=(args.hub_model_id or os.path.abspath(args.output_dir)).split("/")[-1],
         load_path=args.hub_model_id or "path/to/checkpoint-final",
-        dimensions=dimensions,
+        dimensions=config.projection_dim,
         facts=dict(_facts(args, num_pairs)),
         results=card_table(f"{test_data}", f"{results.get('eval_pairs')} pairs", scores)
         if recalls
@@ -35,12 +36,14 @@ def write_model_card(folder: str, args: CLIPTrainingArguments, dimensions: int, 
         test_data=test_data,
         model_license=args.model_license or None,
         base_models=[path for path in _base_models(args) if is_hub_name(path)],
+        has_image_half=config.has_image_half,
     )
     write_card(folder, card)
 
 
 def _base_models(args: CLIPTrainingArguments) -> list[str]:
-    return [args.clip_pretrain_path, *([] if args.load_from_bert_clip else [args.bert_pretrain_path])]
+    paths = args.clip_pretrain_path, None if args.load_from_bert_clip else args.bert_pretrain_path
+    return [path for path in paths if path]
 
 
 def _facts(args: CLIPTrainingArguments, num_pairs: int) -> Iterator[tuple[str, Any]]:
@@ -50,6 +53,8 @@ def _facts(args: CLIPTrainingArguments, num_pairs: int) -> Iterator[tuple[str, A
         ", ".join(path if is_hub_name(path) else last_part(path) for path in _base_models(args)),
     )
     yield "训练数据 · training data", f"{last_part(args.train_file)}, {num_pairs:,} pairs"
+    if args.image_vectors:
+        yield "图片向量 · image vectors", last_part(args.image_vectors)
     yield (
         "训练长度 · length",
         f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs",

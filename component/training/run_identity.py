@@ -19,6 +19,7 @@ from component.pairs.file_content import content_of
 from component.pairs.known_files import contents_of, states_of
 from component.pairs.table_files import file_and_split, pair_files
 from component.pairs.templates import read_templates, templates_identity
+from component.training.image_vectors import open_vectors
 from component.training.sampler import ORDER
 from component.training.shared_work import SharedWork
 
@@ -178,6 +179,10 @@ def _recipe_of(args, identities: dict[str, str]) -> dict[str, Any]:
     recipe |= {**identities, "order": ORDER}
     if args.text_templates:
         recipe["text_templates"] = templates_identity(read_templates(args.text_templates))
+    if args.image_vectors:
+        recipe["image_vectors"] = open_vectors(args.image_vectors).identity
+        if os.path.isfile(args.image_vector_ids or ""):
+            recipe["image_vector_ids"] = content_of(args.image_vector_ids, FileState.of(args.image_vector_ids)).digest
     for key in ("clip_pretrain_path", "bert_pretrain_path"):
         if recipe[key]:  # the last two folders, because the whole project may move
             recipe[key] = "/".join(recipe[key].replace(os.sep, "/").split("/")[-2:])

@@ -95,7 +95,7 @@ class SavingTrainer(ResumableTrainer):
             self._write_model_card(self.args.output_dir)
 
     def _write_model_card(self, folder: str) -> None:
-        write_model_card(folder, self.args, self.model.config.projection_dim, len(self.train_dataset))
+        write_model_card(folder, self.args, self.model.config, len(self.train_dataset))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.args.should_save:

@@ -17,6 +17,7 @@ from transformers import TrainerState
 
 import train_clip
 from component.argument import load_arguments
+from component.image.load import SINCE_INDEXED
 from component.dataset import PairDataset
 from component.model import BertCLIPModel
 from component.processor import load_processor
@@ -328,6 +329,7 @@ def test_whole_captions_are_counted_and_the_batch_decides_how_often_copies_meet(
     processor = load_processor(bert_clip_path)
     dataset = PairDataset(
         table(data, *rows(caption=lambda n: CAPTIONS[n // 2])), str(data / "images"), processor, 2**31
+    code = code.replace("{SINCE_INDEXED}", SINCE_INDEXED)
     )
     texts = survey_texts(dataset.table, batch=16, max_seq_length=16, unknown_id=1)
     assert texts.repeated == 8 and texts.meetings == pytest.approx(1) and texts.most_repeated[0][1] == 2

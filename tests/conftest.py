@@ -4,9 +4,10 @@ import atexit
 import csv
 import functools
 import json
+import logging
 import os
-import shutil
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +78,6 @@ def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
     return subprocess.run(python(*arguments), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
 
 
-def write_csv(path, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Each test, with the fixtures that it is the first to use, draws the same numbers whatever ran before it."""
@@ -85,10 +85,17 @@ def pytest_runtest_setup():
         seed(0)
 
 
+def write_csv(path, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:
     """Write rows below a header line, quoted where necessary, and return the path."""
     with open(path, "w", newline="", encoding=encoding) as file:
         csv.writer(file).writerows([header, *rows])
     return Path(path)
+
+
+def write_pairs(folder: Path, *rows: str) -> str:
+    """Write t.csv with the columns text and filename, and return its path."""
+    (folder / "t.csv").write_text("\n".join(["text,filename", *rows]) + "\n", encoding="utf-8")
+    return str(folder / "t.csv")
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +244,23 @@ def train_args(tmp_path, data, clip_path, bert_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def train_here(train_args, monkeypatch, caplog):
+    """Run train_clip.py in this process with these keys of the JSON, and return its status."""
+    import train_clip
+
+    def train(**keys) -> int | None:
+        args_file = train_args(**{"report_to": "none", **keys})
+        monkeypatch.setattr(sys, "argv", ["train_clip.py", "--train_args_file", args_file])
+        # The script sets these levels for good.
+        monkeypatch.setattr(train_clip, "log_on_first_process", lambda process_index: None)
+        for name in ("train_clip", "component"):
+            caplog.set_level(logging.INFO, name)
+        return train_clip.main()
+
+    return train
 
 
 def build_trainer(args):

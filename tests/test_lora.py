@@ -12,7 +12,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-import train_clip
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
 from component.model import BertCLIPModel
@@ -23,18 +22,10 @@ LOCKED = ("LayerNorm", "embeddings", "pooler", "bias", "vision_model")
 
 
 @pytest.fixture
-def run(train_args, bert_clip_path, monkeypatch):
-    """Train with LoRA from `bert_clip_path` in this process, with these keys of the JSON."""
-
-    def run_main(**keys):
-        start = dict(clip_pretrain_path=bert_clip_path, bert_pretrain_path=None, load_from_bert_clip=True)
-        args_file = train_args(**{"report_to": "none", **start, **LORA, **keys})
-        monkeypatch.setattr(sys, "argv", ["train_clip.py", "--train_args_file", args_file])
-        # It would change the log level for the whole session.
-        monkeypatch.setattr(train_clip, "log_on_first_process", lambda process_index: None)
-        return train_clip.main()
-
-    return run_main
+def run(train_here, bert_clip_path):
+    """`train_here` with LoRA, from `bert_clip_path`."""
+    start = dict(clip_pretrain_path=bert_clip_path, bert_pretrain_path=None, load_from_bert_clip=True)
+    return lambda **keys: train_here(**{**start, **LORA, **keys})
 
 
 def weights(*parts) -> dict[str, torch.Tensor]:

@@ -14,11 +14,10 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import CAPTIONS, ENVIRONMENT, ROOT, python
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, python, write_pairs
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
-import train_clip
 from component.argument import load_arguments
 from component.ground.files import write_json
 from component.ground.lock import sole_writer
@@ -32,14 +31,12 @@ HANGING = 100  # seconds
 
 
 @pytest.fixture
-def run(train_args, monkeypatch):
-    """Run train_clip.py in this process with these keys of the JSON. Returns its status, or its error message."""
+def run(train_here):
+    """`train_here` that returns an error as its message."""
 
     def run_main(**keys):
-        args_file = train_args(**{"report_to": "none", **keys})
-        monkeypatch.setattr(sys, "argv", ["train_clip.py", "--train_args_file", args_file])
         try:
-            return train_clip.main()
+            return train_here(**keys)
         except ValueError as error:
             return f"train_clip.py: {error}"  # as run_script prints it
 
@@ -115,9 +112,8 @@ def assert_same_run(one, other) -> None:
 
 def table(data, count: int, missing: int = 0) -> str:
     """A table of `count` rows; the first `missing` of them have no image."""
-    lines = [f"{CAPTIONS[n % 8] * (1 + n // 8 % 3)},{'no' if n < missing else ''}{n % 8}.png" for n in range(count)]
-    (data / "t.csv").write_text("\n".join(["text,filename", *lines]) + "\n", encoding="utf-8")
-    return str(data / "t.csv")
+    names = (f"{'no' if n < missing else ''}{n % 8}.png" for n in range(count))
+    return write_pairs(data, *(f"{CAPTIONS[n % 8] * (1 + n // 8 % 3)},{name}" for n, name in enumerate(names)))
 
 
 @pytest.mark.parametrize(

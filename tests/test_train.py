@@ -16,7 +16,7 @@ import textwrap
 import huggingface_hub
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT, run_python
+from conftest import CAPTIONS, ROOT, run_python, write_pairs
 from huggingface_hub import ModelCard
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -56,11 +56,6 @@ def train(args_file: str, *options: str) -> subprocess.CompletedProcess:
 def read(*parts) -> dict:
     with open(os.path.join(*map(str, parts)), encoding="utf-8") as file:
         return json.load(file)
-
-
-def table(path, *rows: str) -> str:
-    path.write_text("text,filename\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    return str(path)
 
 
 def test_every_class_loads_what_a_run_saves(train_args, data, clip_path, tmp_path):
@@ -155,7 +150,7 @@ def test_starting_from_a_final_model(train_args, tmp_path):
 def test_bad_images_are_logged_once_and_counted(train_args, data, tmp_path, cache):
     (data / "images" / "2.png").write_bytes(b"<html>")
     rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)] + ["小狗,none.png", ",0.png"]
-    file = table(data / "t.csv", *rows)
+    file = write_pairs(data, *rows)
     keys = dict(num_train_epochs=3, dataloader_num_workers=2, image_feature_cache=cache, eval_strategy="epoch")
     result = train(train_args(train_file=file, test_file=file, **keys))
     assert result.stderr.count("left out of") == 2
@@ -170,7 +165,7 @@ def test_bad_images_are_logged_once_and_counted(train_args, data, tmp_path, cach
 def test_many_dead_links_are_a_few_lines_and_a_file(train_args, data, tmp_path, cache):
     rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS)] + [f"小狗,none{n}.png" for n in range(50)]
     keys = dict(num_train_epochs=2, per_device_train_batch_size=8, save_steps=8, image_feature_cache=cache)
-    result = train(train_args(train_file=table(data / "t.csv", *rows), pair_table="off", **keys))
+    result = train(train_args(train_file=write_pairs(data, *rows), pair_table="off", **keys))
     assert 20 <= result.stderr.count("left out of") <= 23
     with open(tmp_path / "output" / "left_out_train.csv", encoding="utf-8", newline="") as file:
         head, *found = csv.reader(file)
@@ -183,7 +178,7 @@ def test_many_dead_links_are_a_few_lines_and_a_file(train_args, data, tmp_path, 
 
 def test_two_processes_train_and_evaluate_like_one(train_args, data, tmp_path):
     rows = [f"{caption},{n}.png" for n, caption in enumerate(CAPTIONS[:7])] + ["小狗,none.png"]
-    file = table(data / "t.csv", *rows)
+    file = write_pairs(data, *rows)
     keys = dict(train_file=file, test_file=file, learning_rate=0, num_train_epochs=1, per_device_train_batch_size=1)
     train(train_args(**keys, output_dir=str(tmp_path / "one")))
     args_file = train_args(**keys, output_dir=str(tmp_path / "two"), ddp_backend="gloo")
@@ -257,7 +252,7 @@ def test_an_empty_batch_during_accumulation_changes_nothing(trainer, data):
     def weights(rows, accumulation):
         # plain SGD: the step is the gradient, which accumulation divides by the number of batches
         sgd = dict(optim="sgd", learning_rate=1e-3 * accumulation, gradient_accumulation_steps=accumulation)
-        built = trainer(train_file=table(data / "t.csv", *rows), **keys, **sgd)
+        built = trainer(train_file=write_pairs(data, *rows), **keys, **sgd)
         output = built.train()
         return output.metrics, dict(built.model.named_parameters())
 
@@ -278,7 +273,7 @@ def test_chunks_train_like_the_whole_batch(trainer, data, keys, freeze_vision):
     keys = dict(per_device_train_batch_size=7, num_train_epochs=4, freeze_vision=freeze_vision, **keys)
 
     def losses(**chunks):
-        built = trainer(train_file=table(data / "t.csv", *rows), **keys, **chunks)
+        built = trainer(train_file=write_pairs(data, *rows), **keys, **chunks)
         built.train()
         return [entry["loss"] for entry in built.state.log_history if "loss" in entry], built.model.state_dict()
 
@@ -333,7 +328,7 @@ def test_masked_duplicates_are_not_negatives(trainer, data):
     keys = dict(learning_rate=0, max_steps=1, per_device_train_batch_size=8)
     losses = []
     for mask in (False, True):
-        built = trainer(train_file=table(data / "t.csv", *[f"{CAPTIONS[0]},0.png"] * 8), mask_duplicates=mask, **keys)
+        built = trainer(train_file=write_pairs(data, *[f"{CAPTIONS[0]},0.png"] * 8), mask_duplicates=mask, **keys)
         losses.append(built.train().training_loss)
     assert losses[0] > 1 and losses[1] == pytest.approx(0, abs=1e-5)
 
@@ -341,7 +336,7 @@ def test_masked_duplicates_are_not_negatives(trainer, data):
 def test_a_step_with_only_bad_images_changes_no_weight(trainer, data):
     rows = ["小狗,none.png", "小猪,gone.png", f"{CAPTIONS[0]},0.png"]
     built = trainer(
-        train_file=table(data / "t.csv", *rows),
+        train_file=write_pairs(data, *rows),
         per_device_train_batch_size=2,
         max_steps=1,
         train_sampling_strategy="sequential",
@@ -449,7 +444,7 @@ def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
 
 
 def test_a_test_set_without_good_images_is_refused(trainer, data):
-    built = trainer(test_file=table(data / "t.csv", "小狗,none.png"))
+    built = trainer(test_file=write_pairs(data, "小狗,none.png"))
     with pytest.raises(ValueError, match="t.csv: none of its images"):
         built.evaluate()
 
@@ -537,7 +532,7 @@ def test_images_missing_for_one_process_stop_all_and_are_logged_once(train_args,
 def test_consecutive_bad_images_are_not_an_outage(trainer, data):
     rows = [f"{caption},none{n}.png" for n, caption in enumerate(CAPTIONS)] + [f"{CAPTIONS[0]},0.png"]
     built = trainer(
-        train_file=table(data / "t.csv", *rows), train_sampling_strategy="sequential", per_device_train_batch_size=1
+        train_file=write_pairs(data, *rows), train_sampling_strategy="sequential", per_device_train_batch_size=1
     )
     assert built.train().metrics["train_bad_images"] == 8 and built.state.global_step == 18
 
@@ -556,7 +551,7 @@ def test_weights_of_nan_stop_the_run_and_are_never_saved(trainer, tmp_path, logg
 
 def test_a_loss_of_exactly_0_stops_the_run_at_its_end(trainer, data):
     """All pairs are the same, so that none has a negative."""
-    file = table(data / "t.csv", *[f"{CAPTIONS[0]},0.png"] * 8)
+    file = write_pairs(data, *[f"{CAPTIONS[0]},0.png"] * 8)
     built = trainer(train_file=file, mask_duplicates=True, max_steps=5, logging_steps=500)
     with pytest.raises(RunFailed, match="at step 5: the loss was exactly 0 in the last 5 batches"):
         built.train()

@@ -10,15 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, ROOT, write_pairs
 from matplotlib.text import Text
 from PIL import Image
 from transformers import TrainerState
 
-import train_clip
 from component.argument import load_arguments
-from component.image.load import SINCE_INDEXED
 from component.dataset import PairDataset
+from component.image.load import SINCE_INDEXED
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.report.curves import draw_training
@@ -31,13 +30,11 @@ from component.training.survey import survey_texts
 
 
 @pytest.fixture
-def run(train_args, monkeypatch):
-    """Run train_clip.py in this process with these keys of the JSON."""
+def run(train_here):
+    """`train_here` without checkpoints; it has to succeed."""
 
     def run_main(**keys):
-        args_file = train_args(**{"report_to": "none", "save_strategy": "no", **keys})
-        monkeypatch.setattr(sys, "argv", ["train_clip.py", "--train_args_file", args_file])
-        assert train_clip.main() is None
+        assert train_here(**{"save_strategy": "no", **keys}) is None
 
     return run_main
 
@@ -144,11 +141,6 @@ def test_several_evaluations_are_drawn_as_curves_from_their_minimum(monkeypatch,
 # ---- warnings ----
 
 
-def table(data, *rows: str) -> str:
-    (data / "t.csv").write_text("\n".join(["text,filename", *rows]) + "\n", encoding="utf-8")
-    return str(data / "t.csv")
-
-
 def rows(caption=lambda n: CAPTIONS[n % 8], image=lambda n: f"{n % 8}.png", count: int = 16) -> list[str]:
     return [f"{caption(n)},{image(n)}" for n in range(count)]
 
@@ -202,7 +194,7 @@ ONE_CAPTION = rows(caption=lambda n: CAPTIONS[0])
 )
 def test_each_symptom_is_reported_once(trainer, data, caplog, train, keys, symptoms):
     trainer(
-        train_file=table(data, *train), **{**STEADY, "max_steps": 60, "per_device_train_batch_size": 8, **keys}
+        train_file=write_pairs(data, *train), **{**STEADY, "max_steps": 60, "per_device_train_batch_size": 8, **keys}
     ).train()
     for symptom in symptoms:
         assert sum(symptom in warning for warning in warnings(caplog)) == 1, symptom
@@ -226,7 +218,7 @@ def test_recall_that_falls_together_with_the_loss_is_reported_once(trainer, data
     keys = dict(test_file=str(data / "train.csv"), eval_strategy="steps", eval_steps=10, eval_on_start=True)
     built = trainer(**STEADY, **keys, max_steps=60, per_device_train_batch_size=8, learning_rate=5e-3)
     built.train()
-    table(data, *rows(caption=lambda n: CAPTIONS[(n + 3) % 8], count=8))
+    write_pairs(data, *rows(caption=lambda n: CAPTIONS[(n + 3) % 8], count=8))
     built.train_dataset = trainer(train_file=str(data / "t.csv")).train_dataset
     built.train()
     (warning,) = (warning for warning in warnings(caplog) if "overfitting the training pairs" in warning)
@@ -252,13 +244,13 @@ def test_waiting_for_data_is_reported_with_remedies(trainer, data, caplog):
     ],
 )
 def test_doubtful_data_is_reported_before_training(run, data, caplog, train, keys, symptom):
-    run(train_file=table(data, *train), **keys, max_steps=1)
+    run(train_file=write_pairs(data, *train), **keys, max_steps=1)
     assert sum(symptom in warning for warning in warnings(caplog)) == 1
 
 
 def test_no_warning_for_masked_duplicates_or_a_few_truncated_captions_and_missing_images(run, data, caplog):
     some = [*rows(count=18), f"{CAPTIONS[0] * 3},1.png", "红色的云,none.png"]
-    run(train_file=table(data, *some), mask_duplicates=True, max_steps=1)
+    run(train_file=write_pairs(data, *some), mask_duplicates=True, max_steps=1)
     assert warnings(caplog) == []
 
 
@@ -275,7 +267,7 @@ def test_check_data_reports_bad_data_and_does_not_train(run, data, tmp_path, cap
         f"{CAPTIONS[2]},copy.png",
         ",1.png",
     ]
-    file = table(data, *some)
+    file = write_pairs(data, *some)
     run(train_file=file, test_file=str(data / "train.csv"), check_data=True, max_seq_length=12)
     line = next(record.getMessage() for record in caplog.records if "t.csv: 12 pairs" in record.getMessage())
     assert "empty captions (left out): 1; truncated to max_seq_length 12: 1 (8.3%); repeated captions: 3, " in line
@@ -301,13 +293,13 @@ def test_check_data_reports_bad_data_and_does_not_train(run, data, tmp_path, cap
     ],
 )
 def test_problems_that_would_stop_a_run_are_on_the_page(run, data, tmp_path, train, keys, problem):
-    run(train_file=table(data, *train), check_data=True, **keys)
+    run(train_file=write_pairs(data, *train), check_data=True, **keys)
     assert problem in html.unescape((tmp_path / "output" / "check_data.html").read_text(encoding="utf-8"))
 
 
 def test_check_data_counts_unknown_characters_as_training_does(data, train_args, bert_clip_path):
     """In the truncated captions: a caption whose end is unknown, but never seen, does not stop a run."""
-    file = table(data, "红色的圆" + "龘" * 50 + ",0.png", "红龘,1.png")
+    file = write_pairs(data, "红色的圆" + "龘" * 50 + ",0.png", "红龘,1.png")
     args = load_arguments(train_args(train_file=file, max_seq_length=7, pair_table="off"))
     model, processor = BertCLIPModel.from_pretrained(bert_clip_path), load_processor(bert_clip_path)
     trained, _ = load_datasets(args, processor)
@@ -317,7 +309,7 @@ def test_check_data_counts_unknown_characters_as_training_does(data, train_args,
 
 
 def test_pairs_are_shown_as_the_model_sees_them(run, data, train_args, tmp_path, bert_clip_path):
-    keys = dict(train_file=table(data, f"{CAPTIONS[0]}猫,0.png"), check_data=True, max_seq_length=8)
+    keys = dict(train_file=write_pairs(data, f"{CAPTIONS[0]}猫,0.png"), check_data=True, max_seq_length=8)
     args = load_arguments(train_args(**keys, min_crop_area=0.5, random_flip=True))
     found = check_data(args, BertCLIPModel.from_pretrained(bert_clip_path), load_processor(bert_clip_path))
     (sample,) = found.samples
@@ -328,8 +320,7 @@ def test_pairs_are_shown_as_the_model_sees_them(run, data, train_args, tmp_path,
 def test_whole_captions_are_counted_and_the_batch_decides_how_often_copies_meet(data, bert_clip_path):
     processor = load_processor(bert_clip_path)
     dataset = PairDataset(
-        table(data, *rows(caption=lambda n: CAPTIONS[n // 2])), str(data / "images"), processor, 2**31
-    code = code.replace("{SINCE_INDEXED}", SINCE_INDEXED)
+        write_pairs(data, *rows(caption=lambda n: CAPTIONS[n // 2])), str(data / "images"), processor, 2**31
     )
     texts = survey_texts(dataset.table, batch=16, max_seq_length=16, unknown_id=1)
     assert texts.repeated == 8 and texts.meetings == pytest.approx(1) and texts.most_repeated[0][1] == 2
@@ -338,4 +329,5 @@ def test_whole_captions_are_counted_and_the_batch_decides_how_often_copies_meet(
 
 def test_every_reason_that_the_page_translates_exists():
     code = "".join(p.read_text("utf-8") for p in Path(ROOT, "component").rglob("*.py") if p.name != "data_check.py")
+    code = code.replace("{SINCE_INDEXED}", SINCE_INDEXED)
     assert not [reason for reason in REASONS if f'"{reason}' not in code]

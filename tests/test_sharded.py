@@ -4,8 +4,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import CAPTIONS, ROOT, run_python
-from test_train import read, table
+from conftest import CAPTIONS, ROOT, run_python, write_pairs
+from test_train import read
 
 from component.checkpoint import load_checkpoint
 from component.processor import save_processor
@@ -45,7 +45,7 @@ def train(train_args, data, model, tmp_path):
             load_from_bert_clip=True,
             loss_type=loss_type,
             image_feature_cache=cache,
-            train_file=table(data / "t.csv", *rows),
+            train_file=write_pairs(data, *rows),
             train_sampling_strategy="sequential",
             per_device_train_batch_size=4 // processes,
             max_steps=4,

@@ -85,8 +85,12 @@ def main() -> None:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[None]:
-    """A munged, a slurmctld and two slurmd; commands of this process find them by SLURM_CONF."""
+def cluster(folder: Path, local: Path | None = None) -> Iterator[None]:
+    """A munged, a slurmctld and two slurmd; commands of this process find them by SLURM_CONF.
+
+    Args:
+        local: an empty folder that is another one for the jobs of each node, as a disk of its own is.
+    """
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(
         CONFIGURATION.format(host=host, folder=folder, ports=free_ports(3), cpus=os.cpu_count())
@@ -102,7 +106,7 @@ def cluster(folder: Path) -> Iterator[None]:
     daemons = [
         ["munged", "--foreground", "--force", *(f"--{option}={folder / name}" for option, name in munge.items())],
         ["slurmctld", "-D"],
-        *(["slurmd", "-D", "-N", node] for node in NODES),
+        *(_daemon_of(node, folder, local) for node in NODES),
     ]
     started = []
     try:
@@ -119,6 +123,16 @@ def cluster(folder: Path) -> Iterator[None]:
         for daemon in reversed(started):
             daemon.terminate()
             daemon.wait()
+
+
+def _daemon_of(node: str, folder: Path, local: Path | None) -> list[str]:
+    daemon = ["slurmd", "-D", "-N", node]
+    if local is None:
+        return daemon
+    disk = folder / f"disk-{node}"
+    disk.mkdir()
+    # A mount of this daemon and of the jobs that it starts.
+    return ["unshare", "--mount", "sh", "-c", f"mount --bind {disk} {local} && exec {' '.join(daemon)}"]
 
 
 def free_ports(count: int) -> list[int]:

@@ -154,7 +154,6 @@ def search(folder: Path, checkpoint: Path) -> None:
     say("gallery")
     images = ["--images", *sorted((folder / "shards").glob("*.tar"))]
     script("search_image.py", "index", *options, *images, "--gallery", folder / "gallery")
-    script("search_image.py", "query", "--text", "小狗", "--top_k", "3", "--gallery", folder / "gallery")
 
 
 if __name__ == "__main__":

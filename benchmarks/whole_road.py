@@ -76,7 +76,7 @@ def array(folder: Path, name: str, *command) -> None:
 def write_urls(folder: Path, pairs: int) -> Path:
     """The first captions of the demo with the URLs of their images on a local server."""
     handler = functools.partial(QuietHandler, directory=str(DEMO / "images"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = QuietServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     table = pd.read_csv(DEMO / "train.csv").drop_duplicates("filename").head(pairs)
@@ -88,9 +88,14 @@ def write_urls(folder: Path, pairs: int) -> Path:
     return folder / "urls.parquet"
 
 
+class QuietServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, *args) -> None:
+        """img2dataset gives up a slow answer."""
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args) -> None:
-        pass
+        """Nothing."""
 
 
 def download(folder: Path, urls: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from component.hub.identity import ModelIdentity, tokenizer_digest
-from component.hub.kept_identity import file_states, read_identity
+from component.hub.kept_identity import file_states, local_folder, read_identity
 
 _RENAMED = "text_model.embeddings.LayerNorm.weight"  # gamma in old files, which transformers renames
 MOST_TEXTS = 8  # for more, the model is faster in all
@@ -98,7 +98,7 @@ class NumpyTextTower:
 
 
 def open_text_tower(path: str) -> NumpyTextTower | None:
-    """The text tower of a folder; None if only the model itself can embed its texts.
+    """The text tower of a folder or hub name; None if only the model itself can embed its texts.
 
     That is so if `load_identified` has not loaded the folder in its present state, or if the weights are not in one
     safetensors file in fp32.
@@ -108,20 +108,20 @@ def open_text_tower(path: str) -> NumpyTextTower | None:
     needed = {"config.json", "model.safetensors", "tokenizer.json"}
     if identity is None or not needed <= states.keys() or "adapter_config.json" in states:
         return None
-    settings, inputs = identity.text.settings, identity.text.inputs
-    with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+    folder, settings, inputs = local_folder(path), identity.text.settings, identity.text.inputs
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
     text_config = config.get("text_config") or {}
     dtypes = {settings.get(key) for settings in (config, text_config) for key in ("dtype", "torch_dtype")}
     if config.get("text_config_dict") or settings["hidden_act"] not in _ACTIVATIONS or dtypes - {None, "float32"}:
         return None
-    tokenizer = Tokenizer.from_file(os.path.join(path, "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     tokenizer.no_padding()
     if tokenizer_digest(tokenizer) != inputs["tokenizer"]:
         return None
     tokenizer.encode_special_tokens = True
     tokenizer.enable_truncation(inputs["model_max_length"])
-    weights = _map(os.path.join(path, "model.safetensors"))
+    weights = _map(os.path.join(folder, "model.safetensors"))
     layers = {name.split(".")[3] for name in weights if name.startswith("text_model.encoder.layer.")}
     is_complete = len(layers) == text_config.get("num_hidden_layers", 12) and _RENAMED in weights
     if not is_complete or tokenizer.get_vocab_size() > len(weights["text_model.embeddings.word_embeddings.weight"]):

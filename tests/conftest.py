@@ -80,9 +80,10 @@ def run_python(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Each test, with the fixtures that it is the first to use, draws the same numbers whatever ran before it."""
+    """Each test, with the fixtures that it is the first to use, draws and logs the same, whatever ran before it."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
+    logging.getLogger("component").setLevel(logging.NOTSET)
 
 
 def write_csv(path, rows, header=("text", "url", "filename"), encoding="utf-8") -> Path:

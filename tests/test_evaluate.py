@@ -121,7 +121,7 @@ def test_equal_texts_of_a_csv_are_one_query_with_several_right_images(data):
 def test_bad_images_and_texts_without_an_image_are_left_out(checkpoint, data):
     (data / "t.csv").write_text("text,filename\n红,0.png\n红,gone.png\n蓝,../1.png\n绿,2.png\n", encoding="utf-8")
     result = evaluate_retrieval(*checkpoint, read_retrieval_data(str(data / "t.csv"), str(data / "images")))
-    assert result.bad_images == {1: "no such file", 2: "filename climbs out of image_path with '..'"}
+    assert result.bad_images == {1: "no such file", 2: "bad_filename: filename climbs out of image_path with '..'"}
     assert (result.metrics["texts"], result.metrics["images"], result.metrics["pairs"]) == (2, 2, 2)
     assert result.metrics["bad_images"] == 2
     for mistake in result.mistakes["text_to_image"]:  # numbered as in the data, gone ones included

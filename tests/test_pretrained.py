@@ -606,5 +606,6 @@ def test_every_script_loads_a_model_from_the_hub_at_hf_endpoint(hub_server, data
     lines = EVERY_SCRIPT.format(data=data, out=tmp_path, train_args=args_file).split("\n")[1:-1]
     environment = {**ENVIRONMENT, "HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(python("-c", code, *lines), capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE) == [(line.split()[0], "0") for line in lines], done
+    ended = re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE)
+    assert ended == [(line.split()[0], "0") for line in lines], done.stderr
     assert any(path.endswith("/model.safetensors") for path in hub_server.asked)

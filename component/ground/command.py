@@ -261,5 +261,12 @@ def run_script(
         for number, handler in handlers.items():
             signal.signal(number, handler)
         give_up_stdout()
-        gc.freeze()  # or the interpreter looks at a million objects for the last time, which takes a second
+        if not _has_process_group():
+            gc.freeze()  # or the interpreter looks at a million objects for the last time, which takes a second
     return 2
+
+
+def _has_process_group() -> bool:
+    """Whether torch connects this process with others. Its threads must end before the interpreter does."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

@@ -19,16 +19,22 @@ from component.hub.model_path import is_hub_name
 States = dict[str, list[int]]  # file name → FileState
 
 
-def file_states(path: str) -> States:
-    """States of all files in a model folder, or in the local copy of a hub name; empty if there is none."""
+def local_folder(path: str) -> str | None:
+    """The model folder itself, or the local copy of a hub name; None if there is none."""
     if is_hub_name(path):
         from huggingface_hub import try_to_load_from_cache  # takes a third of a second
 
         config = try_to_load_from_cache(path, "config.json")
         path = os.path.dirname(config) if isinstance(config, str) else ""
-    if not os.path.isdir(path):
+    return path if os.path.isdir(path) else None
+
+
+def file_states(path: str) -> States:
+    """States of all files in the local folder of a model; empty if there is none."""
+    folder = local_folder(path)
+    if folder is None:
         return {}
-    return {entry.name: list(FileState.of(entry.path)) for entry in os.scandir(path) if entry.is_file()}
+    return {entry.name: list(FileState.of(entry.path)) for entry in os.scandir(folder) if entry.is_file()}
 
 
 def read_identity(path: str, states: States) -> ModelIdentity | None:

@@ -40,7 +40,7 @@ from component.pairs.image_stores import key_of
 from component.pairs.keep_list import PairsDigest
 from component.pairs.parquet import ParquetWriter, import_pyarrow, open_parquet
 from component.pairs.sources import read_pair_files
-from component.pairs.table_files import expand, file_and_split, is_shard
+from component.pairs.table_files import expand, file_and_split, is_shard, require_own_names
 
 FORMAT = 1
 ENDING = ".verdicts.parquet"
@@ -92,12 +92,8 @@ def verdict_files(files: Sequence[str], folder: str) -> dict[str, str]:
     Raises:
         ValueError: two files have the same name.
     """
-    verdicts = {file: os.path.join(folder, os.path.basename(file) + ENDING) for file in files}
-    named: dict[str, str] = {}
-    for file, verdict in verdicts.items():
-        if (other := named.setdefault(verdict, file)) != file:
-            raise ValueError(f"{other} and {file} have the same name: judge them with a folder of verdicts for each.")
-    return verdicts
+    require_own_names(files)
+    return {file: os.path.join(folder, os.path.basename(file) + ENDING) for file in files}
 
 
 def find_verdicts(places: Sequence[str]) -> list[str]:

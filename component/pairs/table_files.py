@@ -81,6 +81,17 @@ def pair_files(files: str | Sequence[str]) -> list[str]:
     return [part for path in expand(files) for part in parts_of(path)]
 
 
+def require_own_names(files: Sequence[str]) -> None:
+    """Raise ValueError if two files have the same name, after which what is written about each is named."""
+    by_name: dict[str, str] = {}
+    for file in files:
+        if (other := by_name.setdefault(os.path.basename(file), file)) != file:
+            raise ValueError(
+                f"{other} and {file} have the same name, and what is written about each is named after it. Take them "
+                "one after the other, each with an output folder of its own, or rename one of them."
+            )
+
+
 def parts_of(path: str) -> list[str]:
     """The files of a table: the path itself; of a folder the tables in it, as Spark writes them, sorted by path.
 

@@ -26,7 +26,7 @@ from component.model import BertCLIPModel
 from component.pairs.keep_list import KeepList
 from component.pairs.parquet import import_pyarrow
 from component.pairs.sources import check_pair_files, needs_folder
-from component.pairs.table_files import pair_files
+from component.pairs.table_files import pair_files, require_own_names
 from component.search.embed import Loading, embed_files
 from component.search.open import PRECISIONS, load_on
 from component.search.scan import scan
@@ -60,15 +60,14 @@ def files_with_images(files: str | Sequence[str]) -> list[str]:
         FileNotFoundError: a file is missing.
         ValueError: a file does not hold its images; or two files have the same name, so that their vectors would too.
     """
-    paths, by_name = pair_files(files), {}
+    paths = pair_files(files)
     for path in paths:
         if os.path.isfile(path) and needs_folder(path):
             raise ValueError(
                 f"{path} does not hold its images. Give .tar shards, or Parquet tables with the images inside; "
                 "folders and other tables are embedded by: search_image.py index"
             )
-        if (other := by_name.setdefault(os.path.basename(path), path)) != path:
-            raise ValueError(f"{other} and {path} have the same name, and so would their vectors. Rename one of them.")
+    require_own_names(paths)
     check_pair_files(paths, None)
     return paths
 

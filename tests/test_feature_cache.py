@@ -440,7 +440,8 @@ def encode(pixels):
     return torch.zeros(len(pixels), 48)
 
 try:
-    print(len(cache_features(pairs.images, cache, encode, 8, show_progress=False).rows), "features", flush=True)
+    images = cache_features(pairs.images, cache, encode, 8, show_progress=False)
+    print(f"{{len(images.rows)}} features", flush=True)  # one write: both processes share the pipe
 except ValueError as error:
     print(error, flush=True)
 leave_group()

@@ -521,7 +521,8 @@ try:
 except ValueError as error:
     print(error)
 if rank == 0:
-    print(len(PairDataset({shards!r}, None, load_processor({bert_clip_path!r}), 20)), "pairs")
+    pairs = PairDataset({shards!r}, None, load_processor({bert_clip_path!r}), 20)
+    print(f"{{len(pairs)}} pairs")
 leave_group()
 """,
         encoding="utf-8",
@@ -549,7 +550,7 @@ for folder in (None, {folder!r} + "/tables"):
     try:
         reading = {{"folder": folder, "work": SharedWork()}}
         pairs = PairDataset("{{00000..00002}}.tar", None, load_processor({model!r}), 20, **reading)
-        print(len(pairs.images.load(range(len(pairs))).rows), "good", flush=True)
+        print(f"{{len(pairs.images.load(range(len(pairs))).rows)}} good", flush=True)
     except ValueError as error:
         print(error, flush=True)
 shared_disk.PATIENCE = 0

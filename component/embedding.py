@@ -22,6 +22,7 @@ from component.image.load import BadImageError, check_aspect, load_image
 from component.image.rgb import to_rgb
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.pairs.known_forms import encode_known, warn_of_unknown
 from component.pairs.ragged import RaggedArray
 from component.pairs.text_groups import costs_on, group_by_cost, pad_texts
 
@@ -35,13 +36,16 @@ def embed_texts(
     texts: Sequence[str],
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda done: None,
+    on_unknown: Callable[[int, int, str], None] = warn_of_unknown,
 ) -> Embedded:
     """Embed texts; texts of similar length share a batch, so that little is computed on padding.
 
     Args:
         model, processor: as `load_checkpoint` returns them.
-        texts: a text longer than the text tower's positions is truncated.
+        texts: a text longer than the text tower's positions is truncated. A word that the vocabulary lacks takes its
+            plain form if that is known (`component.pairs.known_forms`), otherwise it is [UNK].
         on_batch: called after each batch with the number of texts in it.
+        on_unknown: called once, if texts contain [UNK], with their number, that of all texts, and one of them.
 
     Returns:
         One embedding per text, in the order of `texts`.
@@ -55,7 +59,7 @@ def embed_texts(
     True
     """
     embeds = torch.empty(len(texts), model.config.projection_dim)
-    vocab_size = model.config.text_config.vocab_size
+    vocab_size, unknown = model.config.text_config.vocab_size, []
     for rows, batch in text_batches(processor, texts, batch_size, model.device.type):
         highest, row = batch["input_ids"].amax(dim=1).max(dim=0)
         if highest >= vocab_size:
@@ -66,7 +70,11 @@ def embed_texts(
             )
         features = model.get_text_features(**{key: tensor.to(model.device) for key, tensor in batch.items()})
         embeds[rows] = normalize(features, "text")
+        has_unknown = (batch["input_ids"] == processor.tokenizer.unk_token_id).any(dim=1)
+        unknown += [row for row, has in zip(rows, has_unknown.tolist(), strict=True) if has]
         on_batch(len(rows))
+    if unknown:
+        on_unknown(len(unknown), len(texts), texts[min(unknown)])
     return Embedded("text", texts, embeds, list(range(len(texts))))
 
 
@@ -84,8 +92,13 @@ def text_batches(
     tokenizer = processor.tokenizer
     options = dict(truncation=True, return_attention_mask=False, return_token_type_ids=False)
     _require_unicode(texts)
-    calls = (list(texts[start : start + _TEXTS_PER_CALL]) for start in range(0, len(texts), _TEXTS_PER_CALL))
-    tokens = RaggedArray.of((ids for call in calls for ids in tokenizer(call, **options)["input_ids"]), "i")
+
+    def encode(some: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(some), **options)["input_ids"]
+
+    calls = (texts[start : start + _TEXTS_PER_CALL] for start in range(0, len(texts), _TEXTS_PER_CALL))
+    backend = tokenizer.backend_tokenizer
+    tokens = RaggedArray.of((ids for call in calls for ids in encode_known(call, encode, backend)), "i")
     lengths = tokens.lengths(np.arange(len(tokens)))
     for rows, width in group_by_cost(lengths, costs_on(device_type), batch_size):
         input_ids, attention_mask = pad_texts(*tokens.gather(rows), width, tokenizer.pad_token_id)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from component.hub.identity import ModelIdentity, tokenizer_digest
 from component.hub.kept_identity import file_states, local_folder, read_identity
+from component.pairs.known_forms import encode_known, unknown_id, warn_of_unknown
 
 _RENAMED = "text_model.embeddings.LayerNorm.weight"  # gamma in old files, which transformers renames
 MOST_TEXTS = 8  # for more, the model is faster in all
@@ -53,11 +54,18 @@ class NumpyTextTower:
         Raises:
             ValueError: the model gives NaN.
         """
-        features = np.stack([self._features(self._tokenizer.encode(text).ids) for text in texts])
+        tokens = encode_known(texts, self._encode, self._tokenizer)
+        unknown = unknown_id(self._tokenizer)
+        if rows := [row for row, ids in enumerate(tokens) if unknown in ids]:
+            warn_of_unknown(len(rows), len(texts), texts[rows[0]])
+        features = np.stack(list(map(self._features, tokens)))
         embeds = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
         if not np.isfinite(embeds).all():
             raise ValueError("The model embeds texts as NaN: its training diverged, or its weights are damaged.")
         return embeds
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
 
     def _features(self, ids: list[int]) -> np.ndarray:
         """(T,) token ids → (D,) features."""

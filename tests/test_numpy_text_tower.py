@@ -15,7 +15,7 @@ from component.model import BertCLIPModel
 from component.numpy_text_tower import open_text_tower
 from component.processor import load_processor
 
-TEXTS = [*CAPTIONS, "狗", "", "?!", "Nike 2024年", "小狗[SEP]红色", "长" * 60, "小" * 22, "é\u0301 ☃"]
+TEXTS = [*CAPTIONS, "狗", "", "?!", "Nike 2024年", "小狗[SEP]红色", "长" * 60, "小" * 22, "é\u0301 ☃", "⼩狗 ☃"]
 
 
 def checkpoint(source: str, folder, **text_settings) -> str:

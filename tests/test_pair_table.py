@@ -14,6 +14,7 @@ import pytest
 from conftest import CAPTIONS
 
 from component.dataset import PairDataset, Pairs
+from component.embedding import text_batches
 from component.pairs import prepared
 from component.pairs.flat_arrays import ArrayWriter
 from component.processor import load_processor
@@ -111,6 +112,16 @@ def test_a_table_of_the_same_size_and_time_as_the_old_one_is_read_again(load, da
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size
     assert load().table.text_ids.tolist() == before[::-1].tolist()
+
+
+def test_a_caption_has_the_tokens_of_the_same_query(load, data, bert_clip_path):
+    (data / "train.csv").write_text("text,filename\n⼩狗☃,0.png\n小狗☃,1.png\n", encoding="utf-8")
+    processor, table = load_processor(bert_clip_path), load().table
+    tokens, lengths = table.tokens(np.arange(2))
+    first, second = np.split(tokens, lengths[:1])
+    (_, batch), *_ = text_batches(processor, ["⼩狗☃"], 1)
+    assert first.tolist() == second.tolist() == batch["input_ids"][0].tolist()
+    assert table.share_of_unknown == pytest.approx(1 / 3)
 
 
 def test_a_table_of_an_older_format_is_replaced(load, tmp_path, caplog):

@@ -139,6 +139,15 @@ def test_sorting_by_length_does_not_change_the_order_of_the_results(checkpoint):
     assert [found.item(row) for row in found.rows] == texts
 
 
+def test_a_character_in_another_form_is_embedded_as_the_known_one_and_others_are_counted(checkpoint, caplog):
+    kangxi, small = "⼩狗\u3000在", "小狗 在"  # U+2F29 and U+5C0F
+    assert kangxi[0] != small[0]
+    torch.testing.assert_close(embed_texts(*checkpoint, [kangxi]).embeds, embed_texts(*checkpoint, [small]).embeds)
+    assert not caplog.records
+    embed_texts(*checkpoint, ["小狗", "☃", "小豹", kangxi])
+    assert "2 of 4 texts have a word that the vocabulary lacks" in caplog.text and "'☃'" in caplog.text
+
+
 def test_half_of_a_character_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"text 1 contains half of a character \('\\ud83d'\)"):
         embed_texts(*checkpoint, ["小狗", "小\ud83d狗"])

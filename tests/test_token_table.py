@@ -8,6 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertTokenizerFast
 
+from component.pairs.known_forms import encode_known, known_form
 from component.pairs.text_encoder import TextEncoder
 from component.pairs.token_table import TokenTable
 
@@ -93,12 +94,42 @@ TOKENIZERS = {
 }
 
 
+def tokens_of(tokenizer: Tokenizer, some: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch(some, add_special_tokens=False)]
+
+
+@pytest.mark.parametrize(
+    "text, form",
+    [
+        ("ｉＰｈｏｎｅ　１５，奔跑", "iPhone　15，奔跑"),
+        ("小狗１５在草地，Ａ", "小狗15在草地，A"),
+        ("☃ｔｓ，ｔｓ", "☃ｔｓ，ts"),
+        ("１６ １５", "１６ 15"),  # the vocabulary has no 16 either
+        ("小狗，豈〇①", "小狗，豈〇①"),  # known as they are, or unknown in both forms
+        ("", ""),
+    ],
+)
+def test_only_unknown_words_take_their_plain_form(text, form):
+    assert known_form(text, bert()) == form
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_without_unknown_words_are_the_tokenizers_own(name):
+    tokenizer, some = TOKENIZERS[name](), texts(0)
+    own = tokens_of(tokenizer, some)
+    known = encode_known(some, functools.partial(tokens_of, tokenizer), tokenizer)
+    unknown = VOCABULARY.index("[UNK]")
+    changed = [text for text, before, after in zip(some, own, known, strict=True) if before != after]
+    assert all(unknown in tokens_of(tokenizer, [text])[0] for text in changed)
+    assert sum(ids.count(unknown) for ids in known) <= sum(ids.count(unknown) for ids in own)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokens_are_those_of_the_tokenizer(name):
     table, tokenizer = TokenTable(TOKENIZERS[name]()), TOKENIZERS[name]()
     for seed in range(2):  # the second time, most of the table is known
         some = texts(seed)
-        expected = [encoding.ids for encoding in tokenizer.encode_batch(some, add_special_tokens=False)]
+        expected = encode_known(some, functools.partial(tokens_of, tokenizer), tokenizer)
         tokens, lengths = table.tokenize(some)
         found = [ids.tolist() for ids in np.split(tokens, lengths.cumsum()[:-1])]
         for text, ids, wanted in zip(some, found, expected, strict=True):
@@ -145,7 +176,8 @@ def test_an_encoder_cuts_texts_as_the_tokenizer_does(length):
     tokenizer = BertTokenizerFast(vocab={token: i for i, token in enumerate(VOCABULARY)}, split_special_tokens=True)
     some = texts(0)
     encoded = TextEncoder(tokenizer, length)(some)
-    expected = tokenizer(some, max_length=length, truncation=True)["input_ids"]
+    whole = [known_form(text, tokenizer.backend_tokenizer) for text in some]
+    expected = tokenizer(whole, max_length=length, truncation=True)["input_ids"]
     assert [ids.tolist() for ids in np.split(encoded.tokens, encoded.lengths.cumsum()[:-1])] == expected
-    assert encoded.num_long == sum(len(ids) > length for ids in tokenizer(some)["input_ids"])
+    assert encoded.num_long == sum(len(ids) > length for ids in tokenizer(whole)["input_ids"])
     assert encoded.num_unknown == sum(ids.count(tokenizer.unk_token_id) for ids in expected)

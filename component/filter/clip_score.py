@@ -11,6 +11,7 @@ from component.checkpoint import load_identified
 from component.embedding import embed_texts, normalize
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.pairs.known_forms import warn_of_unknown
 
 
 class ClipScorer:
@@ -41,7 +42,7 @@ class ClipScorer:
         devices = devices or [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
         self._models = [model.to(devices[0]), *(copy.deepcopy(model).to(device) for device in devices[1:])]
         self._threads = ThreadPoolExecutor(len(self._models))
-        self._batch_size, self._on_scores = batch_size, on_scores
+        self._batch_size, self._on_scores, self._warned = batch_size, on_scores, False
         self._transform = ImageTransform(self._processor.image_processor)
         self.model, self.crop = identity.image.digest(identity.text.digest()), self._transform.centre_crop
 
@@ -61,5 +62,11 @@ class ClipScorer:
             pixel_values = self._transform.pixel_values(images[start : start + self._batch_size])
             features = model.get_image_features(pixel_values.to(model.device, model.dtype))
             embeds.append(normalize(features, "image"))
-        text_embeds = embed_texts(model, self._processor, texts, self._batch_size).embeds
-        return (text_embeds * torch.cat(embeds)).sum(dim=1).numpy()
+        texts = embed_texts(model, self._processor, texts, self._batch_size, on_unknown=self._first_unknown)
+        return (texts.embeds * torch.cat(embeds)).sum(dim=1).numpy()
+
+    def _first_unknown(self, *counts) -> None:
+        """A line for the first texts with [UNK], not for each of a thousand chunks."""
+        if not self._warned:
+            self._warned = True
+            warn_of_unknown(*counts)

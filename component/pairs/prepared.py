@@ -27,7 +27,7 @@ from component.pairs.work import ALONE, Work
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # of the arrays and facts
+FORMAT = 4  # of the arrays and facts
 NAME_FORMAT = 1  # of the folder's name: a table of an older format has the same name, and is replaced
 # Bytes of a file for each byte of its prepared table, at the least. A shard is mostly images.
 TEXT_BYTES, SHARD_BYTES = 0.5, 100

@@ -1,4 +1,4 @@
-"""Texts → tokens, the same as the tokenizer's, in a fraction of its time.
+"""Texts → tokens, those of `encode_known`, in a fraction of the tokenizer's time.
 
 BERT's tokenizer makes a word of each Chinese character and of each punctuation mark, wherever they are, so most of a
 Chinese text can be looked up character by character. Only the words between them are tokenized, each once.
@@ -12,6 +12,8 @@ from itertools import chain
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from component.pairs.known_forms import encode_known, known_form, unknown_id
 
 _UNASKED, _IN_A_WORD, _NO_TOKEN = -3, -2, -1  # entries of the table that are not token ids
 _CODES = 0x30000  # all characters that stand alone are below, in any setting of BertNormalizer
@@ -33,6 +35,7 @@ class TokenTable:
     def __init__(self, backend: Tokenizer):
         self._backend = backend
         self._normalizer, self._pre_tokenizer, self._model = backend.normalizer, backend.pre_tokenizer, backend.model
+        self._unknown = unknown_id(backend)
         self._words: dict[str, list[int]] = {}
         self._table = np.full(_CODES + 1, _UNASKED, np.int32)
         self._table[_CODES] = _IN_A_WORD
@@ -81,7 +84,9 @@ class TokenTable:
         if words == []:
             return _NO_TOKEN
         tokens = self._model.tokenize(words[0]) if words and len(words) == 1 else ()
-        return tokens[0].id if len(tokens) == 1 else _IN_A_WORD
+        if len(tokens) != 1 or (tokens[0].id == self._unknown and known_form(character, self._backend) != character):
+            return _IN_A_WORD
+        return tokens[0].id
 
     def _words_around(self, character: str) -> list[str] | None:
         """The words that a character becomes between two letters; None if it joins with one of them."""
@@ -93,6 +98,9 @@ class TokenTable:
         return words[1:-1] if len(words) > 1 and words[0] == words[-1] == "a" else None
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return encode_known(texts, self._encode, self._backend)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _ids_of_words(self, words: list[str]) -> list[list[int]]:

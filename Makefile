@@ -15,7 +15,7 @@ check:  ## style and format, by ruff
 	ruff check .
 	ruff format --check .
 
-test:  ## all tests, in two processes (9 minutes on 2 cores)
+test:  ## all tests, in two processes (6 minutes on 2 cores)
 	python -m pytest -n 2
 
 test-fast:  ## the tests of the core, from a table of pairs to a trained model (1 minute)

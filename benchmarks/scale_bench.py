@@ -237,7 +237,7 @@ def loss_memory(options, trainings: Trainings) -> Iterator[dict]:
             (f"in blocks, rank 1 of {LOSS_RANKS}", False, LOSS_RANKS),
         ):
             if not textbook or pairs <= options.textbook_up_to:
-                with multiprocessing.get_context("spawn").Pool(1) as own_process:
+                with multiprocessing.get_context("forkserver").Pool(1) as own_process:
                     speed, megabytes = own_process.apply(measure_loss, (pairs, textbook, ranks))
                 yield {"case": f"{case}, {pairs}", "pairs_per_second": speed, "megabytes": megabytes}
 

@@ -17,6 +17,8 @@ from pathlib import Path
 # Set before torch is imported. Sums depend on the number of threads, and several processes with one thread per core
 # would slow each other down: this process and those that the tests start use one thread unless the user sets another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# With it, each argument of print is a write of its own, and lines of several processes mix.
+os.environ.pop("PYTHONUNBUFFERED", None)
 # The Hub's libraries and ours write their caches to a temporary folder of this session.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="clip-chinese-")
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import run_python
 
 
@@ -25,11 +26,16 @@ def test_the_gpu_benchmark_runs_without_a_gpu(tmp_path):
     )
 
 
-def test_the_start_benchmark_runs_on_files_and_on_shards(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "cases"),
+    [
+        ("--rows 2000 --cases first", ["first"]),
+        ("--rows 12000 --images 2000 --cases cached", ["cached", "cached"]),
+    ],
+    ids=["files", "shards"],
+)
+def test_the_start_benchmark_runs(tmp_path, options, cases):
     out = tmp_path / "start_bench.json"
-    options = "--rows 2000 12000 --images 2000 --cases first cached"
     result = run_python("benchmarks/start_bench.py", *options.split(), "--out", str(out))
     assert result.returncode == 0, result.stderr
-    table = json.loads(out.read_text(encoding="utf-8"))["table"]
-    expected = [(rows, case) for rows in (2000, 12_000) for case in ("first", "cached", "cached")]
-    assert [(row["rows"], row["case"]) for row in table] == expected
+    assert [row["case"] for row in json.loads(out.read_text(encoding="utf-8"))["table"]] == cases

@@ -2,7 +2,6 @@
 
 import gzip
 import random
-import subprocess
 import sys
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import webdataset
-from conftest import CAPTIONS, ROOT
+from conftest import CAPTIONS, run_python
 from PIL import Image
 
 from component.datacollator import PairCollator
@@ -593,9 +592,8 @@ def test_a_row_of_a_table_takes_a_few_hundred_bytes(tmp_path, bert_clip_path):
         captions = (f"一只小狗在摇尾巴红色的圆{n},http://example.com/a/long/path/{n}.jpg" for n in range(rows))
         lines = (f"{caption},images/{n:08d}.jpg\n" for n, caption in enumerate(captions))
         file.write_text("text,url,filename\n" + "".join(lines), encoding="utf-8")
-        result = subprocess.run(
-            [sys.executable, "-c", script, file], capture_output=True, text=True, cwd=ROOT, check=True
-        )
+        result = run_python("-c", script, file)
+        assert result.returncode == 0, result.stderr
         found, bytes_with[rows] = map(int, result.stdout.split())
         assert found == rows
     assert (bytes_with[250_000] - bytes_with[50_000]) / 200_000 < 600e6 / 1.4e6

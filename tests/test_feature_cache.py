@@ -6,13 +6,12 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, ENVIRONMENT, ROOT, run_python
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, python, run_python
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -377,8 +376,8 @@ def keys_of(data, bert_clip_path, *filenames: str) -> np.ndarray:
     return table.image_keys(rows, table.image_states(rows))
 
 
-def start(args_file: str, *launcher: str) -> subprocess.Popen:
-    command = [sys.executable, *launcher, "train_clip.py", "--train_args_file", args_file]
+def start(args_file: str) -> subprocess.Popen:
+    command = python("train_clip.py", "--train_args_file", args_file)
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
@@ -406,9 +405,8 @@ def test_two_processes_may_build_one_cache_at_once(train_args, data, bert_clip_p
 
 def test_ranks_share_the_work(train_args, data, bert_clip_path, tmp_path):
     args_file = train_args(max_steps=1, save_strategy="no", ddp_backend="gloo", test_file=str(data / "train.csv"))
-    process = start(args_file, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    done = run_python("train_clip.py", "--train_args_file", args_file, processes=2)
+    assert done.returncode == 0, done.stderr
     cache = assert_whole(tmp_path / "image_features")
     keys = keys_of(data, bert_clip_path, *(f"{n}.png" for n in range(len(CAPTIONS))))
     assert (cache.find(keys) >= 0).all()

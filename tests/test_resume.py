@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import CAPTIONS, ENVIRONMENT, ROOT, python, write_pairs
+from conftest import CAPTIONS, ENVIRONMENT, ROOT, python, run_python, write_pairs
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
@@ -239,9 +239,8 @@ def test_two_processes_stop_after_the_same_step_and_resume_as_if_they_had_not(st
     if Version(transformers.__version__) < Version("5.23"):
         return  # cannot load an optimizer into several CPU processes
     for more in ({"resume_from_checkpoint": "auto"}, {"output_dir": str(tmp_path / "whole")}):
-        process = start(train_args(**keys, **more), processes=2)
-        errors = end(process)
-        assert process.returncode == 0, errors
+        done = run_python("train_clip.py", "--train_args_file", train_args(**keys, **more), processes=2)
+        assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "output", tmp_path / "whole")
     assert read(tmp_path, "output", "train_results.json")["train_bad_images"] == 1
 

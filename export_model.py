@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from component.export.formats import FORMATS, export
-from component.ground.command import Parser, output_folder, run_script
+from component.ground.command import Parser, output_folder, run_script, whole_number
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,31 +21,45 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--int8", action="store_true", help="onnx: also write int8 files of about a third of the size, _quantized"
     )
+    parser.add_argument("--dim", type=whole_number("dimensions"), help="checkpoint: length of its vectors, such as 64")
     parser.add_argument(
-        "--test_file", nargs="+", metavar="FILE", help="with --int8: pairs on which to measure the loss of recall"
+        "--train_file", nargs="+", metavar="FILE", help="with --dim: pairs by which the best dimensions are found"
     )
-    parser.add_argument("--image_path", help="folder of their images; not needed for shards")
+    parser.add_argument(
+        "--test_file", nargs="+", metavar="FILE", help="with --int8 or --dim: pairs on which to measure lost recall"
+    )
+    parser.add_argument("--image_path", help="folder of the images of these pairs; not needed for shards")
     args = parser.parse_args()
     if args.int8 and args.format != "onnx":
         parser.error(f"--int8 works with --format onnx only, not with {args.format}")
-    if args.test_file and not args.int8:
-        parser.error("--test_file works with --int8 only: no other export loses recall")
-    if args.image_path and not args.test_file:
-        parser.error("--image_path works with --test_file only")
+    if args.dim and args.format != "checkpoint":
+        parser.error("--dim works with --format checkpoint only; export that checkpoint in the other format")
+    if bool(args.dim) != bool(args.train_file):
+        parser.error("give --dim and --train_file together, or neither")
+    if args.test_file and not (args.int8 or args.dim):
+        parser.error("--test_file works with --int8 or --dim only: no other export loses recall")
+    if args.image_path and not (args.test_file or args.train_file):
+        parser.error("--image_path works with --test_file or --train_file only")
     return args
 
 
 def main() -> None:
     args = parse_args()
-    data = None
-    if args.test_file:
+    options, test = {"int8": True} if args.int8 else {}, None
+    if args.test_file or args.train_file:
         from component.evaluation.retrieval_data import read_retrieval_data
 
-        data = read_retrieval_data(args.test_file, args.image_path)
-    export(args.model, args.format, args.output, **({"int8": True} if args.int8 else {}))
-    print(f"Saved to {args.output}; its embeddings equal those of the model.")
-    if data:
-        print(recall_lost(args, data))
+        if args.test_file:
+            test = read_retrieval_data(args.test_file, args.image_path)
+        if args.train_file:
+            train = read_retrieval_data(args.train_file, args.image_path)
+            options = {"dim": args.dim, "texts": train.texts, "images": train.images}
+    export(args.model, args.format, args.output, **options)
+    print(
+        f"Saved to {args.output}; its embeddings equal those of the model{' in its main dimensions' * bool(args.dim)}."
+    )
+    if test:
+        print(recall_lost(args, test))
 
 
 def recall_lost(args: argparse.Namespace, data) -> str:
@@ -54,12 +68,12 @@ def recall_lost(args: argparse.Namespace, data) -> str:
     from component.export.onnx import load_graphs
 
     model, processor = load_checkpoint(args.model)
-    whole, int8 = (
-        evaluate_retrieval(one, processor, data).metrics for one in (model, load_graphs(args.output, "_quantized"))
-    )
-    before, after = 100 * whole["mean_recall"], 100 * int8["mean_recall"]
+    smaller = load_graphs(args.output, "_quantized") if args.int8 else load_checkpoint(args.output)[0]
+    whole, lossy = (evaluate_retrieval(one, processor, data).metrics for one in (model, smaller))
+    before, after = 100 * whole["mean_recall"], 100 * lossy["mean_recall"]
+    what = "int8" if args.int8 else f"{args.dim} dimensions"
     return (
-        f"Mean recall with int8: {after:.1f}, {after - before:+.1f} points against the model's {before:.1f}, on "
+        f"Mean recall with {what}: {after:.1f}, {after - before:+.1f} points against the model's {before:.1f}, on "
         f"{whole['texts']:,} texts and {whole['images']:,} images ({whole['bad_images']:,} could not be read)."
     )
 

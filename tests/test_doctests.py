@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from component.checkpoint import load_checkpoint
 
-MODULES = ["embedding", "loss", "metrics", "prompts", "similarity"]
+MODULES = ["embedding", "loss", "metrics", "prompts", "shorten", "similarity"]
 
 
 @pytest.fixture(scope="module")

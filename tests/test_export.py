@@ -22,6 +22,7 @@ from transformers import (
     BertModel,
     ChineseCLIPModel,
     ChineseCLIPProcessor,
+    CLIPVisionModelWithProjection,
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
 )
@@ -245,6 +246,43 @@ def test_half_precision_is_kept_and_a_learned_bias_is_named(cls_path, tmp_path, 
 
 
 @pytest.mark.parametrize("start", ["bert_clip_path", "chinese_clip_path"])
+def test_a_checkpoint_has_the_weights_of_the_model_and_is_complete(start, request, exported):
+    folder = exported(request.getfixturevalue(start), "checkpoint")
+    before, after = (BertCLIPModel.from_pretrained(path) for path in (request.getfixturevalue(start), folder))
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in after.state_dict().items())
+    assert {"modeling_bertclip.py", "modules.json", "vocab.txt"} <= set(os.listdir(folder))
+
+
+@pytest.mark.parametrize("start", ["bert_clip_path", "chinese_clip_path"])
+def test_a_shorter_checkpoint_holds_the_main_dimensions_of_the_model(start, request, images, data, tmp_path, command):
+    path = request.getfixturevalue(start)
+    cosines = {}
+    for dim in (16, 4):
+        options = ("--train_file", data / "train.csv", "--image_path", data / "images")
+        assert not command(
+            "--model", path, "--format", "checkpoint", "--output", tmp_path / str(dim), "--dim", dim, *options
+        )
+        texts, pictures = embeddings(str(tmp_path / str(dim)), images)
+        cosines[dim] = texts @ pictures.T
+        assert texts.shape[1] == pictures.shape[1] == dim
+    whole, turned = embeddings(path, images), embeddings(str(tmp_path / "16"), images)
+    torch.testing.assert_close(cosines[16], whole[0] @ whole[1].T, atol=1e-5, rtol=0)
+    cut = [F.normalize(embeds[:, :4], dim=-1) for embeds in turned]
+    torch.testing.assert_close(cosines[4], cut[0] @ cut[1].T, atol=1e-5, rtol=0)
+    assert turned[0][:, :4].norm() > whole[0][:, :4].norm()
+    vision, info = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "4", output_loading_info=True)
+    assert vision.visual_projection.weight.shape == (4, 48) and not info["missing_keys"]
+
+
+def test_a_checkpoint_with_more_dimensions_than_the_model_is_refused(cls_path, data, tmp_path, command, capsys):
+    options = ("--model", cls_path, "--format", "checkpoint", "--dim", 17, "--train_file", data / "train.csv")
+    options += ("--image_path", data / "images")
+    assert "has vectors of 16 dimensions: give --dim 1 to 16, not 17" in refused(
+        command, capsys, tmp_path / "out", *options
+    )
+
+
+@pytest.mark.parametrize("start", ["bert_clip_path", "chinese_clip_path"])
 def test_the_exported_bert_has_the_weights_of_the_text_tower(start, request, exported):
     path = request.getfixturevalue(start)
     bert, info = BertModel.from_pretrained(exported(path, "bert"), output_loading_info=True)
@@ -316,7 +354,7 @@ def test_int8_graphs_are_close_to_the_model_and_their_loss_of_recall_is_printed(
     for near, exact in zip(found, embeddings(bert_clip_path, images), strict=True):
         assert 1e-5 < (near - exact).abs().max() < 0.1
     (data / "images" / "7.png").write_bytes(b"no image")
-    args = argparse.Namespace(model=bert_clip_path, output=onnx_path)
+    args = argparse.Namespace(model=bert_clip_path, output=onnx_path, int8=True)
     pairs = read_retrieval_data(str(data / "train.csv"), str(data / "images"))
     assert re.fullmatch(
         r"Mean recall with int8: [0-9.]+, [+-][0-9.]+ points against the model's [0-9.]+, on 7 texts and "
@@ -443,8 +481,10 @@ def test_a_missing_package_is_named_before_any_work(package, cls_path, tmp_path,
     "options, reason",
     [
         (("--format", "bert", "--int8"), "--int8 works with --format onnx only, not with bert"),
-        (("--format", "onnx", "--test_file", "a.csv"), "--test_file works with --int8 only"),
-        (("--format", "onnx", "--image_path", "images"), "--image_path works with --test_file only"),
+        (("--format", "onnx", "--test_file", "a.csv"), "--test_file works with --int8 or --dim only"),
+        (("--format", "onnx", "--image_path", "images"), "--image_path works with --test_file or --train_file only"),
+        (("--format", "onnx", "--dim", "8", "--train_file", "a.csv"), "--dim works with --format checkpoint only"),
+        (("--format", "checkpoint", "--dim", "8"), "give --dim and --train_file together, or neither"),
         (("--format", "gguf"), "invalid choice: 'gguf'"),
     ],
 )

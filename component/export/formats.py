@@ -10,6 +10,7 @@ from component.export.folder import export_folder
 from component.ground.quick_imports import quick_imports
 
 FORMATS = {
+    "checkpoint": "a BertCLIP as training writes it today; with --dim, of shorter vectors",
     "chinese-clip": "a native ChineseCLIPModel: AutoModel, pipelines, sentence-transformers (transformers 5)",
     "vision-text-dual-encoder": "a VisionTextDualEncoderModel: AutoModel, sentence-transformers (transformers 5)",
     "onnx": "onnx/text_model.onnx, vision_model.onnx and model.onnx (of a text tower alone the first)",

@@ -1,0 +1,38 @@
+"""Shorter vectors: turn the shared space so that its first dimensions hold the most, then keep only these.
+
+Turning both projections changes no cosine. With the principal axes of the embeddings as dimensions, the first d of
+them are the best d for the embeddings as a whole (Eckart and Young, 1936), so vectors can be cut at any length without
+training for it, as Matryoshka representations (arXiv:2205.13147) do.
+
+Shapes: D projection width, d dimensions that are kept.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from component.model import BertCLIPModel
+
+
+def principal_axes(*embeds: Tensor) -> Tensor:
+    """Embeddings (n, D) of texts and of images → (D, D), orthonormal rows, the one that holds the most first.
+
+    >>> principal_axes(torch.tensor([[0.6, 0.8], [-0.6, -0.8]])).abs()
+    tensor([[0.6000, 0.8000],
+            [0.8000, 0.6000]])
+    """
+    together = torch.cat(embeds).double()
+    axes = torch.linalg.eigh(together.T @ together).eigenvectors.flip(1).T
+    return axes.float()
+
+
+@torch.no_grad()
+def shorten(model: BertCLIPModel, axes: Tensor) -> None:
+    """Project the embeddings of a model onto axes (d, D) with orthonormal rows, by changing both projections in place.
+
+    With d = D every cosine stays as it is.
+    """
+    for projection in (model.text_projection, model.visual_projection):
+        weight = projection.weight
+        projection.weight = nn.Parameter((axes.to(weight).double() @ weight.double()).to(weight), weight.requires_grad)
+        projection.out_features = len(axes)
+    model.config.projection_dim = model.config.vision_config.projection_dim = len(axes)

@@ -46,6 +46,9 @@ def parse_args() -> argparse.Namespace:
     )
     index.add_argument("--forget", metavar="FOLDER", help="instead: remove all images below it from the gallery")
     index.add_argument("--report", type=output_file, metavar="CSV", help="default: bad_images.csv in the gallery")
+    index.add_argument(
+        "--dim", type=whole_number("dimensions"), help="keep only the first of an ordered model's vectors"
+    )
     index.add_argument("--vectors", metavar="FOLDER", help="of `embed`: vectors of shards that need not be computed")
 
     embed = commands.add_parser("embed", help="vectors of shards → a Parquet file each, on one or many machines")
@@ -140,7 +143,10 @@ def run_index(args: argparse.Namespace) -> int:
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
     keep_list = KeepList(args.keep_list) if args.keep_list and is_first else None
     with (
-        gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first) as (gallery, *model),
+        gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first, args.dim) as (
+            gallery,
+            *model,
+        ),
         tqdm(unit=" images", desc="index", disable=not is_first) as bar,
     ):
         sources = Sources(args.images, args.image_path, args.exclude, args.columns, keep_list, args.vectors)

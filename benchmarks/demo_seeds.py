@@ -1,11 +1,12 @@
 """The demo with three seeds: recall by name, by unseen keywords and in other phrasings, wall time and peak memory.
 
-python benchmarks/demo_seeds.py [--development] [--set KEY=VALUE ...] [--json figures.json]
+python benchmarks/demo_seeds.py [--development] [--dims 128 64 32] [--set KEY=VALUE ...] [--json figures.json]
 
 Each run is a separate process, `train_clip.py --train_args_file train_args/train_demo.json`, and starts without
 cached image features. Its model is then also evaluated on the held-out keywords and in the phrasings of
 component/evaluation/phrasings.txt: the mean of the group "reported", and the full stop alone. The same is done with a
-random locked tower.
+random locked tower. With --dims, export_model.py also shortens the model's vectors to these lengths, and the result is
+evaluated by name.
 
 Choose settings with --development, which looks at neither the test style, nor the keywords of test_keywords.csv, nor
 the reported phrasings: it holds back one more style and some of the training keywords, tests on these, and asks in
@@ -80,7 +81,9 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def train_and_test(seed: int, output: str, tables: str, phrasings: str, overrides: list[str]) -> dict[str, float]:
+def train_and_test(
+    seed: int, output: str, tables: str, phrasings: str, dims: list[int], overrides: list[str]
+) -> dict[str, float]:
     """Run the demo once; recall is in percent.
 
     Args:
@@ -102,12 +105,27 @@ def train_and_test(seed: int, output: str, tables: str, phrasings: str, override
     punctuation = next(one for one in names["phrasings"] if one["phrasing"] == MARKS[phrasings])
     in_phrasings = names["phrasings_mean"][phrasings]
     found = (names, "text_to_image_"), (punctuation, ""), (in_phrasings, ""), (keywords, "text_to_image_")
+    found += tuple((shortened(f"{output}/run/checkpoint-final", tables, dim), "text_to_image_") for dim in dims)
     recall = {
         f"{kind} R@{k}": 100 * metrics[f"{direction}recall@{k}"]
-        for kind, (metrics, direction) in zip(KINDS, found, strict=True)
+        for kind, (metrics, direction) in zip(kinds(dims), found, strict=True)
         for k in RECALL_AT
     }
     return {**recall, "seconds": seconds, "MB": megabytes}
+
+
+def kinds(dims: list[int]) -> list[str]:
+    return [*KINDS, *(f"names, {dim} dims" for dim in dims)]
+
+
+def shortened(model: str, tables: str, dim: int) -> dict:
+    """The metrics of the model with vectors of `dim` dimensions, which are found by its training data."""
+    folder = f"{model}-{dim}"
+    run(
+        *("export_model.py", "--model", model, "--format", "checkpoint", "--dim", str(dim), "--output", folder),
+        *("--train_file", f"{tables}/train.csv", "--image_path", "data/demo/images"),
+    )
+    return evaluate(folder, f"{tables}/test.csv", f"{folder}-metrics")
 
 
 def evaluate(model: str, table: str, output: str, *options: str) -> dict:
@@ -128,6 +146,7 @@ def spread(runs: list[dict[str, float]], key: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--development", action="store_true", help="hold back from the training data, as above")
+    parser.add_argument("--dims", nargs="+", type=int, default=[], help="also evaluate vectors of these lengths")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of train_clip.py")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
@@ -143,13 +162,13 @@ def main() -> None:
         for name, overrides in towers.items():
             for seed in SEEDS:
                 output = os.path.join(scratch, f"{name}-{seed}")
-                result = train_and_test(seed, output, tables, phrasings, [*options.set, *overrides])
+                result = train_and_test(seed, output, tables, phrasings, options.dims, [*options.set, *overrides])
                 figures.setdefault(name, []).append(result)
                 print(name, "seed", seed, {key: round(value, 1) for key, value in result.items()}, flush=True)
     for name, runs in figures.items():
-        print(f"\n{name:14}" + "".join(f"{f'R@{k}':>16}" for k in RECALL_AT))
-        for kind in KINDS:
-            print(f"{kind:14}" + "".join(f"{spread(runs, f'{kind} R@{k}'):>16}" for k in RECALL_AT))
+        print(f"\n{name:16}" + "".join(f"{f'R@{k}':>16}" for k in RECALL_AT))
+        for kind in kinds(options.dims):
+            print(f"{kind:16}" + "".join(f"{spread(runs, f'{kind} R@{k}'):>16}" for k in RECALL_AT))
         print(f"{spread(runs, 'seconds')} seconds, {spread(runs, 'MB')} MB")
     if options.json:
         with open(options.json, "w") as file:

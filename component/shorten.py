@@ -27,12 +27,13 @@ def principal_axes(*embeds: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shorten(model: BertCLIPModel, axes: Tensor) -> None:
-    """Project the embeddings of a model onto axes (d, D) with orthonormal rows, by changing both projections in place.
+    """Project the embeddings of a model onto the first of its `principal_axes`, (d, D), by changing its projections.
 
-    With d = D every cosine stays as it is.
+    With d = D every cosine stays as it is. The config then says `ordered_dims`: that vectors may be cut at any length.
     """
     for projection in (model.text_projection, model.visual_projection):
         weight = projection.weight
         projection.weight = nn.Parameter((axes.to(weight).double() @ weight.double()).to(weight), weight.requires_grad)
         projection.out_features = len(axes)
     model.config.projection_dim = model.config.vision_config.projection_dim = len(axes)
+    model.config.ordered_dims = True

@@ -20,7 +20,7 @@ from PIL import Image
 
 import search_image
 from component.checkpoint import load_checkpoint, save_checkpoint
-from component.embedding import embed_images
+from component.embedding import embed_images, embed_texts
 from component.gallery.reader import ROWS, VECTORS, Gallery, is_gallery
 from component.gallery.rows import ImageFile
 from component.ground.file_state import FileState
@@ -33,9 +33,11 @@ from component.search.index import Loading, Sources, update
 from component.search.open import gallery_to_write, open_searcher
 from component.search.presence import absence_threshold
 from component.search.query import Filter, Query
+from component.search.quick import open_text_searcher
 from component.search.searcher import Searcher
 from component.search.thumbnails import original, thumbnail
 from component.search.writer import GalleryWriter
+from component.shorten import principal_axes, shorten
 
 pytest_plugins = ["galleries"]
 
@@ -439,6 +441,41 @@ def test_an_image_half_that_is_kept_in_fp32_with_the_values_of_fp16_is_the_same(
     open_searcher(str(tmp_path / "gallery"), str(tmp_path / "single"))
     with pytest.raises(ValueError, match="the weights of the image half"):
         open_searcher(str(tmp_path / "gallery"), bert_clip_path)
+
+
+def test_a_gallery_may_keep_the_first_dimensions_of_an_ordered_model(
+    index, folder, tmp_path, bert_clip_path, monkeypatch
+):
+    model, processor = load_checkpoint(bert_clip_path)
+    images = embed_images(model, processor, sorted(map(str, folder.rglob("*.png"))))
+    shorten(model, principal_axes(images.embeds))
+    ordered, short, query = str(tmp_path / "ordered"), str(tmp_path / "short"), Query(["红色的圆"], minus=["花"])
+    save_checkpoint(model, processor, ordered)
+
+    def index_it(gallery: str, dim: int | None, path: str = ordered):
+        with gallery_to_write(gallery, path, "cpu", dim=dim) as opened:
+            return update(*opened, Sources([str(folder)]), Loading(5, 0))
+
+    for gallery, dim in ((str(tmp_path / "whole"), None), (short, 4)):
+        assert index_it(gallery, dim).added == 24
+    assert index_it(short, None).unchanged == 24
+    whole = Gallery(str(tmp_path / "whole")).vectors()[:, :4].astype(np.float32)
+    np.testing.assert_allclose(
+        Gallery(short).vectors(), whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=2e-3
+    )
+    texts = embed_texts(model, processor, [*query.texts, *query.minus]).embeds[:, :4].numpy()
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    rows = (Gallery(short).vectors().astype(np.float32) @ (texts[0] - query.minus_weight * texts[1])).argsort()[::-1]
+    for searcher in (open_searcher(short, device="cpu"), open_text_searcher(short)):
+        assert [hit.image.row for hit in searcher.answer(query).hits] == rows[:10].tolist()
+    assert open_searcher(short, device="cpu").answer(Query(images=images.items[:1])).hits[0].score > 0.999
+    for gallery, dim, path, reason in (
+        (short, 5, ordered, "holds vectors of 4 dimensions, not 5"),
+        (str(tmp_path / "new"), 17, ordered, "has vectors of 16 dimensions: give --dim 1 to 16, not 17"),
+        (str(tmp_path / "new"), 4, bert_clip_path, "in no order, .* Order them with export_model.py"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            index_it(gallery, dim, path)
 
 
 def test_the_second_of_two_writers_gets_an_error(index, tmp_path, bert_clip_path):

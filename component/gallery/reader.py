@@ -192,6 +192,14 @@ class Gallery:
         return {"images": images, "absent": absent, "bad_images": bad}
 
 
+def cut(vectors: np.ndarray, width: int) -> np.ndarray:
+    """Vectors (n, at least `width`) → their first dimensions, (n, width), L2-normalised if any are left out."""
+    if vectors.shape[1] == width:
+        return vectors
+    short = vectors[:, :width].astype(np.float32)
+    return short / np.linalg.norm(short, axis=1, keepdims=True).clip(1e-12)
+
+
 def is_gallery(folder: str, patience: float = 30) -> bool:
     """Whether the folder holds a gallery, perhaps a damaged one.
 

@@ -10,7 +10,7 @@ from transformers import CLIPProcessor
 
 from component.checkpoint import load_identified
 from component.embedding import embed_texts
-from component.gallery.reader import Gallery, is_gallery
+from component.gallery.reader import Gallery, cut, is_gallery
 from component.ground.lock import sole_writer
 from component.hub.identity import ModelIdentity, image_differences, weights_digest
 from component.model import BertCLIPModel
@@ -27,7 +27,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @contextmanager
 def gallery_to_write(
-    folder: str, model_path: str, device: str | None = None, precision: str = "fp32", is_writer: bool = True
+    folder: str,
+    model_path: str,
+    device: str | None = None,
+    precision: str = "fp32",
+    is_writer: bool = True,
+    dim: int | None = None,
 ) -> Iterator[tuple[GalleryWriter | None, BertCLIPModel, CLIPProcessor]]:
     """The gallery in a folder, made if there is none, and the model for it.
 
@@ -37,10 +42,12 @@ def gallery_to_write(
         device: None: a GPU if there is one.
         precision: of the model: fp32, bf16 or fp16.
         is_writer: True in one of several processes; in the others the gallery is None.
+        dim: of the model's vectors a new gallery keeps these first dimensions; None: all.
 
     Raises:
-        ValueError: another process writes the gallery, a model with another image half made it, or it is damaged; or
-            there is no such model or device.
+        ValueError: another process writes the gallery, a model with another image half made it, it keeps another
+            number of dimensions, or it is damaged; or there is no such model or device, or the dimensions of the
+            model are in no order.
     """
     model, processor, identity = load_on(model_path, device)
     if not is_writer:
@@ -49,6 +56,10 @@ def gallery_to_write(
     with sole_writer(folder, inside=True):
         if is_gallery(folder):
             gallery = GalleryWriter(folder)
+            if dim not in (None, gallery.width):
+                raise ValueError(
+                    f"{folder} holds vectors of {gallery.width} dimensions, not {dim}: index into another --gallery."
+                )
             if differences := _require_same_images(gallery, model, processor, identity, model_path):
                 logger.warning(
                     "%s has the image half of %s, which made %s, and another text half (%s): the vectors stay, and "
@@ -58,17 +69,18 @@ def gallery_to_write(
                 gallery.take_texts_of(
                     fingerprint=identity.to_dict(),
                     model=_absolute(model_path),
-                    random_texts=_random_texts(model, processor),
+                    random_texts=_random_texts(model, processor, gallery.width),
                 )
             elif isinstance(gallery.about["fingerprint"], str):
                 gallery.note(fingerprint=identity.to_dict())
         else:
+            width = _width(model, model_path, dim)
             gallery = GalleryWriter.create(
                 folder,
-                model.config.projection_dim,
+                width,
                 fingerprint=identity.to_dict(),
                 model=_absolute(model_path),
-                random_texts=_random_texts(model, processor),
+                random_texts=_random_texts(model, processor, width),
             )
         with closing(gallery):
             yield gallery, model.to(PRECISIONS[precision]), processor
@@ -115,8 +127,23 @@ def _absolute(model_path: str) -> str:
     return os.path.abspath(model_path) if os.path.exists(model_path) else model_path
 
 
-def _random_texts(model: BertCLIPModel, processor: CLIPProcessor) -> list[list[float]]:
-    return embed_texts(model, processor, RANDOM_TEXTS).embeds.tolist()
+def _width(model: BertCLIPModel, model_path: str, dim: int | None) -> int:
+    """Width of a new gallery."""
+    width = model.config.projection_dim
+    if dim is None or dim == width:
+        return width
+    if dim > width:
+        raise ValueError(f"{model_path} has vectors of {width} dimensions: give --dim 1 to {width}, not {dim}.")
+    if not getattr(model.config, "ordered_dims", False):
+        raise ValueError(
+            f"the dimensions of {model_path} are in no order, so that its first {dim} tell little. Order them with "
+            f"export_model.py --format checkpoint --dim {width}, and index with that checkpoint."
+        )
+    return dim
+
+
+def _random_texts(model: BertCLIPModel, processor: CLIPProcessor, width: int) -> list[list[float]]:
+    return cut(embed_texts(model, processor, RANDOM_TEXTS).embeds.numpy(), width).tolist()
 
 
 def _require_same_images(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from component.gallery.reader import Gallery
+from component.gallery.reader import Gallery, cut
 from component.gallery.rows import ABSENT, GalleryImage
 from component.search.comparison import compare, top
 from component.search.presence import SCALE, TOP, concentration, log_sum_exp
@@ -118,12 +118,12 @@ class Searcher:
         parts = []
         images = self._embed_images(query)
         if query.texts:
-            texts = self.towers.embed_texts(query.texts).mean(axis=0)
+            texts = self._cut(self.towers.embed_texts(query.texts)).mean(axis=0)
             parts.append(texts * (1 - query.image_weight if len(images) else 1))
         if len(images):
             parts.append(images.mean(axis=0) * (query.image_weight if query.texts else 1))
         if query.minus:
-            parts.append(-query.minus_weight * self.towers.embed_texts(query.minus).mean(axis=0))
+            parts.append(-query.minus_weight * self._cut(self.towers.embed_texts(query.minus)).mean(axis=0))
         if not parts:
             raise ValueError("The query is empty: give a text or an image.")
         return np.sum(parts, axis=0, dtype=np.float32)
@@ -138,8 +138,11 @@ class Searcher:
             absent = bool(concentration(best, total) < self._threshold) if is_judged else None
             return Answer(hits[offset:], absent)
 
+    def _cut(self, embeds: np.ndarray) -> np.ndarray:
+        return cut(embeds, self.gallery.width)
+
     def _embed_images(self, query: Query) -> np.ndarray:
-        embeds = [self.towers.embed_images(query.images)] if query.images else []
+        embeds = [self._cut(self.towers.embed_images(query.images))] if query.images else []
         with self.gallery.snapshot():
             self._refresh()
             for row in query.like:

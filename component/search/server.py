@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from component.gallery.reader import cut
 from component.gallery.rows import GalleryImage
 from component.ground.optional import import_optional
 from component.ground.plain_text import one_line
@@ -165,9 +166,9 @@ class _Answers:
             raise ValueError("expected an image")
         with self._answering, torch.inference_mode():
             model = self.searcher.towers.model
-            classes = embed_classes(model, self.searcher.towers.processor, labels)
+            classes = embed_classes(model, self.searcher.towers.processor, labels).numpy()
             query = self.searcher.embed(Query(images=[self._decode(question.image)]))
-            cosines = classes @ torch.from_numpy(query)
+            cosines = torch.from_numpy(cut(classes, self.gallery.width) @ query)
             shares = (cosines * model.logit_scale.exp().float().cpu()).softmax(dim=0)
         order = shares.argsort(descending=True).tolist()
         return {

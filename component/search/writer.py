@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 
-from component.gallery.reader import ROWS, VECTORS, Gallery, is_gallery
+from component.gallery.reader import ROWS, VECTORS, Gallery, cut, is_gallery
 from component.gallery.rows import (
     ABSENT,
     COLUMNS,
@@ -119,11 +119,11 @@ class GalleryWriter(Gallery):
     def add(
         self, files: Sequence[ImageFile], digests: Sequence[bytes], taken: Sequence[float | None], vectors: np.ndarray
     ) -> None:
-        """Append (B, D) vectors and their rows; both are on disk when it returns."""
+        """Append (B, at least D) vectors, of which D dimensions are kept, and their rows; both are on disk then."""
         first, now = self.num_rows(), time.time()
         with open(os.path.join(self.folder, VECTORS), "r+b") as file:
             file.seek(first * 2 * self.width)
-            file.write(np.ascontiguousarray(vectors, np.float16))
+            file.write(np.ascontiguousarray(cut(vectors, self.width), np.float16))
             file.flush()
             os.fsync(file.fileno())
         rows = [

@@ -66,6 +66,7 @@ def _load_weights(args: CLIPTrainingArguments) -> BertCLIPModel:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
         model = load_bert_clip(args.clip_pretrain_path, dtype=torch.float32)
         model.ancestors = [*(read_ancestors(args.clip_pretrain_path) or ()), ancestor_digest(model)]
+        vars(model.config).pop("ordered_dims", None)  # training moves them, see `component.shorten`
         if args.text_pooling not in (None, model.config.text_pooling):
             raise ValueError(
                 f"`text_pooling` is {args.text_pooling}, but {args.clip_pretrain_path} was trained with "

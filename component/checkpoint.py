@@ -55,6 +55,15 @@ def load_model(path: str, dtype: torch.dtype | str = "auto") -> BertCLIPModel:
     return model.eval()
 
 
+def load_weights(model: BertCLIPModel, path: str) -> None:
+    """Load the weights of a folder into a model of the same settings.
+
+    By `from_pretrained`, because transformers renames weights on the way from and to a file: `load_state_dict` of a
+    file's content would leave parts of some towers as they are.
+    """
+    model.load_state_dict(load_model(path, model.dtype).state_dict())
+
+
 def load_identified(path: str) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
     """Like `load_checkpoint`, with the identity of the model.
 

@@ -1,4 +1,4 @@
-"""Configuration of BertCLIP: a BERT text tower and a CLIP vision tower."""
+"""Configuration of BertCLIP: a BERT text tower and the vision tower of a CLIP or another ViT."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ from typing import Any
 from transformers import BertConfig, CLIPVisionConfig
 
 from component import modeling_bertclip
+from component.hub.pretrained import VIT_TOWER
 
 
 def _prefer_config_dicts(config: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +26,9 @@ def _prefer_config_dicts(config: dict[str, Any]) -> dict[str, Any]:
 def _as_bert_clip(config: dict[str, Any]) -> dict[str, Any]:
     """Convert the content of a config.json, also of a Chinese-CLIP or of a single image tower, to BertCLIP's keys."""
     kind = config.get("model_type") or ""
-    if kind.endswith("clip_vision_model"):
+    if kind == "siglip":  # its image vectors are the pooled output of its tower
+        kind, config = "siglip_vision_model", {**config["vision_config"], "model_type": "siglip_vision_model"}
+    if kind in VIT_TOWER.kinds or kind.endswith("clip_vision_model"):
         return {"vision_config": config, "projection_dim": config.get("projection_dim", 512)}
     if kind == "chinese_clip":
         config = {**config, "model_type": "clip", "text_pooling": "cls"}

@@ -1,8 +1,9 @@
-"""BertCLIP: transformers' BertModel and CLIPVisionModel with a shared embedding space.
+"""BertCLIP: transformers' BertModel and CLIP's or another ViT with a shared embedding space.
 
 Shapes: B texts or images, T tokens, D projection_dim.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +24,19 @@ from component.configuration import BertCLIPConfig, BertCLIPTextConfig
 from component.hub.pretrained import (
     IMAGE_TOWER,
     TEXT_TOWER,
+    VIT_TOWER,
     Use,
     check_pretrained,
     load_pretrained,
     loading,
     no_progress_bars,
+    read_config,
 )
 from component.loss import contrastive_loss
 from component.modeling_bertclip import BertCLIPPreTrainedModel, fit_to_positions, text_tower
+from component.tower_parts import tower_parts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -122,8 +128,9 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         super().__init__(config)
         self.ancestors: list[str] | None = None
         self._locked: list[nn.Module] = []
-        # The units of FSDP. (The towers' own lists also name a class that only CLIP's text tower has.)
-        self._no_split_modules = {"BertLayer", "CLIPEncoderLayer"}
+        # The units of FSDP. (The towers' own lists also name classes that they do not have.)
+        towers = filter(None, (self.text_model, self.vision_model))
+        self._no_split_modules = {tower_parts(tower).block_class for tower in towers}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -170,11 +177,11 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         """Pair two pretrained folders (or hub names) for training.
 
         Vision tower, visual_projection and logit_scale come from CLIP, the text tower from BERT. text_projection is
-        new unless CLIP's own has the same shape. If visual_projection and logit_scale are missing (a single vision
-        tower), or BERT's pooler, they are new too, and a warning is logged.
+        new unless CLIP's own has the same shape. If visual_projection and logit_scale are missing (a vision tower
+        without them), or BERT's pooler, they are new too, and a warning is logged.
 
         Args:
-            clip_path: a CLIP, Chinese-CLIP or BertCLIP, or the vision tower of one.
+            clip_path: a CLIP, its kin or a BertCLIP, the vision tower of one, or another ViT (`VIT_TOWER`).
             bert_path: a BERT with any head.
             dtype: of all parameters. fp32 by default, which AdamW needs, whatever the folders hold.
             text_pooling: see `BertCLIPConfig`.
@@ -198,13 +205,25 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         )
         # Created before loading, which also draws random weights: the result of a seed must not change.
         model = cls._from_config(config, dtype=dtype)
-        # The names of a single vision tower's weights have no prefix "vision_model.".
-        prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
-        clip, new_in_clip = load_pretrained(cls, clip_path, image_use, config=config, dtype=dtype, key_mapping=prefix)
         weights = {f"text_model.{name}": value for name, value in bert.state_dict().items() if name not in new_in_bert}
-        for name, value in clip.state_dict().items():
-            if not name.startswith("text_model.") and name not in new_in_clip:
-                weights[name] = value
+        if read_config(clip_source).get("model_type") in VIT_TOWER.kinds:
+            vit, _ = load_pretrained(
+                type(model.vision_model), clip_path, VIT_TOWER, config=config.vision_config, dtype=dtype
+            )
+            weights |= {f"vision_model.{name}": value for name, value in vit.state_dict().items()}
+            logger.warning(
+                "%s has no visual_projection and no logit_scale for it: initialised at random, to be trained.",
+                clip_path,
+            )
+        else:
+            # The names of a single vision tower's weights have no prefix "vision_model.".
+            prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
+            clip, new_in_clip = load_pretrained(
+                cls, clip_path, image_use, config=config, dtype=dtype, key_mapping=prefix
+            )
+            for name, value in clip.state_dict().items():
+                if not name.startswith("text_model.") and name not in new_in_clip:
+                    weights[name] = value
         model.load_state_dict(weights, strict=False)
         return model
 
@@ -212,20 +231,21 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         """Freeze the vision tower: no gradient, no optimizer state, always in eval mode.
 
         Args:
-            trainable_blocks: number of last encoder blocks that stay unlocked, together with post_layernorm.
+            trainable_blocks: number of last blocks that stay unlocked, together with what computes after them.
             projection: freeze visual_projection too, so that image embeddings never change.
 
         Raises:
             ValueError: the tower has fewer blocks.
         """
-        tower = self.vision_model
-        blocks = len(tower.encoder.layers)
-        if not 0 <= trainable_blocks <= blocks:
-            raise ValueError(f"The last {trainable_blocks} blocks cannot be unlocked: the vision tower has {blocks}.")
+        below, blocks = tower_parts(self.vision_model)
+        if not 0 <= trainable_blocks <= len(blocks):
+            raise ValueError(
+                f"The last {trainable_blocks} blocks cannot be unlocked: the vision tower has {len(blocks)}."
+            )
         if trainable_blocks:
-            self._locked = [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:-trainable_blocks]]
+            self._locked = [*below.values(), *list(blocks.values())[:-trainable_blocks]]
         else:
-            self._locked = [tower]
+            self._locked = [self.vision_model]
         if projection:
             self._locked.append(self.visual_projection)
         for module in self._locked:

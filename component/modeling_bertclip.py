@@ -8,22 +8,46 @@ Shapes: B texts or images, T tokens, D projection_dim.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 POOLINGS = ("pooler", "cls")
 
 
+def vision_config_class(settings: dict) -> type[PretrainedConfig]:
+    """The class of a vision tower's settings: that of their model_type, such as siglip_vision_model or dinov2.
+
+    The towers of Chinese-CLIP and MetaCLIP 2 have other model_types and are CLIP's own.
+
+    Raises:
+        ValueError: this version of transformers has no such tower.
+    """
+    kind = settings.get("model_type") or CLIPVisionConfig.model_type
+    if "clip" in kind:
+        return CLIPVisionConfig
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"This version of transformers has no image tower {kind}. Update transformers.")
+    return CONFIG_MAPPING[kind]
+
+
 class BertCLIPConfig(PretrainedConfig):
     """Configuration of `BertCLIPModel`.
 
-    `model_type` is "clip", as in the published checkpoints, so that transformers' own `CLIPVisionModel` and
-    `CLIPProcessor` load the same folder.
+    `model_type` is "clip", as in the published checkpoints, so that transformers' own `CLIPProcessor` loads the same
+    folder, and `CLIPVisionModel` if the vision tower is CLIP's.
 
     Args:
         text_config: settings of the BERT tower (dict or `BertConfig`).
-        vision_config: settings of the CLIP vision tower (dict or `CLIPVisionConfig`).
+        vision_config: settings of the vision tower (dict or config); its model_type says which, by default CLIP's.
         projection_dim: width of the shared embedding space.
         logit_scale_init_value: initial logarithm of the inverse temperature (ln(1 / 0.07) = 2.6592).
         logit_bias_init_value: initial bias of a model trained with the sigmoid loss; None: no bias.
@@ -33,7 +57,7 @@ class BertCLIPConfig(PretrainedConfig):
             None then.
 
     Raises:
-        ValueError: text_pooling is neither.
+        ValueError: text_pooling is neither; see also `vision_config_class`.
     """
 
     model_type = "clip"
@@ -55,12 +79,16 @@ class BertCLIPConfig(PretrainedConfig):
         for (key, config_class), config in zip(self.sub_configs.items(), (text_config, vision_config), strict=True):
             if isinstance(config, PretrainedConfig):
                 config = config.to_dict()
+            config = config or {}
+            if key == "vision_config":
+                config_class = vision_config_class(config)
             # The towers of a Chinese-CLIP have other model_types and the same settings. Their outputs are read by
             # name below, so return_dict must be True.
             own = {"model_type": config_class.model_type, "return_dict": True}
-            setattr(self, key, config_class(**{**(config or {}), **own}))
+            setattr(self, key, config_class(**{**config, **own}))
         self.text_config.text_pooling = text_pooling
-        self.vision_config.projection_dim = projection_dim  # for CLIPVisionModelWithProjection
+        if hasattr(self.vision_config, "projection_dim"):
+            self.vision_config.projection_dim = projection_dim  # for CLIPVisionModelWithProjection
         self.has_image_half = has_image_half
         if not has_image_half:
             self.vision_config = None
@@ -114,10 +142,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         self.text_model = text_tower(config.text_config)
         self.vision_model = self.visual_projection = None
         if config.has_image_half:
-            vision_model = CLIPVisionModel._from_config(config.vision_config)
-            self.vision_model = getattr(
-                vision_model, "vision_model", vision_model
-            )  # transformers 4 wraps it once more
+            tower = AutoModel.from_config(config.vision_config)
+            self.vision_model = getattr(tower, "vision_model", tower)  # transformers 4 wraps CLIP's and SigLIP's
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         if config.has_image_half:
             self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
@@ -194,6 +220,7 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         Args:
             input_ids: (B_text, T); attention_mask, token_type_ids and position_ids likewise, all optional.
             pixel_values: (B_image, 3, H, W).
+            interpolate_pos_encoding: for images of another size than the tower's. (DINO's towers take any size.)
             return_loss: also compute the contrastive loss; text i belongs to image i.
             vision_pooler_output: (B_image, vision_hidden), earlier output of the vision tower, replaces pixel_values.
             return_dict: False returns a tuple in the order of `CLIPOutput`, without the entries that are None.
@@ -212,9 +239,8 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         if vision_pooler_output is not None:
             vision_outputs = BaseModelOutputWithPooling(pooler_output=vision_pooler_output.to(self.dtype))
         elif pixel_values is not None:
-            vision_outputs = self.vision_model(
-                pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-            )
+            resize = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
+            vision_outputs = self.vision_model(pixel_values=pixel_values, **resize, **kwargs)
         elif input_ids is None:
             raise ValueError("BertCLIPModel embeds texts and images: pass input_ids or pixel_values, or both.")
         if vision_outputs is not None:

@@ -3,15 +3,28 @@
 import logging
 import os
 
+import transformers
 from transformers import BertTokenizerFast, CLIPProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from component.configuration import BertCLIPConfig
+from component.hub.identity import IMAGE_PROCESSOR
 from component.hub.pretrained import find_pretrained, loading
 from component.hub.tokenizer import load_tokenizer, save_tokenizer
 
 logger = logging.getLogger(__name__)
+
+# Image processors that compute what CLIP's computes, with other defaults → the class that has the defaults.
+_LIKE_CLIPS = {
+    "SiglipImageProcessor": "SiglipImageProcessorPil",
+    "BitImageProcessor": "BitImageProcessorPil",  # of DINOv2
+    "ViTImageProcessor": "ViTImageProcessorPil",
+    # Its own class needs torchvision, and rounds to 8 bits only after scaling; its files name all settings.
+    "DINOv3ViTImageProcessor": "ViTImageProcessorPil",
+}
+# DINO's towers scale their positions to the size of the images. All others take images of their image_size.
+_TAKE_ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 class CLIPFeatureExtractor(CLIPImageProcessorPil):
@@ -70,11 +83,34 @@ def load_processor(path: str, tokenizer_path: str | None = None, max_length: int
         raise ValueError(
             f"{path} has neither {' nor '.join(names)}. Put the one there that belongs to the image tower."
         )
-    with loading(path):
-        image_processor = CLIPImageProcessorPil.from_pretrained(source)
+    image_processor = _load_image_processor(path, source)
     if not image_processor.do_center_crop and image_processor.size.height:
         image_processor.crop_size = image_processor.size  # Chinese-CLIP's; random crops are scaled to crop_size
     return CLIPProcessor(image_processor, _load_tokenizer(tokenizer_path or path, max_length))
+
+
+def _load_image_processor(path: str, source: str) -> CLIPImageProcessorPil:
+    with loading(path):
+        settings, _ = CLIPImageProcessorPil.get_image_processor_dict(source)
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIP"
+    if "CLIP" in kind:
+        with loading(path):
+            return CLIPImageProcessorPil.from_pretrained(source)
+    kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if kind not in _LIKE_CLIPS:
+        raise ValueError(
+            f"{path} makes pixel values with {kind}; expected CLIPImageProcessor or {', '.join(_LIKE_CLIPS)}."
+        )
+    with loading(path):
+        own = getattr(transformers, _LIKE_CLIPS[kind]).from_pretrained(source)
+    settings = {key: getattr(own, key) for key in IMAGE_PROCESSOR}
+    return CLIPImageProcessorPil(**settings | {"do_center_crop": bool(own.do_center_crop), "do_convert_rgb": True})
+
+
+def image_size(image_processor: CLIPImageProcessorPil) -> tuple[int, int]:
+    """(height, width) of the pixel values that it makes."""
+    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    return size.height, size.width
 
 
 def _load_tokenizer(path: str, max_length: int | None) -> BertTokenizerFast:
@@ -93,12 +129,12 @@ def require_fitting(processor: CLIPProcessor, config: BertCLIPConfig, path: str)
         path: folder or Hub name of the image processor, for the message.
     """
     if config.has_image_half:
-        image_processor, edge = processor.image_processor, config.vision_config.image_size
-        size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-        if (size.height, size.width) != (edge, edge):
+        (height, width), vision_config = image_size(processor.image_processor), config.vision_config
+        edge = height if vision_config.model_type in _TAKE_ANY_SIZE else vision_config.image_size
+        if (height, width) != (edge, edge):
             raise ValueError(
-                f"{path}: its preprocessor_config.json makes images of {size.height} × {size.width} pixels, but its "
-                f"image tower takes {edge} × {edge}. Use the preprocessor_config.json that belongs to the weights."
+                f"{path}: its preprocessor_config.json makes images of {height} × {width} pixels, but its image tower "
+                f"takes {edge} × {edge}. Use the preprocessor_config.json that belongs to the weights."
             )
     tokens, embeddings = len(processor.tokenizer), config.text_config.vocab_size
     if tokens > embeddings:

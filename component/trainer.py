@@ -20,6 +20,7 @@ from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.loss import contrastive_loss
 from component.metrics import retrieval_metrics
 from component.model import BertCLIPModel
+from component.processor import image_size
 from component.training.bad_images import BadImages
 from component.training.data_wait import DataWait
 from component.training.early_stopping import StopEarly
@@ -211,15 +212,15 @@ class CLIPTrainer(SavingTrainer):
         Args:
             cached: images enter as features that skip the vision tower. Under FSDP all processes have to agree.
         """
-        config, vision = self.model.config, self.model.config.vision_config
+        config = self.model.config
         text = torch.zeros(1, 1, dtype=torch.long)
         inputs = {"input_ids": text, "attention_mask": text + 1, "text_groups": [(1, 1)]}
         if self.args.image_vectors:
             inputs["image_embeds"] = torch.zeros(1, config.projection_dim)
         elif cached:
-            inputs["vision_pooler_output"] = torch.zeros(1, vision.hidden_size)
+            inputs["vision_pooler_output"] = torch.zeros(1, config.vision_config.hidden_size)
         else:
-            inputs["pixel_values"] = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+            inputs["pixel_values"] = torch.zeros(1, 3, *image_size(self.processing_class.image_processor))
         return super()._prepare_inputs(inputs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -1,6 +1,6 @@
 """A native ChineseCLIPModel folder, which transformers loads without our code."""
 
-from transformers import ChineseCLIPConfig, ChineseCLIPModel, ChineseCLIPProcessor
+from transformers import ChineseCLIPConfig, ChineseCLIPModel, ChineseCLIPProcessor, CLIPVisionConfig
 from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 
 from component.checkpoint import load_checkpoint
@@ -11,13 +11,17 @@ def write(model_path: str, folder: str) -> None:
     """Write the weights, bit for bit, with Chinese-CLIP's config, processor and tokenizer.
 
     Raises:
-        ValueError: the model has a pooler, which Chinese-CLIP lacks.
+        ValueError: the model has a pooler, which Chinese-CLIP lacks, or another image tower than CLIP's.
     """
     model, processor = load_checkpoint(model_path)
     if model.config.text_pooling != "cls":
         raise ValueError(
             f"{model_path} embeds texts through BERT's pooler, which ChineseCLIPModel lacks, so its embeddings would "
             "differ. Train with text_pooling 'cls', or use --format vision-text-dual-encoder."
+        )
+    if (kind := model.config.vision_config.model_type) != CLIPVisionConfig.model_type:
+        raise ValueError(
+            f"{model_path} has the image tower {kind}, but ChineseCLIPModel has CLIP's. Use --format onnx."
         )
     text_config, vision_config = tower_settings(model.config)
     config = ChineseCLIPConfig(

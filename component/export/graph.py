@@ -11,10 +11,12 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import CLIPProcessor
 
 from component.configuration import BertCLIPConfig
 from component.ground.optional import import_optional
 from component.model import BertCLIPModel
+from component.processor import image_size
 
 _MOST_BYTES = 2**31 - 2**24  # limit of a protobuf file, less room for the graph
 _AXES = {
@@ -65,10 +67,9 @@ def token_inputs(dtype: torch.dtype = torch.long) -> dict[str, Tensor]:
     return {"input_ids": torch.full((2, 5), 1, dtype=dtype), "attention_mask": torch.ones(2, 5, dtype=dtype)}
 
 
-def pixel_inputs(config: BertCLIPConfig, name: str = "pixel_values") -> dict[str, Tensor]:
-    """Example pixels for tracing."""
-    edge = config.vision_config.image_size
-    return {name: torch.zeros(3, config.vision_config.num_channels, edge, edge)}
+def pixel_inputs(processor: CLIPProcessor, name: str = "pixel_values") -> dict[str, Tensor]:
+    """Example pixels for tracing, of the size that all images get."""
+    return {name: torch.zeros(3, 3, *image_size(processor.image_processor))}
 
 
 def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: str) -> None:

@@ -23,7 +23,7 @@ from component.export.graph import (
 )
 from component.export.samples import embed_samples
 from component.ground.files import write_json
-from component.processor import save_tokenizer
+from component.processor import image_size, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ def write(model_path: str, folder: str) -> None:
     samples = embed_samples(model.cpu(), processor)
     graphs = [os.path.join(tower, "model.onnx") for tower in (textual, visual)]
     export_graph(TextGraph(model), token_inputs(torch.int32), ["text_embeds"], graphs[0])
-    export_graph(ImageGraph(model), pixel_inputs(model.config, "image"), ["image_embeds"], graphs[1])
+    export_graph(ImageGraph(model), pixel_inputs(processor, "image"), ["image_embeds"], graphs[1])
     save_tokenizer(processor.tokenizer, textual)
     images = processor.image_processor
-    edge = model.config.vision_config.image_size
+    edge, _ = image_size(images)
     write_json(
         os.path.join(visual, "preprocess_cfg.json"),
         {

@@ -10,6 +10,7 @@ from transformers import CLIPProcessor, PretrainedConfig, PreTrainedModel, Proce
 
 from component.configuration import BertCLIPConfig
 from component.export.samples import Samples, embed_samples
+from component.hub.identity import published_weights
 from component.hub.pretrained import loading
 from component.hub.sentence_transformers import write_sentence_transformers
 from component.model import BertCLIPModel
@@ -48,7 +49,7 @@ def write_native(
     Raises:
         ValueError: the folder does not load completely, or its embeddings of the samples differ.
     """
-    weights = model.state_dict()
+    weights = published_weights(model)
     if (bias := weights.pop("logit_bias", None)) is not None:
         logger.warning(
             "%s has no logit_bias (here %.4f): embeddings and rankings are the same, but add it to the logits before "

@@ -44,7 +44,7 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
     os.mkdir(os.path.join(folder, "onnx"))
     export_graph(TextGraph(model), tokens, ["text_embeds"], _path(folder, "text_model"))
     if model.config.has_image_half:
-        pixels, logits = pixel_inputs(model.config), ["logits_per_image", "logits_per_text"]
+        pixels, logits = pixel_inputs(processor), ["logits_per_image", "logits_per_text"]
         export_graph(ImageGraph(model), pixels, ["image_embeds"], _path(folder, "vision_model"))
         export_graph(
             PairGraph(model), {**tokens, **pixels}, [*logits, "text_embeds", "image_embeds"], _path(folder, "model")

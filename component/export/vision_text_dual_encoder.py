@@ -2,7 +2,6 @@
 
 from transformers import (
     BertConfig,
-    CLIPVisionConfig,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
@@ -26,15 +25,16 @@ def write(model_path: str, folder: str) -> None:
         )
     text_config, vision_config = tower_settings(model.config)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        CLIPVisionConfig(**vision_config),
+        type(model.config.vision_config)(**vision_config),
         BertConfig(**text_config),
         projection_dim=model.config.projection_dim,
         logit_scale_init_value=model.config.logit_scale_init_value,
     )
     native = VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer)
-    write_native(model, processor, VisionTextDualEncoderModel, config, native, folder, _name)
+    # transformers 4 knows the towers of CLIP and SigLIP only by the longer names; 5 accepts them as well.
+    is_wrapped = model.config.vision_config.model_type.endswith("_vision_model")
+    write_native(model, processor, VisionTextDualEncoderModel, config, native, folder, _longer if is_wrapped else str)
 
 
-def _name(name: str) -> str:
-    # transformers 4 knows the vision tower only by these names; 5 accepts them as well.
+def _longer(name: str) -> str:
     return f"vision_model.{name}" if name.startswith("vision_model.") else name

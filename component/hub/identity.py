@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a query compares identities without torch, which takes seconds to import
     from tokenizers import Tokenizer
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import CLIPProcessor, PreTrainedTokenizerFast
 
 # Settings that change what a tower computes and that the shapes of its weights do not show.
-SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "text_pooling")
+SETTINGS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "pooler_act", "rope_theta", "text_pooling")
 IMAGE_PROCESSOR = (
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
@@ -145,11 +145,29 @@ def weights_digest(module: nn.Module, *settings: Any) -> str:
     import torch
 
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(published_weights(module).items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def published_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a tower, or of a module with towers, with the names that the weights have in files.
+
+    In memory, the weights of some towers have other names in some versions of transformers.
+    """
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import revert_weight_conversion
+
+    weights = module.state_dict()
+    if isinstance(module, PreTrainedModel) and not module.is_custom_code():
+        return revert_weight_conversion(module, weights)
+    for name, part in module.named_children():
+        if isinstance(part, PreTrainedModel):
+            weights = {key: value for key, value in weights.items() if not key.startswith(f"{name}.")}
+            weights |= {f"{name}.{key}": value for key, value in published_weights(part).items()}
+    return weights
 
 
 def image_inputs(image_processor) -> dict[str, Any]:

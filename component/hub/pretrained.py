@@ -60,18 +60,36 @@ TEXT_TOWER = Use(
     needed=r"embeddings\.|encoder\.|pooler\.",
     renewable=r"pooler\.",
 )
-IMAGE_TOWER = Use(
-    name="a CLIP for the image tower",
-    kinds=("clip", "clip_vision_model", "chinese_clip", "chinese_clip_vision_model"),
+_CLIP = Use(
+    name="a CLIP",
+    kinds=(
+        *("clip", "chinese_clip", "metaclip_2"),  # with CLIP's vision tower
+        *("clip_vision_model", "chinese_clip_vision_model", "metaclip_2_vision_model"),
+    ),
     towers=("vision",),
     instead="A CLIP with its image tower works (model_type clip), such as openai/clip-vit-base-patch32.",
     needed=r"vision_model\.|visual_projection\.|logit_scale",
-    renewable=r"visual_projection\.|logit_scale",
 )
 IMAGE_HALF = replace(
-    IMAGE_TOWER,
+    _CLIP,
     name="a CLIP whose image vectors can stay the same (freeze_visual_projection)",
     renewable="logit_scale",
+)
+VIT_TOWER = Use(
+    name="an image tower",
+    kinds=("siglip", "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit"),
+    towers=("vision",),
+    instead="The image tower of a CLIP, SigLIP, DINOv2, DINOv3 or ViT works (model_type clip, siglip, dinov2, "
+    "dinov2_with_registers, dinov3_vit or vit), such as openai/clip-vit-base-patch32. SigLIP 2 works if its images "
+    "have one size (model_type siglip).",
+    needed=r"(?!.*mask_token)(embeddings|encoder|layers|model|post_layernorm|layernorm|norm|head|pooler)\.",
+)
+IMAGE_TOWER = replace(
+    _CLIP,
+    name=VIT_TOWER.name,
+    kinds=_CLIP.kinds + VIT_TOWER.kinds,
+    instead=VIT_TOWER.instead,
+    renewable=r"visual_projection\.|logit_scale",
 )
 BERT_CLIP = Use(
     name="a BertCLIP checkpoint",

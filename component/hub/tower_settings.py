@@ -1,7 +1,7 @@
 """Settings in config.json that transformers 5 computes differently from what trained the weights, or not at all.
 
-Taken from what `BertConfig`, `CLIPVisionConfig` and their models read in transformers 4.18 to 5.23. No name or shape
-of a weight shows these settings.
+Taken from what `BertConfig`, the configs of the image towers and their models read in transformers 4.18 to 5.23. No
+name or shape of a weight shows these settings.
 """
 
 from typing import Any
@@ -22,6 +22,7 @@ _SETTINGS: dict[str, dict[str, tuple[tuple, str]]] = {
     },
     "vision": {
         "num_channels": ((3,), "does not fit RGB images"),
+        "vision_use_head": ((True,), "gives no pooled output"),
         "hidden_act": (tuple(ACT2FN), "transformers does not have"),
     },
 }

@@ -20,6 +20,7 @@ from component.image.batch import ImageBatch
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
+from component.processor import image_size
 from component.training.build import feature_encoder, load_datasets, text_augmentation
 from component.training.preflight import require_known_tokens, require_steps
 from component.training.survey import Texts, join, read_images, survey_texts
@@ -211,8 +212,8 @@ def _tokens(table, row: int, tokenizer) -> list[str]:
 def _tower_seconds(args: CLIPTrainingArguments, model: BertCLIPModel, dataset: Pairs) -> float:
     """Seconds per image in the locked tower, with evaluation batches, after one to warm up."""
     encode = feature_encoder(args, model)
-    size = model.config.vision_config.image_size
-    batch = torch.zeros(min(args.per_device_eval_batch_size, len(dataset)), 3, size, size)
+    size = image_size(dataset.images.transform.image_processor)
+    batch = torch.zeros(min(args.per_device_eval_batch_size, len(dataset)), 3, *size)
     encode(batch).cpu()
     start = time.perf_counter()
     for _ in range(TIMED_BATCHES):

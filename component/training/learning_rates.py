@@ -10,10 +10,9 @@ from torch.optim import Optimizer
 
 from component.argument import CLIPTrainingArguments
 from component.model import BertCLIPModel
+from component.tower_parts import tower_parts
 
 logger = logging.getLogger(__name__)
-
-_INSIDE = re.compile(r"(text_model|vision_model)\.(?:embeddings|pre_layrnorm|encoder\.layers?\.(\d+))\.")
 
 
 def rates_of(model: BertCLIPModel, args: CLIPTrainingArguments) -> dict[str, float]:
@@ -36,19 +35,26 @@ def rates_of(model: BertCLIPModel, args: CLIPTrainingArguments) -> dict[str, flo
             _require_trained("layer_decay", tower, names)
     else:
         decay = dict.fromkeys(("text_model", "vision_model"), decay)
-    blocks = {"text_model": model.config.text_config.num_hidden_layers}
-    if model.config.has_image_half:
-        blocks["vision_model"] = model.config.vision_config.num_hidden_layers
+    factors = {
+        f"{tower}.{name}": factor**depth
+        for tower, factor in decay.items()
+        if getattr(model, tower) is not None
+        for name, depth in _depths(getattr(model, tower)).items()
+    }
 
     def rate_of(name: str) -> float:
         prefix = max((prefix for prefix in rates if _begins(name, prefix)), key=len, default=None)
         rate = args.learning_rate if prefix is None else rates[prefix]
-        if inside := _INSIDE.match(name):
-            tower, block = inside.groups(default="-1")
-            rate *= decay.get(tower, 1.0) ** (blocks[tower] - int(block))
-        return rate
+        return rate * next((factor for module, factor in factors.items() if _begins(name, module)), 1.0)
 
     return {name: rate_of(_plain(name)) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _depths(tower: nn.Module) -> dict[str, int]:
+    """Names of the blocks and of the modules below them → how many blocks they are from the output, from 1."""
+    below, blocks = tower_parts(tower)
+    depths = {name: len(blocks) - number for number, name in enumerate(blocks)}
+    return depths | dict.fromkeys(below, len(blocks) + 1)
 
 
 def set_rates(optimizer: Optimizer, model: BertCLIPModel, args: CLIPTrainingArguments) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from component.checkpoint import load_model
 from component.ground.optional import import_optional
 from component.model import BertCLIPModel
 
@@ -102,7 +103,7 @@ def load_adapter(model: BertCLIPModel, folder: str) -> None:
         raise ValueError(f"{path} contains other weights than this recipe trains.")
     for name, value in trained.items():
         value.copy_(weights[_name_in_file(name)])
-    before = load_file(os.path.join(folder, "model.safetensors"))
+    before = load_model(folder, torch.float32).state_dict()
     for name, value in merged_state_dict(model).items():
         if not torch.allclose(value, before[name], rtol=1e-5, atol=1e-6):
             raise ValueError(

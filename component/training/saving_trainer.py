@@ -5,7 +5,7 @@ import os
 import torch
 from accelerate.utils import gather_object
 
-from component.checkpoint import complete_checkpoint
+from component.checkpoint import complete_checkpoint, load_weights
 from component.ground.files import replace_folder
 from component.training.checkpoint_files import FINAL, UNFINISHED, naming_full_disk, remove_unfinished
 from component.training.interruption import RunFailed
@@ -73,14 +73,20 @@ class SavingTrainer(ResumableTrainer):
         return self.args.lora_rank is not None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if not self._has_lora:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_adapter(self.model, resume_from_checkpoint)
+        if self._has_lora:
+            load_adapter(self.model, resume_from_checkpoint)
+        elif self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if not self._has_lora:
-            return super()._load_best_model()
-        load_adapter(self.model, self.state.best_model_checkpoint)
+        if self._has_lora:
+            load_adapter(self.model, self.state.best_model_checkpoint)
+        elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            load_weights(self.model, self.state.best_model_checkpoint)
 
     # ---- publishing ----
 

@@ -53,7 +53,10 @@ class CLIPTrainingArguments(TrainingArguments):
     output_dir: str | None = field(default=None, metadata={"help": "Folder for checkpoints, logs and results."})
     clip_pretrain_path: str | None = field(
         default=None,
-        metadata={"help": "CLIP folder or hub name; with load_from_bert_clip, a BertCLIP or Chinese-CLIP."},
+        metadata={
+            "help": "Image tower (CLIP, SigLIP, DINOv2, …), folder or hub name; with load_from_bert_clip, a BertCLIP or "
+            "Chinese-CLIP."
+        },
     )
     bert_pretrain_path: str | None = field(default=None, metadata={"help": "Chinese BERT folder or hub name."})
     load_from_bert_clip: bool = field(

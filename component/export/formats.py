@@ -6,7 +6,6 @@ ValueError if the format cannot express the model.
 
 import importlib
 
-from component.export.folder import export_folder
 from component.ground.quick_imports import quick_imports
 
 FORMATS = {
@@ -34,6 +33,8 @@ def export(model_path: str, name: str, output: str, **options) -> None:
             by another process; the embeddings of the export differ.
         ModuleNotFoundError: the format needs a package that is not installed; the message names it.
     """
+    from component.export.folder import export_folder  # here, or --help needs the packages
+
     with export_folder(model_path, output) as folder:
         with quick_imports():
             write = importlib.import_module(f"component.export.{name.replace('-', '_')}").write

@@ -255,7 +255,7 @@ def run_script(
         else:
             raise
     except (ValueError, OSError, ImportError) as error:
-        print(f"{script}: {one_line(error)}", file=sys.stderr)
+        print(f"{script}: {one_line(error)}{_where_packages_are(error)}", file=sys.stderr)
         return getattr(error, "status", 2)
     finally:
         for number, handler in handlers.items():
@@ -264,6 +264,13 @@ def run_script(
         if not _has_process_group():
             gc.freeze()  # or the interpreter looks at a million objects for the last time, which takes a second
     return 2
+
+
+def _where_packages_are(error: Exception) -> str:
+    """What to do if Python itself raised it for want of a package; `import_optional` says it in its own message."""
+    if not str(error).startswith("No module named "):
+        return ""
+    return f" in {sys.executable}: pip install -r requirements.txt, or activate the environment that has it"
 
 
 def _has_process_group() -> bool:

@@ -52,7 +52,7 @@ def main() -> None:
         args.train_file, args.image_path, args.out, args.columns, keep_list, args.pairs_per_shard, args.num_workers
     )
     pairs, old, left_out = 0, 0, Counter()
-    with tqdm(unit="shard") as bar:
+    with tqdm(unit=" shards", delay=1) as bar:  # a fault of the table is reported before
         for stats, was_there in packed:
             pairs, old = pairs + stats.pairs, old + was_there
             left_out.update(stats.left_out)
@@ -60,6 +60,9 @@ def main() -> None:
     print(f"\n{bar.n} shards with {pairs} pairs in {args.out}, of which {old} shards were there before.")
     for reason, count in left_out.most_common():
         print(f"left out: {reason:<12} {count:>10}")
+    if not pairs:
+        hint = ": the file names must be relative to --image_path" if left_out["missing"] else ""
+        raise ValueError(f"no pair was packed{hint}.")
 
 
 if __name__ == "__main__":

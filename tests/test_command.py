@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -242,12 +241,6 @@ def test_a_process_in_a_locale_without_chinese_reads_its_texts():
         [sys.executable, "-c", code, "小狗"], capture_output=True, text=True, cwd=ROOT, env=environment
     )
     assert done.stdout == ascii("小狗") + "\n"
-
-
-@pytest.mark.parametrize("script", sorted(script.name for script in Path(ROOT).glob("*.py")))
-def test_without_packages_help_works(script):
-    bare = [sys.executable, "-S"]  # no site-packages
-    assert subprocess.run([*bare, script, "--help"], cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_a_python_without_the_packages_is_named():

@@ -20,7 +20,7 @@ from PIL import Image
 import filter_data
 from component.filter.bad_images import DELETABLE, BadImages
 from component.filter.judge import judge_pairs
-from component.filter.output import REASONS, FilterOutput
+from component.filter.output import REASONS, FilterOutput, Funnel
 from component.filter.rules import FilterRules, PairCheck, chinese_share
 from component.image.check import check_image
 from component.image.load import BadImageError, load_image
@@ -531,3 +531,8 @@ def test_tables_of_other_columns_are_not_written_into_one(tmp_path, images):
         (tmp_path / f"{name}.csv").write_text(header + "\nx,y\n")
     with pytest.raises(ValueError, match=r"b.csv has the columns filename, text, the tables before it text, filename"):
         list(judge_pairs(str(tmp_path / "[ab].csv"), str(images), PairCheck(FilterRules()), num_workers=1))
+
+
+@pytest.mark.parametrize("counts, said", [({"missing": 2, "bad_filename": 1}, True), ({"missing": 2, "": 1}, False)])
+def test_a_wrong_folder_of_images_is_said(counts, said):
+    assert ("must be relative to --image_path" in str(Funnel(counts))) == said

@@ -51,3 +51,11 @@ def test_shards_hold_the_good_pairs_in_order_and_a_second_run_writes_what_is_mis
     write_csv(tmp_path / "train.csv", [("第0张", "0.dat")], ("text", "filename"))
     fewer = pack(tmp_path)
     assert fewer.returncode == 2 and "has 3 shards more than this data (00001.tar, …)" in fewer.stderr
+
+
+def test_a_wrong_folder_of_images_is_an_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "other.jpg").write_bytes(image_bytes(0))
+    write_csv(tmp_path / "train.csv", [("第0张", "0.jpg")], ("text", "filename"))
+    done = pack(tmp_path)
+    assert done.returncode == 2 and "no pair was packed: the file names must be relative to --image_path" in done.stderr

@@ -83,4 +83,6 @@ class Funnel:
                 left -= rows
                 lines.append(f"- {reason:<18} {rows:>10} {left:>10}")
         lines.append(f"{'rows out':<31} {left:>10} {left / max(total, 1):>7.1%}")
+        if total and self._rows["missing"] + self._rows["bad_filename"] == total:
+            lines.append("Not one image was found: the file names must be relative to --image_path.")
         return "\n".join(lines)

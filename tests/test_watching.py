@@ -134,7 +134,7 @@ def test_one_evaluation_is_drawn_as_bars_with_their_values(monkeypatch, tmp_path
 def test_several_evaluations_are_drawn_as_curves_from_their_minimum(monkeypatch, tmp_path):
     monkeypatch.setenv("FIGURE_LANGUAGE", "zh")
     texts = drawn_texts([evaluation(5, 0.61), evaluation(10, 0.625)], monkeypatch, tmp_path)
-    assert "文本 → 图片, R@1" in texts and "损失" in texts and "62.5" not in texts
+    assert "文本 → 图片  R@1" in texts and "损失" in texts and "62.5" not in texts
     assert {"60", "63"} <= set(texts) and "loss" not in texts
 
 

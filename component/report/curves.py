@@ -26,7 +26,7 @@ def draw_training(path: str, rows: Sequence[Row]) -> None:
     """
     with new_figure(path, 2, 3, figsize=(13, 7)) as (figure, grid):
         # Fixed margins for the labels: measuring them takes half as long again, and training waits for the figure.
-        figure.subplots_adjust(left=0.05, right=0.98, bottom=0.08, top=0.94, wspace=0.16, hspace=0.18)
+        figure.subplots_adjust(left=0.05, right=0.98, bottom=0.08, top=0.95, wspace=0.16, hspace=0.3)
         loss, recall, scale, rate, speed, wait = grid.flat
         _plot(loss, rows, "ln_batch", label=label("ln(batch): cannot tell pairs apart"), color="gray", linestyle="--")
         _plot(loss, rows, "loss", label=label("training"))
@@ -51,6 +51,7 @@ def draw_training(path: str, rows: Sequence[Row]) -> None:
                 axes.legend(fontsize=8)
             if not axes.lines and not axes.patches:
                 axes.text(0.5, 0.5, label("not measured"), ha="center", color="dimgray", transform=axes.transAxes)
+                axes.set(xticks=[], yticks=[])
             if axes.lines:
                 axes.set_xlim(0, 1.02 * max((row["step"] for row in rows), default=1))
         for axes in grid[1]:
@@ -68,7 +69,7 @@ def _draw_recall(axes, evaluations: Sequence[Row]) -> None:
         found = [100 * row[key] for row in evaluations if key in row]
         values += found
         if len(evaluations) > 1:
-            _plot(axes, evaluations, key, 100, label=f"{label(name)}, R@{k}", linestyle=style, color=f"C{number}")
+            _plot(axes, evaluations, key, 100, label=f"{label(name)}  R@{k}", linestyle=style, color=f"C{number}")
         elif found:
             legend = label(name) if number == 0 else None
             bars = axes.bar(number + 0.4 * place - 0.2, found[0], 0.38, color=f"C{place}", label=legend)
@@ -77,13 +78,15 @@ def _draw_recall(axes, evaluations: Sequence[Row]) -> None:
         axes.set_ylim(max(0, min(values) - 2), min(101, max(values) + 2))
     elif evaluations:
         axes.set_ylim(0, 112)
-        title += f", {label('step')} {evaluations[0]['step']:g}"
+        title += f" · {label('step')} {evaluations[0]['step']:g}"
         axes.set_xticks(range(len(RECALL_AT)), [f"R@{k}" for k in RECALL_AT])
     axes.set_title(title)
 
 
 def _plot(axes, rows: Sequence[Row], key: str, factor: float = 1, **options) -> None:
-    """A line through the rows that have the key; a marker if there is only one."""
+    """A line through the rows that have the key; if there is only one, a marker and its value."""
     points = [(row["step"], factor * row[key]) for row in rows if row.get(key) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **{"marker": "." if len(points) == 1 else None, **options})
+    if len(points) == 1:
+        axes.annotate(f"{points[0][1]:.3g} ", points[0], ha="right", va="bottom", fontsize=8)

@@ -108,14 +108,14 @@ class Newcomer:
         code = block.code.replace("<this repository>", f"{ROOT} {self._clone.name}")
         command = ["bash", "-ec", code] if block.language == "bash" else ["python", "-c", code]
         where = self._clone if self._clone.exists() else self._clone.parent
-        with tempfile.TemporaryFile("w+", errors="replace") as output:
+        with tempfile.TemporaryFile("w+", errors="replace", newline="") as output:
             options = {"cwd": where, "env": self._environment, "stdout": output, "stderr": subprocess.STDOUT}
             status = subprocess.run(["bash", "-ec", block.marks.get("before", "")], **options).returncode
             if not status:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
                 status = _stop_when_served(process, block.marks["until"]) if "until" in block.marks else process.wait()
             output.seek(0)
-            return f"exit status {status}" if status else "", output.read()
+            return f"exit status {status}" if status else "", as_shown(output.read())
 
 
 def _stop_when_served(process: subprocess.Popen, url: str) -> int:
@@ -129,6 +129,11 @@ def _stop_when_served(process: subprocess.Popen, url: str) -> int:
         except OSError:
             time.sleep(0.5)
     return process.returncode or 1
+
+
+def as_shown(printed: str) -> str:
+    """What a terminal shows: after a carriage return, the line is written again, as progress bars do."""
+    return re.sub(r"[^\n]*\r(?!\n)", "", printed)
 
 
 def shows(printed: str, expected: str, tolerance: float) -> bool:

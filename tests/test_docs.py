@@ -134,3 +134,7 @@ def test_python_examples_run(page, data, bert_clip_path, monkeypatch):
 )
 def test_shown_output_is_compared_line_by_line(printed, expected, tolerance, equal):
     assert run_docs.shows(printed, expected, tolerance) == equal
+
+
+def test_of_a_progress_bar_only_its_last_state_counts():
+    assert run_docs.as_shown("a\n\r 1%\r 99%\r    \rb\r\n") == "a\nb\r\n"

@@ -58,4 +58,5 @@ def test_a_wrong_folder_of_images_is_an_error(tmp_path):
     (tmp_path / "images" / "other.jpg").write_bytes(image_bytes(0))
     write_csv(tmp_path / "train.csv", [("第0张", "0.jpg")], ("text", "filename"))
     done = pack(tmp_path)
-    assert done.returncode == 2 and "no pair was packed: the file names must be relative to --image_path" in done.stderr
+    assert done.returncode == 2
+    assert "no pair was packed: the file names must be relative to --image_path" in done.stderr

@@ -102,8 +102,8 @@ def test_recalls_are_those_of_the_texts_that_a_phrasing_changes(bert_clip_path, 
     assert means["a"]["recall@1"] == pytest.approx(np.mean([one.metrics["recall@1"] for one in result.phrased[:2]]))
     table = phrasing_table(phrasing_rows(result)).splitlines()
     assert table[0] == "|  | group | texts | R@1 | R@5 | R@10 | R@1 as they are |"
-    assert table[2].startswith("| as they are |  | 8 |") and table[-2].startswith("| mean | a | 16 |")
-    assert table[5] == "| half-width | b | 0 |  |  |  |  |"
+    assert table[2].startswith("| as they are |  | 8 |") and table[5].startswith("| mean | a | 16 |")
+    assert table[6] == "| half-width | b | 0 |  |  |  |  |"
 
 
 def test_the_command_line_writes_table_figure_page_and_numbers(bert_clip_path, data, tmp_path):

@@ -34,7 +34,7 @@ CHINESE_FONTS = (
     "Droid Sans Fallback",
 )
 CELL = (320, 240)  # pixels of an image of `draw_mistakes`
-_CELL_COLOUR = "#f3f5f7"
+_CELL_COLOUR, _LINE_COLOUR = "#f3f5f7", "#e6eaee"
 
 
 def load_pyplot():
@@ -159,8 +159,7 @@ def draw_mistakes(
             axes.set_title(label(title), fontsize=10, color="#444")
         for axes in grid.flat:
             axes.set(xticks=[], yticks=[], facecolor=_CELL_COLOUR, xlim=(0, CELL[0]), ylim=(CELL[1], 0))
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            axes.spines[:].set_color(_LINE_COLOUR)
         if not mistakes:
             _write(grid[0, 1], label("no mistakes"))
         for row, (*cells, rank) in zip(grid, mistakes, strict=False):
@@ -168,7 +167,7 @@ def draw_mistakes(
                 if isinstance(cell, str):
                     _write(axes, textwrap.fill(one_line(cell), 11, max_lines=5, placeholder="…"))
                 else:
-                    axes.imshow(ImageOps.pad(cell, CELL, color=_CELL_COLOUR), aspect="auto")
+                    axes.imshow(ImageOps.pad(cell, CELL, color="white"), aspect="auto")
             row[2].text(
                 8, CELL[1] - 8, f"{label('rank')} {rank:,}", fontsize=9, bbox=dict(facecolor="white", lw=0, pad=2)
             )

@@ -5,6 +5,8 @@ import numpy as np
 from component.report.figures import load_pyplot, new_figure
 from component.report.labels import label
 
+KEPT_COLOUR = "#b4500f"
+
 
 class ScoreHistogram:
     """Counts cosines in bins of 0.01 and draws them.
@@ -30,8 +32,9 @@ class ScoreHistogram:
             axes.set(xlabel=label("cosine of image and text"), ylabel=label("pairs"))
             share = axes.twinx()
             kept = 1 - np.concatenate([[0], self.counts.cumsum()]) / max(self.counts.sum(), 1)
-            share.plot(self.EDGES, kept, color="tab:orange")
-            share.set(ylabel=label("share kept at this threshold"), ylim=(0, 1.02))
+            share.plot(self.EDGES, kept, color=KEPT_COLOUR)
+            share.set_ylabel(label("share kept at this threshold"), color=KEPT_COLOUR)
+            share.set_ylim(0, 1.02)
             if threshold is not None:
                 axes.axvline(threshold, color="black", linestyle="--")
             used = np.flatnonzero(self.counts)

@@ -100,7 +100,7 @@ def _heat_map(similarity: Similarity) -> tuple[list[list[dict[str, str]]], float
             return {}
         colour = _colour((value - lowest) / (highest - lowest or 1))
         ink = "#fff" if _luminance(colour) < _EQUAL_CONTRAST else "#000"
-        return {"text": f"{value:.2f}", "colour": "#" + bytes(colour).hex(), "ink": ink}
+        return {"text": f"{round(value, 2) + 0:.2f}", "colour": "#" + bytes(colour).hex(), "ink": ink}
 
     return [[cell(value) for value in line] for line in shown.tolist()], lowest, highest
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from component.evaluation.phrased_retrieval import mean_metrics
+from component.evaluation.phrasings import CHANGES
 from component.evaluation.retrieval import RetrievalResult
 from component.ground.plain_text import one_line
 from component.metrics import RECALL_AT
@@ -32,14 +33,15 @@ class Row(NamedTuple):
 
 
 def phrasing_rows(result: RetrievalResult) -> list[Row]:
-    """The texts as they are, each phrasing, and the mean of each group."""
+    """The texts as they are, then for each group its phrasings and their mean."""
     metrics = result.metrics
     recalls = {f"recall@{k}": metrics[f"text_to_image_recall@{k}"] for k in RECALL_AT}
-    return [
-        _row(PLAIN, "", {"texts": metrics["texts"], **recalls}),
-        *(_row(one.phrasing.name, one.phrasing.group, one.metrics, one.example) for one in result.phrased),
-        *(_row(MEAN, group, means) for group, means in mean_metrics(result.phrased).items()),
-    ]
+    rows = [_row(PLAIN, "", {"texts": metrics["texts"], **recalls})]
+    for group, means in mean_metrics(result.phrased).items():
+        members = (one for one in result.phrased if one.phrasing.group == group)
+        rows += [_row(one.phrasing.name, group, one.metrics, one.example) for one in members]
+        rows.append(_row(MEAN, group, means))
+    return rows
 
 
 def _row(name: str, group: str, metrics: dict[str, float], example: str = "") -> Row:
@@ -69,8 +71,10 @@ def draw_phrasings(path: str, rows: list[Row]) -> None:
     with new_figure(path, has_texts=True, figsize=(6, 0.9 + 0.28 * len(rows)), layout="constrained") as (_, axes):
         names = [_label(row) for row in rows]
         bars = axes.barh(range(len(rows)), [row.recalls[0] for row in rows])
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
         for place, row in enumerate(rows):
+            has_room = row.recalls[0] > 12  # for its number, which next to the bar could meet the mark
+            where = dict(ha="right", color="white") if has_room else dict(ha="left")
+            axes.text(row.recalls[0], place, f" {row.recalls[0]:.1f} ", va="center_baseline", fontsize=8, **where)
             bars[place].set_color("#444" if row.name in (PLAIN, MEAN) else "#1f6fb2")
             if row.plain is not None:
                 axes.plot([row.plain] * 2, [place - 0.4, place + 0.4], color="#b4500f")
@@ -80,5 +84,5 @@ def draw_phrasings(path: str, rows: list[Row]) -> None:
 
 
 def _label(row: Row) -> str:
-    name = label(row.name) if row.name in (PLAIN, MEAN) else row.name.replace("$", r"\$")
+    name = label(row.name) if row.name in (PLAIN, MEAN, *CHANGES) else row.name.replace("$", r"\$")
     return f"{name}, {row.group}" if row.name == MEAN and row.group else name

@@ -211,10 +211,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
                 type(model.vision_model), clip_path, VIT_TOWER, config=config.vision_config, dtype=dtype
             )
             weights |= {f"vision_model.{name}": value for name, value in vit.state_dict().items()}
-            logger.warning(
-                "%s has no visual_projection and no logit_scale for it: initialised at random, to be trained.",
-                clip_path,
-            )
+            logger.warning("%s has no visual_projection: a new one is trained, with a new logit_scale.", clip_path)
         else:
             # The names of a single vision tower's weights have no prefix "vision_model.".
             prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}

@@ -20,7 +20,7 @@ _LIKE_CLIPS = {
     "SiglipImageProcessor": "SiglipImageProcessorPil",
     "BitImageProcessor": "BitImageProcessorPil",  # of DINOv2
     "ViTImageProcessor": "ViTImageProcessorPil",
-    # Its own class needs torchvision, and rounds to 8 bits only after scaling; its files name all settings.
+    # Its own class needs torchvision, and does not round to 8 bits after scaling. Its files name all settings.
     "DINOv3ViTImageProcessor": "ViTImageProcessorPil",
 }
 # DINO's towers scale their positions to the size of the images. All others take images of their image_size.
@@ -92,17 +92,16 @@ def load_processor(path: str, tokenizer_path: str | None = None, max_length: int
 def _load_image_processor(path: str, source: str) -> CLIPImageProcessorPil:
     with loading(path):
         settings, _ = CLIPImageProcessorPil.get_image_processor_dict(source)
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIP"
-    if "CLIP" in kind:
-        with loading(path):
-            return CLIPImageProcessorPil.from_pretrained(source)
+        kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIP"
+        if "CLIP" in kind:
+            return CLIPImageProcessorPil.from_dict(settings)
     kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if kind not in _LIKE_CLIPS:
         raise ValueError(
             f"{path} makes pixel values with {kind}; expected CLIPImageProcessor or {', '.join(_LIKE_CLIPS)}."
         )
     with loading(path):
-        own = getattr(transformers, _LIKE_CLIPS[kind]).from_pretrained(source)
+        own = getattr(transformers, _LIKE_CLIPS[kind]).from_dict(settings)
     settings = {key: getattr(own, key) for key in IMAGE_PROCESSOR}
     return CLIPImageProcessorPil(**settings | {"do_center_crop": bool(own.do_center_crop), "do_convert_rgb": True})
 

@@ -54,8 +54,8 @@ class CLIPTrainingArguments(TrainingArguments):
     clip_pretrain_path: str | None = field(
         default=None,
         metadata={
-            "help": "Image tower (CLIP, SigLIP, DINOv2, …), folder or hub name; with load_from_bert_clip, a BertCLIP or "
-            "Chinese-CLIP."
+            "help": "Image tower (CLIP, SigLIP, DINOv2, …), folder or hub name; with load_from_bert_clip, a BertCLIP "
+            "or Chinese-CLIP."
         },
     )
     bert_pretrain_path: str | None = field(default=None, metadata={"help": "Chinese BERT folder or hub name."})

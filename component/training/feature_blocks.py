@@ -1,7 +1,7 @@
-"""The files of an image feature cache, and the index that says which of their features belongs to which image.
+"""The files of a feature cache, and the index that says which of their features belongs to which image or text.
 
-A block is one safetensors file with the keys and features of some images. `Blocks` reads several of them as one
-array. A `FeatureIndex` holds the position of each image of a table in that array, so that only the first start on a
+A block is one safetensors file with the keys and features of some items. `Blocks` reads several of them as one
+array. A `FeatureIndex` holds the position of each item of a table in that array, so that only the first start on a
 table looks the keys up.
 """
 
@@ -28,11 +28,12 @@ from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.pair_table import PairTable
 from component.pairs.ragged import RaggedArray
 from component.training.bad_images import Reasons
+from component.training.feature_items import Items
 
 logger = logging.getLogger(__name__)
 
 NO_FEATURE = -1  # in an array of positions
-IMAGES_AT_ONCE = 2**17  # of one process: about 100 bytes each, and 16 of each process
+ITEMS_AT_ONCE = 2**17  # of one process: about 100 bytes each, and 16 of each process
 ROWS_AT_ONCE = 2**22
 
 
@@ -41,7 +42,7 @@ class Block(NamedTuple):
 
     Attributes:
         size: of the file when it was opened, in bytes.
-        keys: (n,) int64, of the images; memory-mapped, as the features are.
+        keys: (n,) int64, of the items; memory-mapped, as the features are.
         features: (n, width).
     """
 
@@ -130,18 +131,18 @@ class Blocks:
         return found[np.searchsorted(wanted, keys)]
 
 
-def shares(images: int) -> Iterator[slice]:
-    """Ranges of images, which this process works on in turn with the others; in each turn every process has one."""
+def shares(items: int) -> Iterator[slice]:
+    """Ranges of items, which this process works on in turn with the others; in each turn every process has one."""
     process = PartialState()
-    size = min(IMAGES_AT_ONCE, -(-images // process.num_processes))
+    size = min(ITEMS_AT_ONCE, -(-items // process.num_processes))
     for first in range(
-        process.process_index * size, images + process.process_index * size, size * process.num_processes
+        process.process_index * size, items + process.process_index * size, size * process.num_processes
     ):
-        yield slice(min(first, images), min(first + size, images))
+        yield slice(min(first, items), min(first + size, items))
 
 
 class _Piece(NamedTuple):
-    """What an index says of a range of images. Field names are those of its arrays."""
+    """What an index says of a range of items. Field names are those of its arrays."""
 
     positions: np.ndarray
     states: np.ndarray
@@ -152,21 +153,21 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """Where the feature of each image of a table is.
+    """Where the feature of each image or text of a table is.
 
     Attributes:
         blocks: that the positions count through.
-        arrays: `positions` (images,), NO_FEATURE for an image without one; `states` (images,), the `FileState.number`
-            of each image's file; `bad_rows`, the rows of the table whose image has no feature; `bad_images`, these
-            images, and `reasons` with `reason_offsets` why, see `BadRows`.
+        arrays: `positions` (items,), NO_FEATURE for one without a feature; `states` (items,), see `Items`; `bad_rows`,
+            the rows of the table whose item has no feature; `bad_images`, these items, and `reasons` with
+            `reason_offsets` why, see `BadRows`.
     """
 
     blocks: Blocks
     arrays: FlatArrays
 
     @classmethod
-    def empty(cls, images: int) -> "FeatureIndex":
-        arrays = {"positions": np.broadcast_to(NO_FEATURE, images), "states": np.broadcast_to(MISSING, images)}
+    def empty(cls, items: int) -> "FeatureIndex":
+        arrays = {"positions": np.broadcast_to(NO_FEATURE, items), "states": np.broadcast_to(MISSING, items)}
         return cls(Blocks([]), FlatArrays(arrays, {}))
 
     @classmethod
@@ -186,20 +187,21 @@ class FeatureIndex:
             if arrays.facts["table"] == table.version:
                 return cls(blocks(arrays.facts["blocks"]), arrays)
         except (OSError, KeyError, TypeError, ValueError) as error:
-            logger.info("%s: the image features are looked up again (%s)", path, error)
+            logger.info("%s: the features are looked up again (%s)", path, error)
         return None
 
     def has(self, numbers: np.ndarray, positions: np.ndarray, states: np.ndarray) -> bool:
-        """Whether this index says the same of some images, which have no features in it."""
+        """Whether this index says the same of some items, which have no features in it."""
         return bool((positions == NO_FEATURE).all() and (self.arrays["states"][numbers] == states).all())
 
-    def bad_rows(self, table: PairTable) -> "BadRows":
-        return BadRows(self.arrays, table.image_numbers)
+    def bad_rows(self, numbers: np.ndarray) -> "BadRows":
+        """numbers: as of `Items`."""
+        return BadRows(self.arrays, numbers)
 
     def updated(
         self,
         folder: str,
-        table: PairTable,
+        items: Items,
         blocks: Blocks,
         numbers: np.ndarray,
         positions: np.ndarray,
@@ -213,21 +215,22 @@ class FeatureIndex:
 
         Args:
             blocks: all blocks there are now, those of this index among them.
-            numbers, positions, states: (n,) images, rising, and what they have now.
-            bad: why images have no feature.
+            numbers, positions, states: (n,) items, rising, and what they have now.
+            bad: why items have no feature.
         """
-        process, path = PartialState(), _index_path(folder, table)
+        process, table = PartialState(), items.table
+        path = _index_path(folder, table)
         start_of = {block.path: start for block, start in zip(blocks.blocks, blocks.starts, strict=False)}
         shifts = np.array([start_of[block.path] for block in self.blocks.blocks], np.int64) - self.blocks.starts[:-1]
 
         def pieces() -> Iterator[_Piece]:
-            for images in shares(len(table.first_rows)):
-                ours, known = self.arrays["positions"][images].copy(), self.arrays["states"][images].copy()
+            for share in shares(len(items.rows)):
+                ours, known = self.arrays["positions"][share].copy(), self.arrays["states"][share].copy()
                 found = np.flatnonzero(ours != NO_FEATURE)
                 ours[found] += shifts[self.blocks.block_numbers(ours[found])]
-                new = slice(*np.searchsorted(numbers, [images.start, images.stop]))
-                ours[numbers[new] - images.start], known[numbers[new] - images.start] = positions[new], states[new]
-                yield from gather_object([_Piece(ours, known, *bad.between(images.start, images.stop))])
+                new = slice(*np.searchsorted(numbers, [share.start, share.stop]))
+                ours[numbers[new] - share.start], known[numbers[new] - share.start] = positions[new], states[new]
+                yield from gather_object([_Piece(ours, known, *bad.between(share.start, share.stop))])
 
         facts = {"table": table.version, "blocks": [os.path.basename(block.path) for block in blocks.blocks]}
         if all(gather_object([path is not None])):
@@ -235,7 +238,7 @@ class FeatureIndex:
             try:
                 if process.is_main_process:
                     with new_folder(path) as new:
-                        _write(ArrayWriter(new), all_pieces, table, facts)
+                        _write(ArrayWriter(new), all_pieces, items, facts)
             except OSError as error:
                 is_written = False
                 logger.warning("%s cannot be written (%s): the next start looks the features up again.", path, error)
@@ -245,10 +248,10 @@ class FeatureIndex:
                 index = FeatureIndex.open(folder, lambda _: blocks, table)
                 if len(set(gather_object([index and index.arrays.version]))) == 1 and index:
                     return index
-        return FeatureIndex(blocks, _write(ArrayWriter(), pieces(), table, facts))
+        return FeatureIndex(blocks, _write(ArrayWriter(), pieces(), items, facts))
 
 
-def _write(writer: ArrayWriter, pieces: Iterable[_Piece], table: PairTable, facts: dict) -> FlatArrays | None:
+def _write(writer: ArrayWriter, pieces: Iterable[_Piece], items: Items, facts: dict) -> FlatArrays | None:
     end, bad = 0, []
     writer.append("reason_offsets", np.zeros(1, np.int64))
     for piece in pieces:
@@ -259,8 +262,8 @@ def _write(writer: ArrayWriter, pieces: Iterable[_Piece], table: PairTable, fact
         bad.append(piece.bad_images)
     bad = np.concatenate(bad)
     writer.append("bad_rows", bad[:0])
-    for first in range(0, len(table) if len(bad) else 0, ROWS_AT_ONCE):
-        numbers = table.image_numbers[first : first + ROWS_AT_ONCE]
+    for first in range(0, len(items.numbers) if len(bad) else 0, ROWS_AT_ONCE):
+        numbers = items.numbers[first : first + ROWS_AT_ONCE]
         writer.append("bad_rows", first + np.flatnonzero(np.isin(numbers, bad)))
     return writer.finish(facts)
 

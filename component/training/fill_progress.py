@@ -1,4 +1,4 @@
-"""How far each process is with the image features: files on the shared disk, so that a fast one can wait for a slow
+"""How far each process is with the features: files on the shared disk, so that a fast one can wait for a slow
 one longer than any collective can, and say who is late."""
 
 import logging
@@ -28,18 +28,19 @@ class FillProgress:
     """All processes make one together, note what they do, and wait.
 
     Args:
-        folder: of the cache.
-        total: images that this process has to compute.
+        cache: the `FeatureCache` that is filled.
+        total: items that this process has to compute.
 
     Raises:
         ValueError: a process does not see the folder of the others.
     """
 
-    def __init__(self, folder: str, total: int):
+    def __init__(self, cache, total: int):
+        self._cache = cache
         self._process, self._total, self._done, self._noted = PartialState(), total, 0, 0.0
         name = [f".progress-{secrets.token_hex(4)}"]
         broadcast_object_list(name)
-        self._folder = os.path.join(folder, name[0])
+        self._folder = os.path.join(cache.folder, name[0])
         if self._process.num_processes == 1:
             return
         os.makedirs(self._folder, exist_ok=True)
@@ -48,14 +49,13 @@ class FillProgress:
         for rank in range(self._process.num_processes):
             if not sees(self._path(rank)):
                 raise ValueError(
-                    f"process {self._process.process_index} on {platform.node()} does not see in {folder} what "
-                    f"process {rank} has written there. Set `image_feature_cache` to a folder on a disk that all "
-                    "machines share."
+                    f"process {self._process.process_index} on {platform.node()} does not see in {cache.folder} what "
+                    f"process {rank} has written there. {cache.remedy('a folder on a disk that all machines share')}."
                 )
 
-    def add(self, images: int) -> None:
-        """Note some more images that are computed."""
-        self._done += images
+    def add(self, items: int) -> None:
+        """Note some more items that are computed."""
+        self._done += items
         if time.monotonic() - self._noted > NOTE_SECONDS:
             self._note()
 
@@ -74,11 +74,11 @@ class FillProgress:
             if now - changed > SILENCE_SECONDS:
                 raise RunFailed(
                     f"{names} did nothing for {SILENCE_SECONDS / 60:.0f} minutes, while the others waited for its "
-                    "image features. Look at that machine, then start again: what is computed stays."
+                    f"{self._cache.of} features. Look at that machine, then start again: what is computed stays."
                 )
             if now - told > TELL_SECONDS:
                 told = now
-                logger.info("waiting for the image features of %s", names)
+                logger.info("waiting for the %s features of %s", self._cache.of, names)
             time.sleep(min(0.02 + (now - start) / 10, 5))
         self._process.wait_for_everyone()
         if self._process.is_main_process:
@@ -98,7 +98,7 @@ class FillProgress:
     def _note(self, text: str | None = None) -> None:
         self._noted = time.monotonic()
         if self._process.num_processes > 1:
-            text = text or f"{self._done:,} of {self._total:,} images, on {platform.node()}"
+            text = text or f"{self._done:,} of {self._total:,} {self._cache.of}s, on {platform.node()}"
             write_text(self._path(self._process.process_index), text)
 
     def _path(self, rank: int) -> str:

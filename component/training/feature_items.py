@@ -1,0 +1,57 @@
+"""What of a table has features: its distinct images, or the texts of its rows."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from component.pairs.pair_table import PairTable
+
+
+class EveryRow:
+    """The rows 0 … total - 1, like an array, but without its memory."""
+
+    def __init__(self, total: int):
+        self._total = total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: slice | Sequence[int]) -> np.ndarray:
+        if isinstance(index, slice):
+            return np.arange(*index.indices(self._total))
+        return np.asarray(index, np.int64)
+
+
+class Items(NamedTuple):
+    """n images or texts of a table.
+
+    Attributes:
+        name: "image" or "text".
+        rows: (n,) rising, the first row of each.
+        numbers: (rows of the table,), the item of each row: an index into `rows`.
+        states: (m,) rows → (m,) int64; an item whose state has changed is computed again.
+        keys: (m,) rows and their states → (m,) int64, by which a cache knows the items.
+    """
+
+    name: str
+    table: PairTable
+    rows: np.ndarray | EveryRow
+    numbers: np.ndarray | EveryRow
+    states: Callable[[np.ndarray], np.ndarray]
+    keys: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def images_of(table: PairTable) -> Items:
+    """The images, each once, known by file name and state of the file."""
+    return Items("image", table, table.first_rows, table.image_numbers, table.image_states, table.image_keys)
+
+
+def texts_of(table: PairTable) -> Items:
+    """The text of each row, known by its id. (A table does not number its distinct texts.)"""
+    every = EveryRow(len(table))
+    return Items(
+        *("text", table, every, every),
+        states=lambda rows: np.zeros(len(rows), np.int64),
+        keys=lambda rows, _: table.text_ids[rows].view(np.int64),
+    )

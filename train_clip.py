@@ -51,7 +51,7 @@ def train(args) -> int | None:
     with quick_imports():
         from component.report.curves import draw_training
         from component.trainer import CLIPTrainer
-        from component.training.build import cache_images, load_datasets, load_model
+        from component.training.build import cache_images, cache_texts, load_datasets, load_model
         from component.training.curves import WriteCurves
         from component.training.interruption import Interrupted
         from component.training.preflight import preflight
@@ -60,6 +60,7 @@ def train(args) -> int | None:
         from component.training.run_identity import compare_tables
         from component.training.shared_disk import require_shared_folders
         from component.training.spot_check import spot_check
+        from component.training.teacher import load_teacher, with_teacher
 
     require_shared_folders(args)
     compare_tables(args)
@@ -71,15 +72,20 @@ def train(args) -> int | None:
     checkpoint = checkpoint_to_resume(args)
     model, processor = load_model(args)
     train_dataset, test_dataset = load_datasets(args, processor)
+    teacher = load_teacher(args, model, processor)
 
     # Preflight
     preflight(args, model, train_dataset, test_dataset)
     spot_check(args, model, processor, train_dataset)
 
     # Train
-    begin(args, checkpoint, model, processor)
+    begin(args, checkpoint, model, processor, teacher and teacher.identity)
     write_arguments(args)
     train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
+    train_dataset, test_dataset = cache_texts(args, model, processor.tokenizer, train_dataset, test_dataset)
+    if teacher:
+        train_dataset = with_teacher(args, teacher, processor.tokenizer, train_dataset)
+        teacher = None  # its embeddings are on disk
     curves = WriteCurves(draw_training)
     trainer = CLIPTrainer(
         model=model,

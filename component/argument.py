@@ -22,6 +22,7 @@ from component.recipe.checks import (
 from component.recipe.json_file import as_type, read_json, read_overrides
 from component.recipe.old_keys import translate
 from component.recipe.resolve import resolve
+from component.recipe.teacher_checks import check_teacher
 from component.recipe.trainer_checks import (
     check_compiler,
     check_evaluation,
@@ -34,7 +35,7 @@ from component.recipe.trainer_checks import (
     check_workers,
     in_one_line,
 )
-from component.recipe.tuning_checks import check_learning_rates, check_lora
+from component.recipe.tuning_checks import check_freeze_text, check_learning_rates, check_lora
 
 PROCESSES_CANNOT_CONNECT = (
     "the processes of this run cannot connect to each other. Check the network interface (GLOO_SOCKET_IFNAME or "
@@ -146,6 +147,10 @@ class CLIPTrainingArguments(TrainingArguments):
             "of them stays valid."
         },
     )
+    freeze_text: bool = field(
+        default=False,
+        metadata={"help": "Lock the text tower; with the image tower locked too, only the projections are trained."},
+    )
     lora_rank: int | None = field(
         default=None,
         metadata={
@@ -207,6 +212,28 @@ class CLIPTrainingArguments(TrainingArguments):
             "`image_features` next to output_dir; off: run the tower in every epoch."
         },
     )
+    text_feature_cache: str = field(
+        default="auto",
+        metadata={
+            "help": "With freeze_text, compute the tower's output once per caption and keep it in this folder. auto: "
+            "in `text_features` next to output_dir; off: run the tower in every epoch."
+        },
+    )
+    distill_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Teacher: BertCLIP or Chinese-CLIP folder or hub name, whose embeddings of the training pairs are "
+            "computed once; the model learns to give the same. null: none."
+        },
+    )
+    distill_weight: float = field(
+        default=4.0,
+        metadata={"help": "Weight of the squared distance to the teacher's embeddings, added to the loss."},
+    )
+    distill_cache: str = field(
+        default="auto",
+        metadata={"help": "Folder for the teacher's embeddings. auto: `teacher_embeddings` next to output_dir."},
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop after this many evaluations without a better metric_for_best_model; null: never."},
@@ -214,8 +241,8 @@ class CLIPTrainingArguments(TrainingArguments):
     verify_image_features: bool = field(
         default=False,
         metadata={
-            "help": "Verify the digests of the whole image feature cache at the start, instead of only the size and "
-            "header of each file."
+            "help": "Verify the digests of all files of the feature caches at the start, instead of only the size and "
+            "header of each."
         },
     )
     pair_table: str = field(
@@ -268,8 +295,10 @@ class CLIPTrainingArguments(TrainingArguments):
             check_image_vectors,
             check_image_feature_cache,
             check_loss,
+            check_freeze_text,
             check_lora,
             check_learning_rates,
+            check_teacher,
             check_evaluation,
             check_workers,
             check_packages,
@@ -308,6 +337,16 @@ class CLIPTrainingArguments(TrainingArguments):
     def images_change(self) -> bool:
         """Whether the vision tower's output for an image differs between steps."""
         return self.freeze_vision is not True or self.min_crop_area is not None or self.random_flip
+
+    @property
+    def texts_change(self) -> bool:
+        """Whether the text tower's output for a caption differs between steps."""
+        return not self.freeze_text or self.text_templates is not None or self.text_noise > 0
+
+    @property
+    def trains_image_embeds(self) -> bool:
+        """Whether the embedding of an image changes during training."""
+        return not (self.image_vectors or (self.freeze_vision is True and self.freeze_visual_projection))
 
 
 def load_arguments(path: str, overrides: Sequence[str] = ()) -> CLIPTrainingArguments:

@@ -61,7 +61,8 @@ def load_weights(model: BertCLIPModel, path: str) -> None:
     By `from_pretrained`, because transformers renames weights on the way from and to a file: `load_state_dict` of a
     file's content would leave parts of some towers as they are.
     """
-    model.load_state_dict(load_model(path, model.dtype).state_dict())
+    not_saved = {name: value for name, value in model.state_dict().items() if name in model._keys_to_ignore_on_save}
+    model.load_state_dict({**load_model(path, model.dtype).state_dict(), **not_saved})
 
 
 def load_identified(path: str) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:

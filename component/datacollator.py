@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from component.pairs.text_groups import FEWEST_GROUPS, GroupCosts, group_by_cost, pad_texts
@@ -20,9 +21,9 @@ class PairCollator:
         group_costs: the cheapest groups are chosen; by default as few as possible.
 
     Called with the result of `Pairs.__getitems__`, it returns (B good pairs, T tokens):
-        model_inputs: input_ids (B, T), attention_mask (B, T); text_groups, a list of (texts, tokens) of consecutive
-        groups; and the columns of the image source, pixel_values (B, 3, H, W) or vision_pooler_output
-        (B, vision_hidden), or nothing if B is 0.
+        model_inputs: input_ids (B, T) and attention_mask (B, T), unless text_pooler_output replaces them; text_groups,
+        a list of (texts, tokens) of consecutive groups; and the columns of the pairs, such as pixel_values
+        (B, 3, H, W) or vision_pooler_output (B, vision_hidden).
         In addition: rows (B,) of the table, ids (B, 2), and bad_images, row → reason.
     """
 
@@ -31,13 +32,18 @@ class PairCollator:
     group_costs: GroupCosts = FEWEST_GROUPS
 
     def __call__(self, examples: dict) -> dict:
-        tokens, lengths = examples["tokens"], examples["lengths"]
-        groups = group_by_cost(lengths, self.group_costs, self.group_size)
+        lengths = examples.get("lengths")
+        if lengths is None:
+            groups = group_by_cost(np.ones(len(examples["rows"]), np.int64), largest=self.group_size)
+        else:
+            groups = group_by_cost(lengths, self.group_costs, self.group_size)
         text_groups = [(len(rows), width) for rows, width in groups]
         order = torch.cat([torch.from_numpy(rows) for rows, _ in groups]) if groups else torch.arange(0)
-        widest = max((width for _, width in groups), default=0)
-        input_ids, attention_mask = pad_texts(tokens, lengths, widest, self.pad_token_id)
-        tensors = {"input_ids": input_ids, "attention_mask": attention_mask, **examples["images"]}
+        tensors = {**examples["texts"], **examples["images"]}
+        if lengths is not None:
+            widest = max((width for _, width in groups), default=0)
+            padded = pad_texts(examples["tokens"], lengths, widest, self.pad_token_id)
+            tensors |= zip(("input_ids", "attention_mask"), padded, strict=True)
         model_inputs = {key: tensor[order] for key, tensor in tensors.items()}
         rows, ids = (torch.from_numpy(examples[key])[order] for key in ("rows", "ids"))
         return {

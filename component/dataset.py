@@ -1,10 +1,12 @@
 """Rows of a pair table → examples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import CLIPProcessor
 
@@ -34,15 +36,45 @@ class SeededIndices(ABC):
         """Of the changes of the texts, which depend on the row, not on the batch."""
 
 
+class TextColumn(Protocol):
+    """Vectors of the texts of a table's rows.
+
+    bytes_per_row: size of one.
+    """
+
+    bytes_per_row: int
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor:
+        """(n,) rows → (n, width)."""
+
+
 class Pairs(Dataset):
     """The rows of a table that may have a good image, `images.rows`, as examples.
 
     Args:
         augmentation: changes the texts of batches that have seeds; None: none.
+        texts: name → vectors of the texts. `text_pooler_output`, the output of a locked text tower, replaces the
+            tokens.
     """
 
-    def __init__(self, table: PairTable, images: ImageSource, augmentation: TextAugmentation | None = None):
-        self.table, self.images, self.augmentation = table, images, augmentation
+    def __init__(
+        self,
+        table: PairTable,
+        images: ImageSource,
+        augmentation: TextAugmentation | None = None,
+        texts: Mapping[str, TextColumn] | None = None,
+    ):
+        self.table, self.images, self.augmentation, self.texts = table, images, augmentation, dict(texts or {})
+
+    def replaced(self, **parts) -> "Pairs":
+        """The same pairs with some arguments replaced; `texts` are added to those that there are."""
+        texts = {**self.texts, **parts.pop("texts", {})}
+        return Pairs(self.table, **{"images": self.images, "augmentation": self.augmentation, "texts": texts, **parts})
+
+    @property
+    def bytes_per_pair(self) -> int:
+        """Size of the vectors and pixels of a pair."""
+        return self.images.bytes_per_image + sum(column.bytes_per_row for column in self.texts.values())
 
     def __len__(self) -> int:
         return len(self.images.rows)
@@ -56,8 +88,9 @@ class Pairs(Dataset):
 
         Returns:
             rows (n,) of the table; ids (n, 2) int64, text_ids and image_ids of the rows; tokens of all texts,
-            concatenated, and their lengths (n,); images, the model's inputs from the image source, {} if n is 0; and
-            bad_images, row → reason, of the pairs that are left out because they have no good image.
+            concatenated, and their lengths (n,), unless text_pooler_output replaces them; texts, the columns of that
+            name; images, the model's inputs from the image source, {} if n is 0; and bad_images, row → reason, of the
+            pairs that are left out because they have no good image.
         """
         generator = epoch_seed = None
         if isinstance(indices, SeededIndices):
@@ -65,11 +98,15 @@ class Pairs(Dataset):
             generator, epoch_seed = torch.Generator().manual_seed(indices.seed), indices.epoch_seed
             indices = indices.indices
         rows, images, bad_images = self.images.load(self.images.rows[indices], generator)
+        texts = {name: column[rows] for name, column in self.texts.items()}
+        example = {"rows": rows, "ids": self.table.ids(rows), "texts": texts, "images": images}
+        example["bad_images"] = bad_images
+        if "text_pooler_output" in texts:
+            return example
         tokens, lengths = self.table.tokens(rows)
         if self.augmentation and epoch_seed:
             tokens, lengths = self.augmentation(rows, tokens, lengths, epoch_seed)
-        columns = {"rows": rows, "ids": self.table.ids(rows), "tokens": tokens, "lengths": lengths}
-        return {**columns, "images": images, "bad_images": bad_images}
+        return {**example, "tokens": tokens, "lengths": lengths}
 
     def some_rows(self, count: int = 100) -> np.ndarray:
         """Up to `count` of the rows with an image, from all over the table, always the same."""

@@ -45,12 +45,16 @@ class GroupedOutput(ModelOutput):
 
     Args:
         image_embeds, text_embeds: (B, D), L2-normalised.
+        image_as_teacher, text_as_teacher: (B, width of the teacher), L2-normalised: what is compared with the
+            embeddings of a teacher; the same as image_embeds and text_embeds unless the widths differ.
         logit_scale: scalar inverse temperature, already exponentiated.
         logit_bias: scalar, if the model has one.
     """
 
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+    image_as_teacher: Tensor | None = None
+    text_as_teacher: Tensor | None = None
     logit_scale: Tensor | None = None
     logit_bias: Tensor | None = None
 
@@ -120,6 +124,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
 
     Attributes:
         ancestors: digests of the weights that it was trained from, see `component.checkpoint`; None: unknown.
+        to_teacher: maps embeddings to the width of a teacher, see `set_teacher_width`; None: not needed.
     """
 
     config_class = BertCLIPConfig
@@ -127,6 +132,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
     def __init__(self, config: BertCLIPConfig):
         super().__init__(config)
         self.ancestors: list[str] | None = None
+        self.to_teacher: nn.Linear | None = None
         self._locked: list[nn.Module] = []
         # The units of FSDP. (The towers' own lists also name classes that they do not have.)
         towers = filter(None, (self.text_model, self.vision_model))
@@ -144,14 +150,19 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
 
     @classmethod
     def from_text_pretrained(
-        cls, bert_path: str, projection_dim: int, dtype: torch.dtype = torch.float32, text_pooling: str = "pooler"
+        cls,
+        bert_path: str,
+        projection_dim: int,
+        dtype: torch.dtype = torch.float32,
+        text_pooling: str = "pooler",
+        text_use: Use = TEXT_TOWER,
     ) -> "BertCLIPModel":
         """A pretrained BERT for vectors of `projection_dim` that another model made of images; it has no image half.
 
         Arguments and errors as in `from_vision_text_pretrained`. text_projection is new.
         """
         bert, new_in_bert = load_pretrained(
-            BertModel, bert_path, TEXT_TOWER, dtype=dtype, add_pooling_layer=text_pooling == "pooler"
+            BertModel, bert_path, text_use, dtype=dtype, add_pooling_layer=text_pooling == "pooler"
         )
         config = BertCLIPConfig(
             text_config=bert.config,
@@ -173,6 +184,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         dtype: torch.dtype = torch.float32,
         text_pooling: str = "pooler",
         image_use: Use = IMAGE_TOWER,
+        text_use: Use = TEXT_TOWER,
     ) -> "BertCLIPModel":
         """Pair two pretrained folders (or hub names) for training.
 
@@ -186,15 +198,14 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             dtype: of all parameters. fp32 by default, which AdamW needs, whatever the folders hold.
             text_pooling: see `BertCLIPConfig`.
             image_use: IMAGE_HALF if visual_projection may not be new.
+            text_use: LOCKED_TEXT_TOWER if the pooler may not be new.
 
         Raises:
             ValueError: a folder does not exist, is damaged or incomplete, or holds another kind of model.
         """
         clip_source = check_pretrained(clip_path, image_use)
         has_pooler = text_pooling == "pooler"
-        bert, new_in_bert = load_pretrained(
-            BertModel, bert_path, TEXT_TOWER, dtype=dtype, add_pooling_layer=has_pooler
-        )
+        bert, new_in_bert = load_pretrained(BertModel, bert_path, text_use, dtype=dtype, add_pooling_layer=has_pooler)
         with loading(clip_path):
             clip_config = BertCLIPConfig.from_pretrained(clip_source)
         config = BertCLIPConfig(
@@ -240,14 +251,34 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
                 f"The last {trainable_blocks} blocks cannot be unlocked: the vision tower has {len(blocks)}."
             )
         if trainable_blocks:
-            self._locked = [*below.values(), *list(blocks.values())[:-trainable_blocks]]
+            self._lock(*below.values(), *list(blocks.values())[:-trainable_blocks])
         else:
-            self._locked = [self.vision_model]
+            self._lock(self.vision_model)
         if projection:
-            self._locked.append(self.visual_projection)
-        for module in self._locked:
+            self._lock(self.visual_projection)
+
+    def lock_text(self):
+        """Freeze the text tower as `lock_vision` freezes the other; text_projection is trained.
+
+        With both towers locked, only the projections and logit_scale learn (ShareLock, arXiv:2410.07173).
+        """
+        self._lock(self.text_model)
+
+    def _lock(self, *modules: nn.Module):
+        self._locked += modules
+        for module in modules:
             module.requires_grad_(False)
         self.train(self.training)
+
+    def set_teacher_width(self, width: int):
+        """Prepare for learning from the embeddings of a teacher, which have `width` numbers.
+
+        If the model's own have another width, `to_teacher` is learned: one linear map for texts and images, which
+        share a space. It belongs to the training and is not saved with the model.
+        """
+        if width != self.config.projection_dim:
+            self.to_teacher = nn.Linear(self.config.projection_dim, width, bias=False)
+            self._keys_to_ignore_on_save = {"to_teacher.weight"}
 
     def set_loss(self, loss_type: str):
         """Prepare the model for "clip" (InfoNCE) or "siglip" (sigmoid loss, with a learned logit_bias).
@@ -277,6 +308,7 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
         attention_mask: Tensor | None = None,
         *args,
         vision_pooler_output: Tensor | None = None,
+        text_pooler_output: Tensor | None = None,
         image_embeds: Tensor | None = None,
         text_groups: Sequence[tuple[int, int]] | None = None,
         recompute: bool = False,
@@ -288,6 +320,8 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             input_ids, pixel_values, attention_mask, args, kwargs: see the parent. Both texts and images are required.
             vision_pooler_output: (B_image, vision_hidden), earlier output of a locked vision tower, instead of
                 pixel_values.
+            text_pooler_output: with text_groups: (B_text, text_hidden), earlier output of a locked text tower, instead
+                of input_ids.
             image_embeds: with text_groups: (B_image, D), earlier embeddings of the images, normalised or not.
             text_groups: for training: (pairs, tokens) of consecutive groups. The pairs of a group go through the
                 towers together, with their texts cut to that number of tokens; texts sorted by length then need
@@ -304,13 +338,14 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             ValueError: texts or images are missing, or differ in number with `return_loss`.
         """
         images = [pixel_values, vision_pooler_output, image_embeds if text_groups is not None else None]
-        if input_ids is None or sum(given is not None for given in images) != 1:
+        has_texts = input_ids is not None or (text_groups is not None and text_pooler_output is not None)
+        if not has_texts or sum(given is not None for given in images) != 1:
             raise ValueError(
                 "BertCLIPModel compares texts with images: pass input_ids, and pixel_values or vision_pooler_output. "
                 "For one side alone use get_text_features or get_image_features."
             )
         if text_groups is not None:
-            return self._embed_groups(input_ids, attention_mask, *images, text_groups, recompute)
+            return self._embed_groups(input_ids, attention_mask, text_pooler_output, *images, text_groups, recompute)
         return super().forward(
             input_ids, pixel_values, attention_mask, *args, vision_pooler_output=vision_pooler_output, **kwargs
         )
@@ -318,13 +353,44 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
     # torch_compile compiles the towers. The loop would be compiled again for each number of groups.
     @torch.compiler.disable(recursive=False)
     def _embed_groups(
-        self, input_ids, attention_mask, pixel_values, vision_pooler_output, image_embeds, text_groups, recompute: bool
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        text_pooler_output: Tensor | None,
+        pixel_values: Tensor | None,
+        vision_pooler_output: Tensor | None,
+        image_embeds: Tensor | None,
+        text_groups: Sequence[tuple[int, int]],
+        recompute: bool,
     ) -> GroupedOutput:
         def pool(tower, **inputs):
             if recompute:
                 return checkpoint(tower, **inputs, return_dict=True, use_reentrant=False).pooler_output
             return tower(**inputs, return_dict=True).pooler_output
 
+        if text_pooler_output is None:
+            text_pooler_output = torch.cat(self._pool_texts(pool, input_ids, attention_mask, text_groups, recompute))
+        if pixel_values is not None:
+            images = pixel_values.split([size for size, _ in text_groups])
+            vision_pooler_output = torch.cat([pool(self.vision_model, pixel_values=group) for group in images])
+        if image_embeds is None:
+            image_embeds = self.visual_projection(vision_pooler_output.to(self.dtype))
+        image_embeds = F.normalize(image_embeds, dim=-1)
+        text_embeds = F.normalize(self.text_projection(text_pooler_output.to(self.dtype)), dim=-1)
+        return GroupedOutput(
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            image_as_teacher=self._as_teacher(image_embeds),
+            text_as_teacher=self._as_teacher(text_embeds),
+            logit_scale=self.logit_scale.exp().view(()),  # under FSDP the parameters have one dimension
+            logit_bias=None if self.logit_bias is None else self.logit_bias.view(()),
+        )
+
+    def _as_teacher(self, embeds: Tensor) -> Tensor:
+        return embeds if self.to_teacher is None else F.normalize(self.to_teacher(embeds), dim=-1)
+
+    @torch.compiler.disable(recursive=False)  # as above
+    def _pool_texts(self, pool, input_ids, attention_mask, text_groups, recompute: bool) -> list[Tensor]:
         sizes, widths = zip(*text_groups, strict=True)
         input_ids, attention_mask = fit_to_positions(self.config.text_config, input_ids, attention_mask)
         if self.text_model.config._attn_implementation == "sdpa":
@@ -340,15 +406,4 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             embeds = self.get_input_embeddings()(torch.cat([group.flatten() for group in ids]))
             for text, group, own in zip(texts, ids, embeds.split([group.numel() for group in ids]), strict=True):
                 text["inputs_embeds"] = own.view(*group.shape, -1)
-        text_pooled = [pool(self.text_model, **text) for text in texts]
-        if pixel_values is not None:
-            images = pixel_values.split(sizes)
-            vision_pooler_output = torch.cat([pool(self.vision_model, pixel_values=group) for group in images])
-        if image_embeds is None:
-            image_embeds = self.visual_projection(vision_pooler_output.to(self.dtype))
-        return GroupedOutput(
-            image_embeds=F.normalize(image_embeds, dim=-1),
-            text_embeds=F.normalize(self.text_projection(torch.cat(text_pooled)), dim=-1),
-            logit_scale=self.logit_scale.exp().view(()),  # under FSDP the parameters have one dimension
-            logit_bias=None if self.logit_bias is None else self.logit_bias.view(()),
-        )
+        return [pool(self.text_model, **text) for text in texts]

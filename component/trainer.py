@@ -17,14 +17,14 @@ from component.argument import CLIPTrainingArguments
 from component.datacollator import PairCollator
 from component.dataset import Pairs
 from component.ground.shared_memory import ToSharedMemory, worker_options
-from component.loss import contrastive_loss
+from component.loss import contrastive_loss, feature_loss
 from component.metrics import retrieval_metrics
 from component.model import BertCLIPModel
 from component.processor import image_size
 from component.training.bad_images import BadImages
 from component.training.data_wait import DataWait
 from component.training.early_stopping import StopEarly
-from component.training.gather import row_gather
+from component.training.gather import RowGather
 from component.training.interruption import RunFailed, ignore_signals_in_worker, naming_lost_process
 from component.training.learning_rates import set_rates
 from component.training.log_window import LogWindow
@@ -72,6 +72,7 @@ class CLIPTrainer(SavingTrainer):
     - Logs contain ln(batch), logit_scale, pairs per second, the share of time spent waiting for data, and the mean
       cosine among the texts and among the images of a batch.
     - Symptoms of a failing run are reported once, each with its remedy; see `component.training.symptoms`.
+    - Pairs with `teacher_text_embeds` and `teacher_image_embeds` add `distill_weight` times `feature_loss` of each.
     - With `early_stopping_patience`, a run that no longer improves saves a checkpoint and stops.
     """
 
@@ -130,7 +131,7 @@ class CLIPTrainer(SavingTrainer):
         self, dataset: Pairs, batches: Iterable[LocalBatch], batch_size: int, persistent: bool = False
     ) -> DataLoader:
         args = self.args
-        batch_bytes = batch_size * dataset.images.bytes_per_image
+        batch_bytes = batch_size * dataset.bytes_per_pair
         workers = worker_options(args.dataloader_num_workers, batch_bytes, args.dataloader_prefetch_factor)
         return DataLoader(
             dataset,
@@ -148,7 +149,8 @@ class CLIPTrainer(SavingTrainer):
         return {**batch, "model_inputs": super()._prepare_inputs(inputs)}
 
     def floating_point_ops(self, batch: dict) -> int:
-        return super().floating_point_ops(batch["model_inputs"])
+        inputs = batch["model_inputs"]
+        return super().floating_point_ops(inputs) if "input_ids" in inputs else 0
 
     def get_batch_samples(self, *args, **kwargs):
         with self._data_wait.measured():
@@ -171,22 +173,32 @@ class CLIPTrainer(SavingTrainer):
         return output
 
     def compute_loss(self, model, batch, return_outputs=False, num_items_in_batch=None):
-        inputs, pairs = batch["model_inputs"], len(batch["rows"])
+        inputs, pairs = dict(batch["model_inputs"]), len(batch["rows"])
+        names = {side: f"teacher_{side}_embeds" for side in ("text", "image")}
+        taught = {side: inputs.pop(name) for side, name in names.items() if name in inputs}
         if not pairs:
-            inputs = self._placeholder_pair(cached="vision_pooler_output" in inputs)
+            inputs = self._placeholder_pair(inputs)
         recompute = model.training and self.args.contrastive_chunk_size is not None
         with self.accelerator.autocast():  # accelerate wraps the model in it, but not under FSDP
             outputs = model(**inputs, recompute=recompute)
         embeds = outputs.image_embeds[:pairs], outputs.text_embeds[:pairs]
-        if model.training:
-            self._window.observe(outputs.logit_scale, *embeds)
         ids = batch["ids"].to(embeds[0].device, non_blocking=True) if self.args.mask_duplicates else None
         # In evaluation the negatives are the pairs of one batch of one process: the loss does not depend on how many
         # processes there are.
         gather = None
         if model.training and self.args.world_size > 1:
-            gather = row_gather(pairs, embeds[0].device)
+            gather = RowGather(pairs, embeds[0].device)
         loss = contrastive_loss(*embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
+        total = gather.total if gather else pairs
+        distances = [
+            feature_loss(outputs[f"{side}_as_teacher"][:pairs], teacher_embeds, total)
+            for side, teacher_embeds in taught.items()
+        ]
+        distill_loss = self.args.distill_weight * sum(distances)  # 0 without a teacher
+        loss = loss + distill_loss
+        if model.training:
+            mine = distill_loss * total / max(pairs, 1) if taught else None
+            self._window.observe(outputs.logit_scale, *embeds, mine)
         if gather:
             # DDP averages the gradients over the processes, but the loss is the sum of what each computed.
             loss = loss * self.args.world_size
@@ -203,21 +215,24 @@ class CLIPTrainer(SavingTrainer):
         mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
         return torch.where(counts, loss, mean)
 
-    def _placeholder_pair(self, cached: bool) -> dict[str, Tensor]:
+    def _placeholder_pair(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Model inputs in place of a batch that has no good image. The embeddings are not used.
 
         The gradients are 0, but they exist: under DDP or FSDP the other processes would wait forever for one that
         skips forward and backward, and the fp16 scaler fails without gradients.
 
         Args:
-            cached: images enter as features that skip the vision tower. Under FSDP all processes have to agree.
+            columns: of a batch without pairs: images and texts may enter as features that skip their tower. Under FSDP
+                all processes have to agree.
         """
         config = self.model.config
         text = torch.zeros(1, 1, dtype=torch.long)
         inputs = {"input_ids": text, "attention_mask": text + 1, "text_groups": [(1, 1)]}
+        if "text_pooler_output" in columns:
+            inputs = {"text_pooler_output": torch.zeros(1, config.text_config.hidden_size), "text_groups": [(1, 1)]}
         if self.args.image_vectors:
             inputs["image_embeds"] = torch.zeros(1, config.projection_dim)
-        elif cached:
+        elif "vision_pooler_output" in columns:
             inputs["vision_pooler_output"] = torch.zeros(1, config.vision_config.hidden_size)
         else:
             inputs["pixel_values"] = torch.zeros(1, 3, *image_size(self.processing_class.image_processor))

@@ -269,10 +269,14 @@ def train_here(train_args, monkeypatch, caplog):
 def build_trainer(args):
     """The CLIPTrainer that train_clip.py builds from these arguments."""
     from component.trainer import CLIPTrainer
-    from component.training.build import cache_images, load_datasets, load_model
+    from component.training.build import cache_images, cache_texts, load_datasets, load_model
+    from component.training.teacher import load_teacher, with_teacher
 
     model, processor = load_model(args)
     train, test = cache_images(args, model, *load_datasets(args, processor))
+    train, test = cache_texts(args, model, processor.tokenizer, train, test)
+    if teacher := load_teacher(args, model, processor):
+        train = with_teacher(args, teacher, processor.tokenizer, train)
     return CLIPTrainer(model=model, args=args, train_dataset=train, eval_dataset=test, processing_class=processor)
 
 

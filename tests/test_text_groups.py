@@ -78,6 +78,7 @@ def test_groups_have_the_embeddings_and_gradients_of_the_whole_batch(bert_clip_p
         "ids": np.zeros((len(LENGTHS), 2), np.int64),
         "tokens": random.integers(5, 30, LENGTHS.sum()),
         "lengths": LENGTHS,
+        "texts": {},
         "images": {"pixel_values": torch.from_numpy(random.normal(size=(len(LENGTHS), 3, 32, 32))).float()},
         "bad_images": [],
     }

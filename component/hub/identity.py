@@ -100,6 +100,11 @@ def image_tower(tower: nn.Module, image_processor) -> Half:
     return Half(weights_digest(tower), _settings(tower), image_inputs(image_processor))
 
 
+def text_tower(tower: nn.Module, tokenizer: PreTrainedTokenizerFast) -> Half:
+    """The text half without its projection."""
+    return Half(weights_digest(tower), _settings(tower), text_inputs(tokenizer))
+
+
 def half_digests(model: nn.Module) -> tuple[str, str]:
     """Digests of the weights of the image half and of the text half, projections included."""
     from torch import nn

@@ -60,6 +60,12 @@ TEXT_TOWER = Use(
     needed=r"embeddings\.|encoder\.|pooler\.",
     renewable=r"pooler\.",
 )
+LOCKED_TEXT_TOWER = replace(
+    TEXT_TOWER,
+    name="a BERT that can be locked (freeze_text), with a pooler of its own",
+    instead="Train its pooler (freeze_text false), or set text_pooling to cls, which needs none.",
+    renewable="$",
+)
 _CLIP = Use(
     name="a CLIP",
     kinds=(

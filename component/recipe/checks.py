@@ -42,7 +42,7 @@ def check_files(args) -> None:
     missing = [path for path in pair_files(args.keep_list or []) if not os.path.isfile(path)]
     if missing:
         raise ValueError(f"`keep_list`: {missing[0]}: no such file.")
-    for key in ("clip_pretrain_path", "bert_pretrain_path"):
+    for key in ("clip_pretrain_path", "bert_pretrain_path", "distill_from"):
         path = getattr(args, key)
         if path and not is_hub_name(path) and not os.path.isfile(os.path.join(path, "config.json")):
             raise ValueError(f"`{key}`: {path} is not a model folder (it has no config.json).")

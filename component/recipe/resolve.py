@@ -17,12 +17,14 @@ logger = logging.getLogger(__name__)
 PATHS = ("output_dir", "train_file", "test_file", "image_path", "image_vectors")
 PATHS_OR_WORDS = {
     "image_feature_cache": ("auto", "off"),
+    "text_feature_cache": ("auto", "off"),
+    "distill_cache": ("auto",),
     "pair_table": ("auto", "off"),
     "image_vector_ids": ("order",),
     "resume_from_checkpoint": ("auto", "true", "false"),
     "text_templates": (),  # a list contains templates, not paths
 }
-MODELS = ("clip_pretrain_path", "bert_pretrain_path")  # paths or hub names
+MODELS = ("clip_pretrain_path", "bert_pretrain_path", "distill_from")  # paths or hub names
 CONFIGS = ("deepspeed", "fsdp_config", "accelerator_config")  # files, or their content
 
 
@@ -114,3 +116,7 @@ def _resolve_folders(args) -> None:
         args.image_feature_cache = (
             "off" if args.images_change or args.image_vectors else os.path.join(parent, "image_features")
         )
+    if args.text_feature_cache == "auto":
+        args.text_feature_cache = "off" if args.texts_change else os.path.join(parent, "text_features")
+    if args.distill_cache == "auto":
+        args.distill_cache = os.path.join(parent, "teacher_embeddings") if args.distill_from else "off"

@@ -1,9 +1,23 @@
-"""Checks of LoRA and of learning rates by part. Each raises ValueError and assigns nothing."""
+"""Checks of a locked text tower, of LoRA and of learning rates by part. Each raises ValueError and assigns nothing."""
 
 from component.ground.optional import import_optional
 from component.recipe.trainer_checks import require_number
 
 TOWERS = ("text_model", "vision_model")
+
+
+def check_freeze_text(args) -> None:
+    if args.texts_change and args.text_feature_cache != "off":
+        raise ValueError(
+            f"`text_feature_cache` is {args.text_feature_cache}, but features can be kept only if they are the same "
+            "in every step. Set it to off, or train with freeze_text true and without text_templates and text_noise."
+        )
+    if not args.freeze_text:
+        return
+    if args.lora_rank is not None:
+        raise ValueError("`lora_rank` trains the text tower, and `freeze_text` locks it: leave one of them out.")
+    if args.layer_decay is not None and args.freeze_vision is True:
+        raise ValueError("`layer_decay` has no effect, because both towers are locked: leave it out.")
 
 
 def check_lora(args) -> None:

@@ -1,6 +1,7 @@
 """Builds what train_clip.py trains: model, processor, datasets and cached image features."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,15 +10,26 @@ from transformers import CLIPProcessor, set_seed
 from component.argument import CLIPTrainingArguments
 from component.checkpoint import ancestor_digest, read_ancestors
 from component.checkpoint import load_model as load_bert_clip
+from component.configuration import BertCLIPConfig
 from component.dataset import PairDataset, Pairs
 from component.ground.cores import limit_threads
-from component.hub.identity import identity_of, image_differences, image_tower
-from component.hub.pretrained import BERT_CLIP, IMAGE_HALF, IMAGE_TOWER, TEXT_TOWER, Use, check_pretrained
+from component.hub.identity import identity_of, image_differences, image_tower, text_tower
+from component.hub.pretrained import (
+    BERT_CLIP,
+    IMAGE_HALF,
+    IMAGE_TOWER,
+    LOCKED_TEXT_TOWER,
+    TEXT_TOWER,
+    Use,
+    check_pretrained,
+    find_pretrained,
+    loading,
+)
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.columns import parse_columns
 from component.pairs.keep_list import open_keep_list
-from component.pairs.pair_table import KEY_FORMAT, ChunkEncoder
+from component.pairs.pair_table import KEY_FORMAT, ChunkEncoder, PairTable
 from component.pairs.prepared import load_pair_table
 from component.pairs.templates import read_templates
 from component.pairs.text_augmentation import TextAugmentation
@@ -27,6 +39,7 @@ from component.training.image_vectors import VectorImages, gallery_fingerprint, 
 from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
 from component.training.shared_work import SharedWork
+from component.training.text_features import text_features
 
 WHOLE_TEXTS = 2**31  # tokens: longer than any text
 
@@ -43,8 +56,15 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     model.set_loss(args.loss_type)
     if args.trainable_vision_blocks is not None and model.config.has_image_half:
         model.lock_vision(args.trainable_vision_blocks, args.freeze_visual_projection or bool(args.image_vectors))
+    if args.freeze_text:
+        model.lock_text()
     if args.lora_rank is not None:
         add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
+    if args.distill_from:
+        _check_pretrained(args, distill_from=BERT_CLIP)
+        with loading(args.distill_from):
+            teacher = BertCLIPConfig.from_pretrained(find_pretrained(args.distill_from))
+        model.set_teacher_width(teacher.projection_dim)
     rates_of(model, args)  # raises if a prefix in learning_rates or layer_decay matches no weight
     positions = model.config.text_config.max_position_embeddings
     if args.max_seq_length > positions:
@@ -61,7 +81,8 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
 
 
 def _load_weights(args: CLIPTrainingArguments) -> BertCLIPModel:
-    text_pooling = args.text_pooling or "pooler"
+    text_use = LOCKED_TEXT_TOWER if args.freeze_text else TEXT_TOWER
+    text = {"text_pooling": args.text_pooling or "pooler", "text_use": text_use}
     if args.load_from_bert_clip:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
         model = load_bert_clip(args.clip_pretrain_path, dtype=torch.float32)
@@ -80,14 +101,14 @@ def _load_weights(args: CLIPTrainingArguments) -> BertCLIPModel:
         return model
     if args.clip_pretrain_path:
         image_use = IMAGE_HALF if args.freeze_visual_projection or args.image_vectors else IMAGE_TOWER
-        _check_pretrained(args, clip_pretrain_path=image_use, bert_pretrain_path=TEXT_TOWER)
+        _check_pretrained(args, clip_pretrain_path=image_use, bert_pretrain_path=text_use)
         model = BertCLIPModel.from_vision_text_pretrained(
-            args.clip_pretrain_path, args.bert_pretrain_path, text_pooling=text_pooling, image_use=image_use
+            args.clip_pretrain_path, args.bert_pretrain_path, image_use=image_use, **text
         )
     else:
-        _check_pretrained(args, bert_pretrain_path=TEXT_TOWER)
+        _check_pretrained(args, bert_pretrain_path=text_use)
         width = open_vectors(args.image_vectors).width
-        model = BertCLIPModel.from_text_pretrained(args.bert_pretrain_path, width, text_pooling=text_pooling)
+        model = BertCLIPModel.from_text_pretrained(args.bert_pretrain_path, width, **text)
     model.ancestors = []
     return model
 
@@ -135,9 +156,9 @@ def load_datasets(
     """
     max_seq_length = WHOLE_TEXTS if whole_texts else args.max_seq_length
     augmentation = None if whole_texts else text_augmentation(args, processor.tokenizer)
-    folder = None if whole_texts or args.pair_table == "off" else args.pair_table
-    columns = parse_columns(args.columns) if args.columns else None
-    reading = {"columns": columns, "folder": folder, "work": SharedWork(args.dataloader_num_workers)}
+    reading = _reading(args)
+    if whole_texts:
+        reading["folder"] = None
     keep_list = open_keep_list(args.keep_list, args.train_file)
     if args.image_vectors:
         vectors, encoder = open_vectors(args.image_vectors), ChunkEncoder(processor.tokenizer, max_seq_length)
@@ -160,6 +181,20 @@ def load_datasets(
     )
 
 
+def _reading(args: CLIPTrainingArguments) -> dict[str, Any]:
+    """How tables are read: arguments of `load_pair_table`."""
+    columns = parse_columns(args.columns) if args.columns else None
+    folder = None if args.pair_table == "off" else args.pair_table
+    return {"columns": columns, "folder": folder, "work": SharedWork(args.dataloader_num_workers)}
+
+
+def load_train_table(args: CLIPTrainingArguments, tokenizer, max_seq_length: int) -> PairTable:
+    """The table of the training pairs, in the tokens of another tokenizer. All processes call it together."""
+    keep_list = open_keep_list(args.keep_list, args.train_file)
+    encoder = ChunkEncoder(tokenizer, max_seq_length)
+    return load_pair_table(args.train_file, args.image_path or "", encoder, keep_list=keep_list, **_reading(args))
+
+
 def text_augmentation(args: CLIPTrainingArguments, tokenizer) -> TextAugmentation | None:
     """The random changes of the training texts; None if there are none. Raises ValueError as `TextAugmentation`."""
     if not (args.text_templates or args.text_noise):
@@ -176,7 +211,7 @@ def cache_images(
         return datasets
     tower, encode = model.vision_model, feature_encoder(args, model)
     image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
-    key = image_tower(tower, image_processor).digest(str(_precision(args)), KEY_FORMAT)
+    key = image_tower(tower, image_processor).digest(str(feature_precision(args)), KEY_FORMAT)
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features)
 
     def cached(dataset: Pairs) -> Pairs:
@@ -188,7 +223,39 @@ def cache_images(
             args.dataloader_num_workers,
             show_progress=not args.disable_tqdm,
         )
-        return Pairs(dataset.table, images, dataset.augmentation)
+        return dataset.replaced(images=images)
+
+    return tuple(None if dataset is None else cached(dataset) for dataset in datasets)
+
+
+def cache_texts(
+    args: CLIPTrainingArguments, model: BertCLIPModel, tokenizer, *datasets: Pairs | None
+) -> tuple[Pairs | None, ...]:
+    """Replace the tokens of each dataset by the locked text tower's output, computed once, if the arguments allow
+    it."""
+    if args.text_feature_cache == "off":
+        return datasets
+    tower, precision = model.text_model.to(args.device), feature_precision(args)
+    key = text_tower(tower, tokenizer).digest(str(precision), args.max_seq_length)
+    cache = FeatureCache(
+        args.text_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features, of="text"
+    )
+
+    @torch.no_grad()
+    def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
+            return tower(input_ids.to(args.device), attention_mask.to(args.device)).pooler_output
+
+    def cached(dataset: Pairs) -> Pairs:
+        features = text_features(
+            dataset.table,
+            cache,
+            encode,
+            tokenizer.pad_token_id,
+            args.per_device_eval_batch_size,
+            show_progress=not args.disable_tqdm,
+        )
+        return dataset.replaced(texts={"text_pooler_output": features})
 
     return tuple(None if dataset is None else cached(dataset) for dataset in datasets)
 
@@ -198,7 +265,7 @@ def feature_encoder(args: CLIPTrainingArguments, model: BertCLIPModel) -> Callab
 
     It runs in the precision of training, so that training with the cache equals training without it.
     """
-    tower, precision = model.vision_model.to(args.device), _precision(args)
+    tower, precision = model.vision_model.to(args.device), feature_precision(args)
 
     @torch.no_grad()
     def encode(pixel_values: Tensor) -> Tensor:
@@ -208,5 +275,6 @@ def feature_encoder(args: CLIPTrainingArguments, model: BertCLIPModel) -> Callab
     return encode
 
 
-def _precision(args: CLIPTrainingArguments) -> torch.dtype:
+def feature_precision(args: CLIPTrainingArguments) -> torch.dtype:
+    """The precision in which locked towers and a teacher compute."""
     return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32

@@ -1,27 +1,33 @@
 """Gather rows of all processes into one tensor, with gradients that flow back to the process of each row."""
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def row_gather(count: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, int]]:
-    """Return a function: (count, D) of this process → (N, D) of all processes in rank order, and the index of the
-    first row of this process.
+class RowGather:
+    """A function: (count, D) of this process → (N, D) of all processes in rank order, and the index of the first row
+    of this process.
 
     The count may differ between processes. They exchange it once here, because that waits for the device.
 
     The backward pass sums the gradients of a row over all processes and returns the sum to the process that owns it.
     Without that, each process would move its own embeddings towards those of the others, but never the others'.
+
+    Attributes:
+        total: N.
     """
-    size = torch.tensor([count], device=device)
-    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, size)
-    sizes = torch.cat(sizes).tolist()
-    return lambda rows: _GatherRows.apply(rows, sizes)
+
+    def __init__(self, count: int, device: torch.device):
+        size = torch.tensor([count], device=device)
+        sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, size)
+        self._sizes = torch.cat(sizes).tolist()
+        self.total = sum(self._sizes)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, int]:
+        return _GatherRows.apply(rows, self._sizes)
 
 
 class _GatherRows(torch.autograd.Function):

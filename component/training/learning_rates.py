@@ -91,7 +91,7 @@ def _require_trained(key: str, prefix: str, is_trained: Mapping[str, bool]) -> N
     if not any(found):
         raise ValueError(
             f"`{key}`: all weights that begin with {prefix} are locked and need no learning rate. Leave it out, or "
-            "unlock them (see freeze_vision, freeze_visual_projection and lora_rank)."
+            "unlock them (see freeze_vision, freeze_visual_projection, freeze_text and lora_rank)."
         )
 
 

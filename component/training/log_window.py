@@ -24,17 +24,22 @@ class LogWindow:
         self._start = time.perf_counter()
         self._logit_scale: Tensor | None = None
         self._embeds: dict[str, Tensor] = {}
+        self._distill_loss: Tensor | None = None
         # Length of the run of batches up to the start of the window that had no image in this process (blind), or
         # from which no process could learn (dead).
         self._blind_batches = self._dead_batches = 0
 
-    def observe(self, logit_scale: Tensor, image_embeds: Tensor, text_embeds: Tensor) -> None:
+    def observe(
+        self, logit_scale: Tensor, image_embeds: Tensor, text_embeds: Tensor, distill_loss: Tensor | None = None
+    ) -> None:
         """Keep what the model computed for a batch; only the last batch counts.
 
         Args:
             logit_scale: scalar, exponentiated.
             image_embeds, text_embeds: (B, D), L2-normalised, of this process.
+            distill_loss: the part of the loss that is the distance of these from a teacher's, if there is one.
         """
+        self._distill_loss = None if distill_loss is None else distill_loss.detach()
         self._logit_scale = logit_scale.detach()
         self._embeds = {"image": image_embeds.detach(), "text": text_embeds.detach()}
 
@@ -56,7 +61,8 @@ class LogWindow:
         Returns:
             ln_batch, the mean of ln(pairs), which is the loss of a model that knows nothing; pairs_per_second;
             data_wait, the share of the time that the slowest process waited for data, as the others wait for it;
-            logit_scale; image_cosine and text_cosine, see `mean_cosine`.
+            logit_scale; image_cosine and text_cosine, see `mean_cosine`; with a teacher distill_loss, which is part of
+            the loss.
         """
         seconds = time.perf_counter() - self._start
         ln_batches = [math.log(pairs * world_size) for pairs in self._pairs if pairs]
@@ -66,6 +72,7 @@ class LogWindow:
             "data_wait": max(gather_object([waited])) / seconds,
             "logit_scale": self._logit_scale.item(),
             **{f"{kind}_cosine": mean_cosine(embeds) for kind, embeds in self._embeds.items() if len(embeds) > 1},
+            **({} if self._distill_loss is None else {"distill_loss": self._distill_loss.item()}),
         }
 
     @property

@@ -72,7 +72,7 @@ def merged_state_dict(model: BertCLIPModel) -> dict[str, Tensor]:
             # In fp64, so that every device gives the same result. (A GPU may round products to TF32.)
             up, down = (part[_NAME].weight.cpu().double() for part in (layer.lora_B, layer.lora_A))
             value = torch.addmm(value.double(), up, down, alpha=layer.scaling[_NAME]).to(value.dtype)
-        if ".lora_" not in name:
+        if ".lora_" not in name and name not in model._keys_to_ignore_on_save:
             merged[name.replace(".base_layer.", ".")] = value
     return merged
 
@@ -113,7 +113,8 @@ def load_adapter(model: BertCLIPModel, folder: str) -> None:
 
 
 def _trained(model: BertCLIPModel) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in trained.items() if name not in model._keys_to_ignore_on_save}
 
 
 def _name_in_file(name: str) -> str:

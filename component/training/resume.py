@@ -84,24 +84,25 @@ def finished_step(args) -> int | None:
     return found[0]
 
 
-def begin(args, checkpoint: str | None, model, processor) -> None:
+def begin(args, checkpoint: str | None, model, processor, teacher: ModelIdentity | None = None) -> None:
     """Record the run that output_dir belongs to from now on: that of the checkpoint, or a new one.
 
     Removes, and names, what `overwrite_output_dir` allows to remove for a new run.
 
     Args:
         model, processor: as loaded from clip_pretrain_path and bert_pretrain_path.
+        teacher: of distill_from.
 
     Raises:
-        ValueError: the checkpoint was started from another model.
+        ValueError: the checkpoint was started from another model, or learnt from another teacher.
     """
     error = [None]
     if args.process_index == 0:
         start = identity_of(model, processor)
         try:
             if checkpoint:
-                _require_same_start(checkpoint, start)
-            _begin(args, checkpoint, start)
+                _require_same_start(checkpoint, start, teacher)
+            _begin(args, checkpoint, start, teacher)
         except ValueError as fault:
             error[0] = fault
     broadcast_object_list(error)
@@ -109,9 +110,9 @@ def begin(args, checkpoint: str | None, model, processor) -> None:
         raise error[0]
 
 
-def _begin(args, checkpoint: str | None, start: ModelIdentity) -> None:
+def _begin(args, checkpoint: str | None, start: ModelIdentity, teacher: ModelIdentity | None) -> None:
     before = read_run(args.output_dir)
-    run = run_of(args, before, start.to_dict())
+    run = run_of(args, before, {**start.to_dict(), **({"teacher": teacher.to_dict()} if teacher else {})})
     if checkpoint and _is_inside(checkpoint, args.output_dir):
         run = replace(run, id=run_id_of(checkpoint) or before and before.id)
     else:
@@ -121,7 +122,7 @@ def _begin(args, checkpoint: str | None, start: ModelIdentity) -> None:
     write_run(run, args.output_dir)
 
 
-def _require_same_start(checkpoint: str, start: ModelIdentity) -> None:
+def _require_same_start(checkpoint: str, start: ModelIdentity, teacher: ModelIdentity | None) -> None:
     """The model folders of a resumed run must hold what the run started from: image features would be computed by a
     tower that is not the checkpoint's."""
     run = run_of_record(read_record(checkpoint))
@@ -132,6 +133,11 @@ def _require_same_start(checkpoint: str, start: ModelIdentity) -> None:
             f"{checkpoint} was started from another model than clip_pretrain_path and bert_pretrain_path hold now: "
             f"{'; '.join(differences)}. Put the former files back to continue, or give the new model an output_dir of "
             "its own."
+        )
+    if teacher and (differences := ModelIdentity.from_dict(run.start["teacher"]).differences(teacher)):
+        raise ValueError(
+            f"{checkpoint} learnt from another teacher than distill_from holds now: {'; '.join(differences)}. Put the "
+            "former files back to continue, or give the new teacher an output_dir of its own."
         )
 
 

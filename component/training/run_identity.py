@@ -54,6 +54,8 @@ HARMLESS = {
     "test_file",
     "image_path",
     "image_feature_cache",
+    "text_feature_cache",
+    "distill_cache",
     "pair_table",
     "verify_image_features",
     "contrastive_chunk_size",
@@ -77,7 +79,8 @@ class Run:
         recipe: key → value of everything that shapes the optimisation.
         tables: "train_file", "test_file" and "keep_list" → (state of the files, identity of their content), see
             `table_identity`.
-        start: identity of the model that training started from, as JSON; None if an older version began the run.
+        start: identity of the model that training started from, and of the teacher, if there is one, as JSON; None if
+            an older version began the run.
         finished: step at which the run ended by itself; None before that.
     """
 
@@ -183,7 +186,7 @@ def _recipe_of(args, identities: dict[str, str]) -> dict[str, Any]:
         recipe["image_vectors"] = open_vectors(args.image_vectors).identity
         if os.path.isfile(args.image_vector_ids or ""):
             recipe["image_vector_ids"] = content_of(args.image_vector_ids, FileState.of(args.image_vector_ids)).digest
-    for key in ("clip_pretrain_path", "bert_pretrain_path"):
+    for key in ("clip_pretrain_path", "bert_pretrain_path", "distill_from"):
         if recipe[key]:  # the last two folders, because the whole project may move
             recipe[key] = "/".join(recipe[key].replace(os.sep, "/").split("/")[-2:])
     return json.loads(json.dumps(recipe))

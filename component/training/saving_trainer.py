@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
 
 from component.checkpoint import complete_checkpoint, load_weights
 from component.ground.files import replace_folder
@@ -14,11 +15,14 @@ from component.training.model_card import write_model_card
 from component.training.parallel import with_scalars
 from component.training.resumable_trainer import ResumableTrainer
 
+TO_TEACHER = "to_teacher.safetensors"  # in a checkpoint to resume from, next to the weights of the model
+
 
 class SavingTrainer(ResumableTrainer):
     """Differences from its parent:
 
     - A saved folder is complete: weights, config, modeling code, processor, tokenizer and ancestors.
+    - What maps embeddings to the width of a teacher is saved in the checkpoints to resume from, and nowhere else.
     - With LoRA, the saved weights are merged into a plain model. Training continues with the adapter, which is saved
       next to them.
     - Weights that are NaN or infinite are not saved; `RunFailed` is raised on all processes instead.
@@ -54,6 +58,8 @@ class SavingTrainer(ResumableTrainer):
             complete_checkpoint(self.model, self.processing_class, output_dir)
             if self._has_lora:
                 save_adapter(self.model, output_dir)
+            if self._is_saving and self.model.to_teacher is not None:
+                save_file(self.model.to_teacher.state_dict(), os.path.join(output_dir, TO_TEACHER))
 
     def _require_finite_weights(self) -> None:
         # Under FSDP each process holds a shard of every parameter.
@@ -73,6 +79,8 @@ class SavingTrainer(ResumableTrainer):
         return self.args.lora_rank is not None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.model.to_teacher is not None:
+            self.model.to_teacher.load_state_dict(load_file(os.path.join(resume_from_checkpoint, TO_TEACHER)))
         if self._has_lora:
             load_adapter(self.model, resume_from_checkpoint)
         elif self.is_fsdp_enabled:

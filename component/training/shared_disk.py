@@ -10,7 +10,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from component.ground.files import hidden_sibling
 
 PATIENCE = 10  # seconds: a network file system may show a new file late
-REMEDIES = {"image_feature_cache": ", or to off", "pair_table": ", or to off"}
+REMEDIES = {
+    **dict.fromkeys(("image_feature_cache", "text_feature_cache", "pair_table"), ", or to off"),
+    "distill_cache": "",
+}
 
 
 def require_shared_folders(args) -> None:

@@ -65,6 +65,9 @@ class Log:
 
 def flat_loss(log: Log, args) -> str | None:
     loss, pairs = log.recent("loss", log.warmup_steps), math.exp(log.recent("ln_batch", log.warmup_steps))
+    distill_loss = log.recent("distill_loss", log.warmup_steps)
+    if not math.isnan(distill_loss):
+        loss -= distill_loss
     negatives = (pairs - 1) * (1 - log.repeated)
     if not log.is_settled or not negatives > 0:
         return None

@@ -14,7 +14,7 @@ from component.training.feature_items import texts_of
 AT_ONCE = 4096  # texts that are sorted by length
 
 
-def cache_texts(
+def text_features(
     table: PairTable,
     cache: FeatureCache,
     encode: Callable[[Tensor, Tensor], Tensor],

@@ -1,0 +1,22 @@
+"""Checks of the keys by which a model learns from a teacher."""
+
+from dataclasses import fields
+
+from component.recipe.trainer_checks import require_number
+
+
+def check_teacher(args) -> None:
+    """What can be checked without the teacher; `component.training.teacher` compares the models. Raises ValueError."""
+    require_number("distill_weight", args.distill_weight, "a number above 0", lambda n: n > 0)
+    if args.distill_from:
+        for key in ("fsdp", "deepspeed"):
+            if getattr(args, key):
+                raise ValueError(f"`distill_from` does not work with `{key}`: leave one of them out.")
+        return
+    weight = next(f.default for f in fields(args) if f.name == "distill_weight")
+    for key, is_given in (
+        ("distill_weight", args.distill_weight != weight),
+        ("distill_cache", args.distill_cache != "off"),
+    ):
+        if is_given:
+            raise ValueError(f"`{key}` is given, but without `distill_from` there is no teacher: set it.")

@@ -53,6 +53,9 @@ def _facts(args: CLIPTrainingArguments, num_pairs: int) -> Iterator[tuple[str, A
         ", ".join(path if is_hub_name(path) else last_part(path) for path in _base_models(args)),
     )
     yield "训练数据 · training data", f"{last_part(args.train_file)}, {num_pairs:,} pairs"
+    if args.distill_from:
+        path = args.distill_from
+        yield "教师 · teacher", path if is_hub_name(path) else last_part(path)
     if args.image_vectors:
         yield "图片向量 · image vectors", last_part(args.image_vectors)
     yield (

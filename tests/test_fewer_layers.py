@@ -1,0 +1,42 @@
+"""A checkpoint with some of the layers of another."""
+
+import pytest
+import torch
+from transformers import CLIPVisionModel
+
+import shrink_checkpoint
+from component.checkpoint import load_checkpoint
+from component.export.fewer_layers import save_fewer_layers
+
+
+def test_the_layers_kept_are_those_asked_for_and_the_rest_is_the_same(bert_clip_path, tmp_path):
+    save_fewer_layers(bert_clip_path, str(tmp_path / "text"), text_layers=[1])
+    save_fewer_layers(bert_clip_path, str(tmp_path / "both"), text_layers=[0, 1], image_layers=[0])
+    (model, _), (text, processor), (both, _) = map(
+        load_checkpoint, (bert_clip_path, tmp_path / "text", tmp_path / "both")
+    )
+    inputs = processor(text=["一只小狗"], return_tensors="pt")
+    pixels = torch.rand(1, 3, 32, 32)
+    assert torch.equal(both.get_text_features(**inputs), model.get_text_features(**inputs))
+    assert torch.equal(text.get_image_features(pixels), model.get_image_features(pixels))
+    model.text_model.encoder.layer = model.text_model.encoder.layer[1:]
+    model.vision_model.encoder.layers = model.vision_model.encoder.layers[:1]
+    assert torch.equal(text.get_text_features(**inputs), model.get_text_features(**inputs))
+    assert torch.equal(both.get_image_features(pixels), model.get_image_features(pixels))
+    tower = CLIPVisionModel.from_pretrained(tmp_path / "both").eval()
+    assert torch.equal(both.vision_model(pixels).pooler_output, tower(pixels).pooler_output)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text_layers", "0", "2"], "layers 0, 2 of the text tower: expected rising numbers from 0 to 1."),
+        (["--image_layers", "1", "0"], "layers 1, 0 of the image tower: expected rising numbers from 0 to 1."),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(bert_clip_path, tmp_path, monkeypatch, options, message):
+    output = tmp_path / "student"
+    monkeypatch.setattr("sys.argv", ["x", "--model", bert_clip_path, "--output", str(output), *options])
+    with pytest.raises(ValueError, match=message):
+        shrink_checkpoint.main()
+    assert not output.exists()

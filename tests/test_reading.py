@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from component.ground.file_state import FileState
-from component.ground.reading import open_to_read, read_file, with_retries
+from component.ground.reading import open_to_read, read_file
+from component.ground.retries import with_retries
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.shards import index_shard
 from component.pairs.table import read_table

@@ -13,7 +13,7 @@ from component.image.check import check_image
 from component.image.load import BadImageError, MissingImageError, decode
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
 from component.pairs.caption import is_caption
-from component.pairs.image_stores import ImageStore
+from component.pairs.image_stores import ImageStore, expect_images
 
 HAN = re.compile("[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 
@@ -84,6 +84,7 @@ class PairCheck:
         Raises:
             OSError, MemoryError: as `read_bytes`; they say nothing about the pair.
         """
+        expect_images((store, locator) for locator in locators)
         return [self._check(store, text, locator) for text, locator in zip(texts, locators, strict=True)]
 
     def _check(self, store: ImageStore, text: str, locator: str) -> Finding:

@@ -1,11 +1,13 @@
 """What tells two contents of a file apart without reading them."""
 
 import hashlib
+import io
 import os
 import struct
 from typing import NamedTuple
 
-from component.ground.reading import with_retries
+from component.ground.remote import RemoteFile, RemoteInfo, is_remote, remote_info
+from component.ground.retries import with_retries
 
 MISSING = -1  # in an array of `FileState.number`: no such file
 
@@ -15,7 +17,8 @@ class FileState(NamedTuple):
 
     Size and modification time alone are not enough: `rsync -t`, `cp -p`, `touch -r` and reproducible archives restore
     them. The status change time cannot be set by a program, and the inode differs for a file that replaced another.
-    What remains unnoticed is a change on a file system that keeps neither.
+    What remains unnoticed is a change on a file system that keeps neither. A remote file has its `RemoteInfo.version`
+    in place of ctime_ns and inode, and no times.
 
     Attributes:
         size: in bytes.
@@ -30,10 +33,18 @@ class FileState(NamedTuple):
     inode: int
 
     @classmethod
-    def of(cls, file: str | int) -> "FileState":
-        """State of a path or of an open file descriptor. Raises OSError as `with_retries`, and FileNotFoundError."""
-        status = with_retries(lambda: os.stat(file))
+    def of(cls, file: str | io.RawIOBase) -> "FileState":
+        """State of a path or of an open file. Raises OSError as `with_retries`, and FileNotFoundError."""
+        if isinstance(file, RemoteFile):
+            return cls._of_remote(file.info)
+        if isinstance(file, str) and is_remote(file):
+            return cls._of_remote(with_retries(lambda: remote_info(file)))
+        status = with_retries(lambda: os.stat(file.fileno() if isinstance(file, io.IOBase) else file))
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    @classmethod
+    def _of_remote(cls, info: RemoteInfo) -> "FileState":
+        return cls(info.size, 0, *divmod(info.version, 2**64))
 
     @property
     def number(self) -> int:

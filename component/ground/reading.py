@@ -1,55 +1,28 @@
-"""Reading from a disk that may not answer for a moment: one policy for everything that is read.
+"""Opening files to read: on a disk, or through `component.ground.remote`."""
 
-An error of the environment (EIO, ESTALE, too many open files, no memory, a folder that is not mounted yet) says
-nothing about the file, so the read is tried again. An error that the name causes is raised at once.
-"""
-
-import errno
 import io
 import os
-import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
-RETRY_SECONDS = (0.2, 1.0)  # pauses before the second and the third attempt
-# The name is not that of a regular file, and waiting will not change that.
-NOT_A_FILE = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+from component.ground.remote import RemoteFile, is_remote, remote_info
+from component.ground.retries import with_retries
+
 _BUFFER_BYTES = 2**17
 
-T = TypeVar("T")
 
-
-def with_retries(read: Callable[[], T], folder: str | None = None) -> T:
-    """Return `read()`, called up to three times while it raises an error of the environment.
-
-    Args:
-        read: opens the file itself, so that the next attempt starts from the beginning.
-        folder: a missing file is raised at once only while this folder holds anything. None: always at once.
-
-    Raises:
-        OSError, MemoryError: of the last attempt.
-    """
-    for seconds in RETRY_SECONDS:
-        try:
-            return read()
-        except FileNotFoundError:
-            if folder is None or has_entries(folder):
-                raise
-        except (OSError, MemoryError) as error:
-            if getattr(error, "errno", None) in NOT_A_FILE:
-                raise
-        time.sleep(seconds)
-    return read()
-
-
-def has_entries(folder: str) -> bool:
-    """Whether there is anything in a folder. An empty one may be where a disk is mounted, or will be."""
+def is_file(path: str) -> bool:
+    """Whether there is a file, here or in a store. Raises OSError, or as `RemoteFile`, if a store does not answer."""
+    if not is_remote(path):
+        return os.path.isfile(path)
     try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except OSError:
+        return with_retries(lambda: remote_info(path)).size >= 0
+    except FileNotFoundError:
         return False
+
+
+def absolute(path: str) -> str:
+    """`os.path.abspath` of a path on a disk; a remote one is absolute."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def read_file(path: str) -> bytes:
@@ -64,7 +37,16 @@ def open_to_read(path: str) -> io.BufferedReader:
     Raises:
         OSError: here or from a read; it names the file.
     """
-    return io.BufferedReader(_PatientFile(path), _BUFFER_BYTES)
+    return io.BufferedReader(RemoteFile(path) if is_remote(path) else _PatientFile(path), _BUFFER_BYTES)
+
+
+def open_unbuffered(path: str, read_ahead: bool = False) -> io.RawIOBase:
+    """Open a file to read parts of it.
+
+    Args:
+        read_ahead: it will be read from front to back, see `RemoteFile`.
+    """
+    return RemoteFile(path, read_ahead) if is_remote(path) else open(path, "rb", buffering=0)
 
 
 class _PatientFile(io.RawIOBase):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from component.ground.reading import NOT_A_FILE, has_entries, with_retries
+from component.ground.retries import NOT_A_FILE, has_entries, with_retries
 from component.image.container import BadContainerError, format_of, read_container
 from component.image.other_formats import what_else
 from component.image.rgb import own_orientation, to_rgb

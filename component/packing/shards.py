@@ -22,7 +22,7 @@ from component.ground.processes import worker_pool
 from component.image.container import format_of
 from component.image.load import BadImageError, MissingImageError
 from component.pairs.caption import is_caption
-from component.pairs.image_stores import ImageStore, key_of
+from component.pairs.image_stores import ImageStore, expect_images, key_of
 from component.pairs.keep_list import KeepList
 from component.pairs.sources import read_pair_files
 from component.pairs.table_files import is_shard
@@ -100,6 +100,7 @@ def _write_shard(path: str, first: int, pairs: list[Pair]) -> tuple[Stats, bool]
     if (known := _read_stats(stats_path)) and known.made_of == stats.made_of and os.path.isfile(path):
         return known, True
     with new_file(path, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        expect_images(pair[:2] for pair in pairs)
         for number, (store, locator, text) in enumerate(pairs, first):
             try:
                 content, ending = _image(store, locator, text)

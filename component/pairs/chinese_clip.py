@@ -100,7 +100,7 @@ def index_tsv(path: str) -> tuple[ImageTsv, dict[str, str]]:
     offset = 0
     with open_to_read(path) as file:
         require_plain_text(path, file)
-        tsv = ImageTsv(path, FileState.of(file.fileno()))
+        tsv = ImageTsv(path, FileState.of(file))
         for number, line in enumerate(_lines(file, path), 1):
             image_id, tab, encoded = line.partition(b"\t")
             name = image_id.decode("utf-8-sig", errors="replace").strip()

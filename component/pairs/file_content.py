@@ -2,6 +2,7 @@
 
 A shard is known by its tar headers and the last kilobyte before each of them, where the member before ends: one short
 read per member finds any other image. All other files are read as a whole. Both are done once for each `FileState`.
+A remote file is known by its `FileState`, and not read for this.
 """
 
 import hashlib
@@ -9,7 +10,9 @@ import tarfile
 from typing import NamedTuple
 
 from component.ground.file_state import FileState
-from component.ground.reading import open_to_read, with_retries
+from component.ground.reading import open_to_read
+from component.ground.remote import is_remote
+from component.ground.retries import with_retries
 from component.pairs.table_files import file_and_split, is_shard
 
 ENDING_BYTES = 1024  # of the member before a header; its last block alone may be one byte and padding
@@ -38,7 +41,10 @@ known: dict[tuple[str, FileState], FileContent] = {}  # in this process
 def content_of(path: str, state: FileState) -> FileContent:
     """The content of a file that is in a state. Raises OSError if it cannot be read."""
     if (path, state) not in known:
-        digest = with_retries(lambda: _shard_digest(path)) if is_shard(path) else _whole_digest(path)
+        if is_remote(path):
+            digest = f"{state.ctime_ns:016x}{state.inode:016x}"
+        else:
+            digest = with_retries(lambda: _shard_digest(path)) if is_shard(path) else _whole_digest(path)
         known[path, state] = FileContent(state.size, digest)
     return known[path, state]
 

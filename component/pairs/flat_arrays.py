@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from component.ground.reading import read_file, with_retries
+from component.ground.reading import read_file
+from component.ground.retries import with_retries
 from component.pairs.json_text import parse_json
 
 RECORD = "arrays.json"  # in the folder: dtypes and lengths of the arrays, and the facts

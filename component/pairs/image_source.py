@@ -8,6 +8,7 @@ import torch
 
 from component.image.batch import ImageBatch
 from component.image.transform import ImageTransform
+from component.pairs.image_stores import expect_images
 from component.pairs.pair_table import PairTable
 
 
@@ -69,5 +70,6 @@ class DecodedImages:
             store, locator = self.table.image(row)
             return self.transform.read(store.read(locator), generator)
 
+        expect_images(self.table.image(row) for row in rows)
         batch = ImageBatch.read(rows, read, self.transform.pixel_values)
         return batch._replace(bad={row: f"{self.table.filename(row)}: {why}" for row, why in batch.bad.items()})

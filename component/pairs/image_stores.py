@@ -4,10 +4,13 @@ A store reads an image by its locator, a text that means something to that kind 
 """
 
 import errno
+import itertools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from component.ground.file_state import MISSING, FileState
+from component.ground.remote import expect, is_remote
 from component.image.load import BadImageError, read_bytes
 from component.pairs.chinese_clip import ImageTsv
 from component.pairs.parquet import ParquetImages
@@ -50,6 +53,14 @@ class ImageFolder:
 # Each has `path`, `filename(locator)` and `read(locator)`; all but ImageFolder also `state`, that of the one file.
 ImageStore = ImageFolder | Shard | ImageTsv | ParquetImages
 STORES = {kind.__name__: kind for kind in (ImageFolder, Shard, ImageTsv, ParquetImages)}
+
+
+def expect_images(images: Iterable[tuple[ImageStore, str]]) -> None:
+    """Say which images, as store and locator, will be read next, in order: neighbours in a remote shard come with one
+    request."""
+    for store, group in itertools.groupby(images, lambda image: image[0]):
+        if isinstance(store, Shard) and is_remote(store.path):
+            expect(store.path, map(Shard.range_of, (locator for _, locator in group)))
 
 
 def key_of(store: ImageStore, locator: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from component.ground.file_state import FileState
 from component.ground.files import write_json
 from component.ground.reading import read_file
+from component.ground.remote import for_each
 from component.pairs.file_content import FileContent, content_of, known
 from component.pairs.json_text import parse_json
 from component.pairs.table_files import file_and_split
@@ -23,12 +24,14 @@ Contents = dict[str, FileContent | None]
 def states_of(paths: Sequence[str]) -> States:
     """The states of some files of pairs. That of a file that cannot be looked at is None: the error comes when it is
     read."""
-    states = {}
-    for path in paths:
-        states[path] = None
-        with suppress(OSError):
-            states[path] = FileState.of(file_and_split(path)[0])
-    return states
+    return dict(zip(paths, for_each(_state_of, paths), strict=True))
+
+
+def _state_of(path: str) -> FileState | None:
+    try:
+        return FileState.of(file_and_split(path)[0])
+    except OSError:
+        return None
 
 
 def contents_of(states: States, folder: str | None, work: Work) -> Contents:

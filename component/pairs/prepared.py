@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from component.ground.files import new_folder, require_writable, sweep
+from component.ground.remote import is_remote
 from component.pairs.file_content import known
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.keep_list import KeepList
@@ -62,7 +63,7 @@ def load_pair_table(
         ImportError: a file is Parquet and pyarrow is not installed.
     """
     files, paths = [file] if isinstance(file, str) else list(file), pair_files(file)
-    tsvs = tsvs_of(paths, image_path) if all(map(os.path.exists, paths)) else []
+    tsvs = tsvs_of(paths, image_path) if all(is_remote(path) or os.path.exists(path) for path in paths) else []
     states = states_of([*paths, *tsvs, *(keep_list.paths if keep_list else ())])
     work.require_same_files({path: state and f"{state.size:,} bytes" for path, state in states.items()})
     name = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")

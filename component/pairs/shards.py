@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from component.ground.file_state import FileState
-from component.ground.reading import with_retries
+from component.ground.reading import open_unbuffered
+from component.ground.retries import with_retries
 from component.image.folder import IMAGE_ENDINGS
 from component.image.load import SINCE_INDEXED, BadImageError
 from component.pairs.file_content import FileContent, content_of
@@ -53,19 +54,25 @@ class Shard:
     def filename(self, locator: str) -> str:
         return f"{self.path}/{locator.split(' ', 2)[2]}"
 
+    @staticmethod
+    def range_of(locator: str) -> tuple[int, int]:
+        """Where the image begins and ends in the tar."""
+        offset, size, _ = locator.split(" ", 2)
+        return int(offset), int(offset) + int(size)
+
     def read(self, locator: str) -> bytes:
         """The image's bytes. Raises BadImageError where the shard is gone, or not the one that was indexed, and
         OSError where it cannot be read."""
-        offset, size, _ = locator.split(" ", 2)
+        start, stop = self.range_of(locator)
         try:
-            return with_retries(lambda: self._read(int(offset), int(size)))
+            return with_retries(lambda: self._read(start, stop - start))
         except FileNotFoundError:
             raise BadImageError(f"the shard was removed {SINCE_INDEXED}") from None
 
     def _read(self, offset: int, size: int) -> bytes:
         # Opened for each image, because a process may not keep a thousand shards open.
-        with open(self.path, "rb", buffering=0) as file:
-            if self.state != FileState.of(file.fileno()):
+        with open_unbuffered(self.path) as file:
+            if self.state != FileState.of(file):
                 raise BadImageError(f"the shard has changed {SINCE_INDEXED}")
             return _read(file, offset, size)
 
@@ -130,7 +137,7 @@ def read_shards(paths: Sequence[str], index_shards: IndexShards = index_shards) 
 
 
 def index_shard(path: str) -> ShardIndex:
-    """Index a tar by one pass over its headers and one over its captions."""
+    """Index a tar by one pass over its headers and captions, after one for its `content_of`."""
     try:
         return with_retries(lambda: _index(path))
     except OSError as error:
@@ -143,8 +150,8 @@ def index_shard(path: str) -> ShardIndex:
 
 
 def _index(path: str) -> ShardIndex:
-    with open(path, "rb", buffering=0) as file:
-        state = FileState.of(file.fileno())
+    with open_unbuffered(path, read_ahead=True) as file:
+        state = FileState.of(file)
         index = ShardIndex(Shard(path, state), content_of(path, state))
         if index.shard.state.size:
             _fill(index, file)
@@ -155,6 +162,7 @@ def _index(path: str) -> ShardIndex:
 
 def _fill(index: ShardIndex, file: io.FileIO) -> None:
     images, captions, dotted = {}, {}, {}
+    contents: dict[int, bytes | None] = {}  # of captions, by offset; None: too large
 
     def take(key: str, ending: str, member: tarfile.TarInfo) -> None:
         same = images if ending in IMAGE_ENDINGS else captions.setdefault(key, {})
@@ -166,6 +174,9 @@ def _fill(index: ShardIndex, file: io.FileIO) -> None:
         folder, slash, name = normal_name(member.name).rpartition("/")
         first, dot, ending = name.partition(".")
         stem, last = os.path.splitext(name)
+        if last.lower() in CAPTION_ENDINGS:  # now, because a remote shard is read from front to back
+            is_small = member.size <= MAX_CAPTION_BYTES
+            contents[member.offset] = _read(file, member.offset_data, member.size) if is_small else None
         if first and f"{dot}{ending.lower()}" in (*IMAGE_ENDINGS, *CAPTION_ENDINGS):
             take(folder + slash + first, f"{dot}{ending.lower()}", member)
         elif first and last.lower() in (*IMAGE_ENDINGS, *CAPTION_ENDINGS):
@@ -185,9 +196,7 @@ def _fill(index: ShardIndex, file: io.FileIO) -> None:
         text = ""
         for ending, caption in sorted(captions.pop(key, {}).items(), reverse=True)[:1]:  # .txt where there is one
             try:
-                if caption.size > MAX_CAPTION_BYTES:
-                    raise ValueError
-                text = _text(_read(file, caption.offset_data, caption.size), ending)
+                text = _text(contents[caption.offset], ending)
             except ValueError:
                 index.faults.append((UNREADABLE, index.name(caption)))
         index.locators.append(Shard.locator(image))
@@ -270,8 +279,10 @@ def _next_block(file: io.FileIO, offset: int) -> int | None:
     return None
 
 
-def _text(content: bytes, ending: str) -> str:
+def _text(content: bytes | None, ending: str) -> str:
     """The caption in a .txt, or in the .json that img2dataset writes. Raises ValueError if there is none."""
+    if content is None:
+        raise ValueError
     if ending == ".txt":
         return content.decode("utf-8-sig")
     sample = parse_json(content)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from component.ground.reading import is_file
+from component.ground.remote import for_each
 from component.pairs.captions import read_caption_lines, read_captions_json
 from component.pairs.chinese_clip import read_chinese_clip, tsv_of
 from component.pairs.image_stores import ImageFolder, ImageStore
@@ -57,7 +59,8 @@ def check_pair_files(
         ImportError: a file is Parquet and pyarrow is not installed.
     """
     paths = pair_files(files)
-    missing = [path for path in paths if not os.path.isfile(file_and_split(path)[0])]
+    are_there = for_each(is_file, [file_and_split(path)[0] for path in paths])
+    missing = [path for path, is_there in zip(paths, are_there, strict=True) if not is_there]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise FileNotFoundError(f"{', '.join(missing[:3])}{more}: no such file.")
@@ -126,7 +129,7 @@ def _read_one(
     path: str, image_path: str | None, columns: Mapping[str, str] | None, whole_gallery: bool
 ) -> Iterator[tuple[ImageStore, pd.DataFrame]]:
     _require_plain_tar(path)
-    if not os.path.isfile(file_and_split(path)[0]):
+    if not is_file(file_and_split(path)[0]):
         raise FileNotFoundError(f"{path}: no such file.")
     kind = _kind(path, image_path)
     if kind is Kind.CHINESE_CLIP:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pandas as pd
 
 from component.ground.files import new_file
+from component.ground.reading import is_file
 from component.pairs.columns import clean_url, filename_from_url, find_columns
 from component.pairs.csv_table import csv_writer, read_csv
 from component.pairs.json_table import read_json_table
@@ -41,7 +42,7 @@ def read_table(
         ImportError: the file is Parquet and pyarrow is not installed.
     """
     for part in parts_of(path):
-        if not os.path.isfile(part):
+        if not is_file(part):
             raise FileNotFoundError(f"{part}: no such file. Expected a table with the columns {', '.join(required)}.")
         kind = kind_of(part)
         if kind not in _READERS:

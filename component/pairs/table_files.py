@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 
-from component.ground.reading import open_to_read
+from component.ground.reading import is_file, open_to_read
+from component.ground.remote import is_remote, remote_glob
 from component.pairs.json_text import parse_json
 from component.pairs.parquet import HEAD
 from component.pairs.text_file import open_text
 
 _PARTS = re.compile(r".+\.(csv|tsv|json|jsonl|ndjson|parquet)(\.gz)?", re.IGNORECASE)
+_WILDCARD = re.compile(r"[*?[]")
 _HEAD_CHARACTERS = 2**20
 _METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)")  # of a Hugging Face imagefolder
 # A name and a number, such as `1.jpg#zhc#0` in Flickr8k-CN, or only a number; then a tab or blank and the caption.
@@ -43,7 +45,7 @@ def kind_of(path: str) -> Kind:
     path, split = file_and_split(path)
     if split:
         return Kind.CAPTIONS_JSON
-    if not os.path.isfile(path):
+    if not is_file(path):
         return Kind.CSV
     with open_to_read(path) as file:
         if file.read(len(HEAD)) == HEAD:
@@ -128,7 +130,10 @@ def expand(files: str | Sequence[str]) -> list[str]:
     paths = []
     for pattern in [files] if isinstance(files, str) else files:
         for path in [pattern] if os.path.exists(pattern) else _expand_braces(pattern):
-            paths += [path] if os.path.exists(path) else sorted(glob.glob(path)) or [path]
+            if os.path.exists(path) or not _WILDCARD.search(path):
+                paths.append(path)
+            else:
+                paths += (remote_glob(path) if is_remote(path) else sorted(glob.glob(path))) or [path]
     return paths
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from component.ground.remote import is_remote
 from component.hub.model_path import is_hub_name
 
 logger = logging.getLogger(__name__)
 
 PATHS = ("output_dir", "train_file", "test_file", "image_path", "image_vectors")
+REMOTE = ("train_file", "test_file")  # which may be s3://… and the like
 PATHS_OR_WORDS = {
     "image_feature_cache": ("auto", "off"),
     "text_feature_cache": ("auto", "off"),
@@ -79,6 +81,10 @@ def _resolve_paths(args) -> None:
 
 
 def _absolute(key: str, path: str) -> str:
+    if is_remote(path):
+        if key not in REMOTE:
+            raise ValueError(f"`{key}` is {path}, but only {' and '.join(REMOTE)} may be in a store.")
+        return path
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(f"`{key}` is {path}, but there is no such user; write ./ before a name that begins with ~.")

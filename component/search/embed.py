@@ -20,6 +20,9 @@ from component.image.batch import ImageBatch
 from component.image.load import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
+from component.pairs.image_stores import expect_images
+from component.pairs.shards import Shard
+from component.pairs.table_files import is_shard
 from component.search.shot_date import shot_date
 
 
@@ -82,6 +85,8 @@ class _Files:
             good.append((digest_of(content), shot_date(content)))
             return pixels
 
+        inside = (self.files[row] for row in rows if is_shard(self.files[row].shard or ""))
+        expect_images((Shard(file.shard, file.state), file.locator) for file in inside)
         images = ImageBatch.read(rows, read, self.transform.pixel_values)
         if good:
             digests, taken = zip(*good, strict=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from component.gallery.reader import ROWS, VECTORS
 from component.gallery.rows import ImageFile
 from component.ground.file_state import FileState
+from component.ground.reading import absolute, is_file
 from component.image.folder import IMAGE_ENDINGS, PassedOver, is_hidden, is_image_name
 from component.pairs.image_stores import ImageFolder
 from component.pairs.keep_list import KeepList
@@ -89,11 +90,11 @@ def scan(
     """
     found = Found()
     for source in expand(sources):
-        path = os.path.abspath(source)
+        path = absolute(source)
         if os.path.isdir(source):
             found.roots.append(Root(path, is_complete=True))
             _scan_folder(path, (*DEFAULT_EXCLUDES, *exclude), found)
-        elif not os.path.isfile(source):
+        elif not is_file(source):
             found.missing.append(path)
         elif is_shard(source) or source.lower().endswith((".csv", ".csv.gz", ".parquet")):
             if not needs_folder(source, columns):  # the file holds its images
@@ -162,7 +163,7 @@ def _scan_pairs(
     for store, chunk in read_pair_files(file, image_path, columns, keep_list=keep_list):
         for locator, caption in zip(chunk["filename"].tolist(), chunk["text"].tolist(), strict=True):
             if not isinstance(store, ImageFolder):
-                shard = os.path.abspath(store.path)
+                shard = absolute(store.path)
                 path = os.path.join(shard, store.filename(locator)[len(store.path) + 1 :])
                 found.files.setdefault(path, ImageFile(path, store.state, shard, locator, caption))
                 continue

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from component.ground.file_state import MISSING
 from component.ground.files import new_folder
-from component.ground.reading import with_retries
+from component.ground.retries import with_retries
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.pair_table import PairTable
 from component.pairs.ragged import RaggedArray

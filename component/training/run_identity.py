@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from component.ground.file_state import FileState
 from component.ground.files import write_json
+from component.ground.remote import for_each
 from component.pairs.file_content import content_of
 from component.pairs.known_files import contents_of, states_of
 from component.pairs.table_files import file_and_split, pair_files
@@ -156,7 +157,7 @@ def table_identity(files: str | list[str], known: Sequence[str] | None = None) -
 
 def _state_of(names: list[str]) -> tuple[dict[str, FileState], str]:
     """The states of the files of some names, and a digest of them."""
-    states = {name: FileState.of(file_and_split(name)[0]) for name in names}
+    states = dict(zip(names, for_each(lambda name: FileState.of(file_and_split(name)[0]), names), strict=True))
     heading = [names, [states[name] for name in names]]
     return states, hashlib.blake2b(json.dumps(heading).encode(), digest_size=16).hexdigest()
 

@@ -19,16 +19,18 @@ def main() -> None:
     parser.add_argument(
         "--image_layers", type=int, nargs="+", metavar="N", help="layers of the image tower to keep (default: all)"
     )
+    parser.add_argument("--text_width", type=int, metavar="N", help="a new, narrower text tower of this hidden size")
     parser.add_argument("--output", required=True, type=output_folder, help="new folder, such as output/student")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     args = parser.parse_args()
-    if args.text_layers is None and args.image_layers is None:
-        parser.error("give --text_layers or --image_layers")
+    sizes = {key: getattr(args, key) for key in ("text_layers", "image_layers", "text_width")}
+    if all(size is None for size in sizes.values()):
+        parser.error("give --text_layers, --image_layers or --text_width")
 
     with quick_imports():
-        from component.export.fewer_layers import save_fewer_layers
+        from component.export.smaller import save_smaller
 
-    save_fewer_layers(args.model, args.output, args.text_layers, args.image_layers, args.overwrite)
+    save_smaller(args.model, args.output, **sizes, overwrite=args.overwrite)
     print(f"Saved to {args.output}. Train it with load_from_bert_clip, and with distill_from {args.model}.")
 
 

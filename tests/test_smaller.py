@@ -1,4 +1,4 @@
-"""A checkpoint with some of the layers of another."""
+"""A checkpoint with fewer layers than another, or a narrower text tower."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from transformers import CLIPVisionModel
 
 import shrink_checkpoint
 from component.checkpoint import load_checkpoint
-from component.export.fewer_layers import save_fewer_layers
+from component.export.smaller import save_smaller
 
 
 def test_the_layers_kept_are_those_asked_for_and_the_rest_is_the_same(bert_clip_path, tmp_path):
-    save_fewer_layers(bert_clip_path, str(tmp_path / "text"), text_layers=[1])
-    save_fewer_layers(bert_clip_path, str(tmp_path / "both"), text_layers=[0, 1], image_layers=[0])
+    save_smaller(bert_clip_path, str(tmp_path / "text"), text_layers=[1])
+    save_smaller(bert_clip_path, str(tmp_path / "both"), text_layers=[0, 1], image_layers=[0])
     (model, _), (text, processor), (both, _) = map(
         load_checkpoint, (bert_clip_path, tmp_path / "text", tmp_path / "both")
     )
@@ -27,10 +27,23 @@ def test_the_layers_kept_are_those_asked_for_and_the_rest_is_the_same(bert_clip_
     assert torch.equal(both.vision_model(pixels).pooler_output, tower(pixels).pooler_output)
 
 
+def test_a_narrower_text_tower_keeps_the_main_directions_of_the_words(bert_clip_path, tmp_path):
+    save_smaller(bert_clip_path, str(tmp_path / "narrow"), text_layers=[1], text_width=24)
+    (model, _), (narrow, processor) = map(load_checkpoint, (bert_clip_path, tmp_path / "narrow"))
+    words, fewer = (one.get_input_embeddings().weight for one in (model, narrow))
+    left = torch.linalg.svdvals(words)[24:].square().sum()
+    assert (words.square().sum() - fewer.square().sum()).item() == pytest.approx(left.item(), rel=1e-3)
+    assert len(narrow.text_model.encoder.layer) == 1
+    assert narrow.get_text_features(**processor(text=["一只小狗"], return_tensors="pt")).shape == (1, 16)
+    pixels = torch.rand(1, 3, 32, 32)
+    assert torch.allclose(narrow.get_image_features(pixels), model.get_image_features(pixels), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--text_layers", "0", "2"], "layers 0, 2 of the text tower: expected rising numbers from 0 to 1."),
+        (["--text_width", "32"], "a text tower of width 32: expected 1 to 31."),
         (["--image_layers", "1", "0"], "layers 1, 0 of the image tower: expected rising numbers from 0 to 1."),
     ],
 )

@@ -41,7 +41,7 @@ from component.model import BertCLIPModel
 from component.pairs.templates import read_templates
 from component.pairs.text_augmentation import TextAugmentation
 from component.trainer import CLIPTrainer
-from component.training.build import cache_images
+from component.training.locked_towers import cache_images
 
 RECIPE_STEPS, RECIPE_BATCH, RECIPE_IMAGES = 73_100, 768, 1_400_000
 WARMUP_STEPS, COMPILING_STEPS = 2, 8

@@ -1,10 +1,8 @@
-"""Builds what train_clip.py trains: model, processor, datasets and cached image features."""
+"""Builds what train_clip.py trains: model, processor and datasets."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import CLIPProcessor, set_seed
 
 from component.argument import CLIPTrainingArguments
@@ -13,7 +11,7 @@ from component.checkpoint import load_model as load_bert_clip
 from component.configuration import BertCLIPConfig
 from component.dataset import PairDataset, Pairs
 from component.ground.cores import limit_threads
-from component.hub.identity import identity_of, image_differences, image_tower, text_tower
+from component.hub.identity import identity_of, image_differences
 from component.hub.pretrained import (
     BERT_CLIP,
     IMAGE_HALF,
@@ -29,17 +27,15 @@ from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.columns import parse_columns
 from component.pairs.keep_list import open_keep_list
-from component.pairs.pair_table import KEY_FORMAT, ChunkEncoder, PairTable
+from component.pairs.pair_table import ChunkEncoder, PairTable
 from component.pairs.prepared import load_pair_table
 from component.pairs.templates import read_templates
 from component.pairs.text_augmentation import TextAugmentation
 from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting
-from component.training.feature_cache import FeatureCache, cache_features
 from component.training.image_vectors import VectorImages, gallery_fingerprint, open_vectors
 from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
 from component.training.shared_work import SharedWork
-from component.training.text_features import text_features
 
 WHOLE_TEXTS = 2**31  # tokens: longer than any text
 
@@ -201,80 +197,3 @@ def text_augmentation(args: CLIPTrainingArguments, tokenizer) -> TextAugmentatio
         return None
     templates = read_templates(args.text_templates) if args.text_templates else ()
     return TextAugmentation(tokenizer, args.max_seq_length, templates, args.text_template_probability, args.text_noise)
-
-
-def cache_images(
-    args: CLIPTrainingArguments, model: BertCLIPModel, *datasets: Pairs | None
-) -> tuple[Pairs | None, ...]:
-    """Replace the images of each dataset by the locked tower's output, computed once, if the arguments allow it."""
-    if args.image_feature_cache == "off":
-        return datasets
-    tower, encode = model.vision_model, feature_encoder(args, model)
-    image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
-    key = image_tower(tower, image_processor).digest(str(feature_precision(args)), KEY_FORMAT)
-    cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features)
-
-    def cached(dataset: Pairs) -> Pairs:
-        images = cache_features(
-            dataset.images,
-            cache,
-            encode,
-            args.per_device_eval_batch_size,
-            args.dataloader_num_workers,
-            show_progress=not args.disable_tqdm,
-        )
-        return dataset.replaced(images=images)
-
-    return tuple(None if dataset is None else cached(dataset) for dataset in datasets)
-
-
-def cache_texts(
-    args: CLIPTrainingArguments, model: BertCLIPModel, tokenizer, *datasets: Pairs | None
-) -> tuple[Pairs | None, ...]:
-    """Replace the tokens of each dataset by the locked text tower's output, computed once, if the arguments allow
-    it."""
-    if args.text_feature_cache == "off":
-        return datasets
-    tower, precision = model.text_model.to(args.device), feature_precision(args)
-    key = text_tower(tower, tokenizer).digest(str(precision), args.max_seq_length)
-    cache = FeatureCache(
-        args.text_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features, of="text"
-    )
-
-    @torch.no_grad()
-    def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
-            return tower(input_ids.to(args.device), attention_mask.to(args.device)).pooler_output
-
-    def cached(dataset: Pairs) -> Pairs:
-        features = text_features(
-            dataset.table,
-            cache,
-            encode,
-            tokenizer.pad_token_id,
-            args.per_device_eval_batch_size,
-            show_progress=not args.disable_tqdm,
-        )
-        return dataset.replaced(texts={"text_pooler_output": features})
-
-    return tuple(None if dataset is None else cached(dataset) for dataset in datasets)
-
-
-def feature_encoder(args: CLIPTrainingArguments, model: BertCLIPModel) -> Callable[[Tensor], Tensor]:
-    """The vision tower on its device: (B, 3, H, W) pixel_values → (B, vision_hidden) pooled output.
-
-    It runs in the precision of training, so that training with the cache equals training without it.
-    """
-    tower, precision = model.vision_model.to(args.device), feature_precision(args)
-
-    @torch.no_grad()
-    def encode(pixel_values: Tensor) -> Tensor:
-        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
-            return tower(pixel_values.to(args.device)).pooler_output
-
-    return encode
-
-
-def feature_precision(args: CLIPTrainingArguments) -> torch.dtype:
-    """The precision in which locked towers and a teacher compute."""
-    return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32

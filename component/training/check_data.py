@@ -21,7 +21,8 @@ from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
 from component.processor import image_size
-from component.training.build import feature_encoder, load_datasets, text_augmentation
+from component.training.build import load_datasets, text_augmentation
+from component.training.locked_towers import feature_encoder
 from component.training.preflight import require_known_tokens, require_steps
 from component.training.survey import Texts, join, read_images, survey_texts
 

@@ -365,7 +365,7 @@ def test_files_that_are_passed_over_are_counted_and_the_first_is_named(tmp_path,
         (tmp_path / name).touch()
     assert image_files([str(tmp_path)]) == [str(tmp_path / "a.jpg")]
     (message,) = caplog.messages
-    assert message.startswith("4 files do not have the name of an image and are passed over: 2 .heic, ")
+    assert message.startswith("4 files do not have the name of an image and are skipped: 2 .heic, ")
     assert message.endswith(f"(the first: {tmp_path}/b.heic).")
 
 

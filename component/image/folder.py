@@ -54,7 +54,7 @@ class PassedOver:
         endings = [f"{count} {ending}" for ending, count in self._endings.most_common(_MOST_ENDINGS)]
         endings += ["…"] if len(self._endings) > _MOST_ENDINGS else []
         logger.warning(
-            "%d files do not have the name of an image and are passed over: %s (the first: %s).",
+            "%d files do not have the name of an image and are skipped: %s (the first: %s).",
             *(self._endings.total(), ", ".join(endings), self._first),
         )
 

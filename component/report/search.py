@@ -55,7 +55,7 @@ def answers_page(answers: dict[str, dict[str, Any]], gallery: Gallery) -> str:
 
 
 def index_summary(report: IndexReport, gallery: Gallery) -> str:
-    """What an update did, what it passed over and what to do about absent images; for people."""
+    """What an update did, what it skipped and what to do about absent images; for people."""
     numbers = {
         "unchanged": report.unchanged,
         "added": report.added,
@@ -74,7 +74,7 @@ def index_summary(report: IndexReport, gallery: Gallery) -> str:
     if not counts["images"] and not report.bad_images and not report.unreadable:
         lines.append("no image was found: --images takes folders, image files, tables and .tar shards")
     if report.passed_over:
-        lines.append("passed over: " + ", ".join(f"{count:,} {what}" for what, count in report.passed_over.items()))
+        lines.append("skipped: " + ", ".join(f"{count:,} {what}" for what, count in report.passed_over.items()))
     for path, reason in list(report.unreadable.items())[:3]:
         lines.append(f"unreadable: {shown_path(path)} ({reason}); the next index tries again")
     if report.absent:

@@ -1,5 +1,6 @@
 """The curves of a training as a figure."""
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
@@ -44,7 +45,8 @@ def draw_training(path: str, rows: Sequence[Row]) -> None:
         _plot(wait, rows, "data_wait", 100)
         wait.set(title=label("waiting for data (% of the time)"), ylim=(0, 101))
         for axes in (loss, scale, rate, speed):
-            axes.set_ylim(bottom=0)
+            if 0 < axes.dataLim.ymax < math.inf:
+                axes.set_ylim(0, 1.06 * axes.dataLim.ymax)
         for axes in grid.flat:
             axes.grid(alpha=0.3)
             if axes.get_legend_handles_labels()[1]:

@@ -23,7 +23,9 @@ def main() -> int | None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the JSON; repeatable"
     )
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}; keys of the JSON are given by --set KEY=VALUE")
 
     # These imports take seconds. They follow the options, so that --help and a mistyped option are answered at once.
     with quick_imports():

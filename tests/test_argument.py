@@ -121,7 +121,7 @@ def test_a_missing_test_file_comes_with_the_command_that_makes_it(load, data):
     with pytest.raises(ValueError, match="`test_file`: .*held.csv: no such file.* python -c ") as error:
         load(test_file=str(data / "held.csv"))
     assert "\n" not in str(error.value)
-    _, code = shlex.split(re.search("-c '.*' and", str(error.value))[0])[:2]
+    _, code = shlex.split(re.search('-c ".*" and', str(error.value))[0])[:2]
     exec(code, {})
     train, test = pd.read_csv(data / "train_without_test.csv"), pd.read_csv(data / "held.csv")
     assert len(train) + len(test) == 8 and len(test) >= 1 and not set(train.filename) & set(test.filename)
@@ -169,6 +169,8 @@ def test_set_overrides_the_file(train_args):
         ({"learning_rat": 1}, "`learning_rat`.*`learning_rate`"),
         ({"warmup_ration": 0.1}, "`warmup_ratio`"),
         ({"mp_parameters": ""}, "Unknown argument `mp_parameters`. Remove it.$"),
+        ({"epochs": 3}, "Unknown argument `epochs`. Did you mean `num_train_epochs`\\?$"),
+        ({"batch_size": 3}, "Unknown argument `batch_size`. Did you mean .*`per_device_train_batch_size`\\?$"),
         ({"max_steps": "many"}, "`max_steps` is 'many'; expected a whole number"),
         ({"max_steps": 1.5}, "`max_steps` is 1.5"),
         ({"learning_rate": None}, "`learning_rate` is None; expected a number"),
@@ -279,7 +281,7 @@ def test_set_overrides_the_file(train_args):
         ({"test_file": "nowhere.csv"}, "`test_file`: /.*/nowhere.csv: no such file"),
         (
             {"image_path": "nowhere"},
-            "`train_file`: /.*/nowhere is no.* folder",
+            "`train_file`: the image folder /.*/nowhere does not exist",
         ),
         ({"clip_pretrain_path": "./nowhere"}, "`clip_pretrain_path`: /.*/nowhere is not a model folder"),
         ({"bert_pretrain_path": None}, "`bert_pretrain_path` is missing"),

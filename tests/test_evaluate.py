@@ -564,7 +564,7 @@ def test_figures_of_a_model_without_mistakes(tmp_path):
     [
         ({"--model": "nowhere/at/all"}, "nowhere/at/all is not a model folder"),
         ({"--test_file": "gone.csv"}, "gone.csv: no such file"),
-        ({"--image_path": "gone"}, "gone is not a folder"),
+        ({"--image_path": "gone"}, "the image folder gone does not exist"),
         ({"--batch_size": "0"}, "--batch_size 0: expected a number of items from 1"),
     ],
 )

@@ -69,8 +69,9 @@ def check_pair_files(
         if _kind(path, image_path) is Kind.CHINESE_CLIP:
             tsv_of(path, image_path)
         elif needs_images and needs_folder(path, columns) and not (image_path and os.path.isdir(image_path)):
-            given = f"{image_path} is not a folder" if image_path else "no folder of images is given"
-            raise ValueError(f"{given}; the file names in {path} are relative to one.")
+            fault = "is not a folder" if os.path.exists(image_path or "") else "does not exist"
+            given = f"the image folder {image_path} {fault}" if image_path else "no image folder is given"
+            raise ValueError(f"{given}; the file names in {path} are relative to it.")
 
 
 def _require_plain_tar(path: str) -> None:

@@ -63,8 +63,9 @@ def _how_to_split(args) -> str:
         f"is_test = pairs.filename.isin(images.sample(frac=0.1)); pairs[is_test].to_csv({test!r}, index=False); "
         f"pairs[~is_test].to_csv({rest!r}, index=False)"
     )
+    quoted = shlex.quote(command) if re.search(r'["$`\\!]', command) else f'"{command}"'  # cmd.exe takes " only
     return (
-        f" To hold out a tenth of the images of train_file, run python -c {shlex.quote(command)} and set train_file "
+        f" To hold out a tenth of the images of train_file, run python -c {quoted} and set train_file "
         f"to {rest}. Leave test_file out to train without evaluation."
     )
 

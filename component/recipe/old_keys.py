@@ -16,7 +16,7 @@ def translate(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
         known: today's keys.
 
     Raises:
-        ValueError: an unknown key; the message proposes the nearest known one.
+        ValueError: an unknown key; the message proposes the nearest known ones.
     """
     # transformers writes <HUB_TOKEN> into a recorded recipe in place of a token.
     today = {key: None if re.fullmatch(r"<[A-Z_]+_TOKEN>", str(value)) else value for key, value in given.items()}
@@ -27,7 +27,9 @@ def translate(given: dict[str, Any], known: set[str]) -> dict[str, Any]:
     for key in today:
         if key not in known:
             near = difflib.get_close_matches(key, [*known, *RENAMED, "warmup_ratio"], n=1, cutoff=0.7)
-            raise ValueError(f"Unknown argument `{key}`. " + (f"Did you mean `{near[0]}`?" if near else "Remove it."))
+            near = near or sorted(one for one in known if f"_{key}" in one)[:3]  # epochs, batch_size, …
+            hint = f"Did you mean `{'` or `'.join(near)}`?" if near else "Remove it."
+            raise ValueError(f"Unknown argument `{key}`. {hint}")
     return today
 
 

@@ -273,6 +273,13 @@ def test_tables_and_shards(index, data, tmp_path):
     assert index(data / "train.csv", tmp_path / "a.tar", image_path=str(data / "images")).unchanged == 11
 
 
+def test_files_that_a_table_names_in_vain_are_counted(index, data, tmp_path):
+    rows = [("0.png", "x"), ("gone.png", "x"), ("gone.png", "y"), ("../out.png", "x")]
+    table = write_csv(tmp_path / "a.csv", rows, header=("filename", "text"))
+    report = index(table, image_path=str(data / "images"))
+    assert report.added == 1 and report.passed_over == {"files named by tables, but missing": 2}
+
+
 def test_the_columns_of_a_table_may_have_other_names(index, data, tmp_path):
     rows = [(f"{number}.png", "words") for number in range(3)]
     table = write_csv(tmp_path / "a.csv", rows, header=("file", "what"))

@@ -72,7 +72,10 @@ def index_summary(report: IndexReport, gallery: Gallery) -> str:
     if report.not_embedded:
         lines.append(f"the vectors of {report.not_embedded:,} of the added images were there already")
     if not counts["images"] and not report.bad_images and not report.unreadable:
-        lines.append("no image was found: --images takes folders, image files, tables and .tar shards")
+        lines.append(
+            "no image was found: --images takes folders, image files, tables (whose file names are relative to "
+            "--image_path) and .tar shards"
+        )
     if report.passed_over:
         lines.append("skipped: " + ", ".join(f"{count:,} {what}" for what, count in report.passed_over.items()))
     for path, reason in list(report.unreadable.items())[:3]:

@@ -52,18 +52,19 @@ class Found:
     passed_over: Counter[str] = field(default_factory=Counter)
     other_files: PassedOver = field(default_factory=PassedOver)
 
-    def add(self, path: str, caption: str = "") -> None:
-        """Add an image file; one that is not there is ignored."""
+    def add(self, path: str, caption: str = "") -> bool:
+        """Add an image file, and return whether it exists."""
         if path in self.files:
-            return
+            return True
         try:
             state = FileState.of(path)
         except (FileNotFoundError, NotADirectoryError):
-            return
+            return False
         except OSError as error:
             self.unreadable[path] = error.strerror
         else:
             self.files[path] = ImageFile(path, state, caption=caption)
+        return True
 
 
 def scan(
@@ -160,6 +161,7 @@ def _scan_pairs(
 ) -> None:
     if keep_list:
         found.passed_over["pairs by the keep-list"] += keep_list.counts(file)[1]
+    missing = set()
     for store, chunk in read_pair_files(file, image_path, columns, keep_list=keep_list):
         for locator, caption in zip(chunk["filename"].tolist(), chunk["text"].tolist(), strict=True):
             if not isinstance(store, ImageFolder):
@@ -168,7 +170,11 @@ def _scan_pairs(
                 found.files.setdefault(path, ImageFile(path, store.state, shard, locator, caption))
                 continue
             try:
-                path = image_file(store.path, locator)
+                path = os.path.abspath(image_file(store.path, locator))
             except ValueError:  # a name that leads out of the folder
+                missing.add(locator)
                 continue
-            found.add(os.path.abspath(path), caption)
+            if not found.add(path, caption):
+                missing.add(path)
+    if missing:
+        found.passed_over["files named by tables, but missing"] += len(missing)

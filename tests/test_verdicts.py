@@ -74,6 +74,12 @@ def test_a_keep_list_keeps_what_filtering_in_one_go_keeps(tmp_path, bert_clip_pa
         assert keys(path, str(images), keep_list=join(tmp_path, min_score, **rules)) == expected
 
 
+def test_a_copy_of_a_shard_with_another_time_is_not_judged_again(shards, tmp_path):
+    assert judge(tmp_path, shards).files == 2
+    os.utime(tmp_path / "shards" / "00000.tar", (1, 1))
+    assert judge(tmp_path, shards).judged_before == 2
+
+
 def test_shards_are_judged_once_and_again_when_they_change_and_a_damaged_one_keeps_no_other_waiting(shards, tmp_path):
     def script(*options):
         return run_python("filter_data.py", "--verdicts", tmp_path / "verdicts", *options, "--num_workers", "1")

@@ -36,6 +36,7 @@ from component.ground.files import new_file
 from component.ground.lock import sole_writer
 from component.ground.plain_text import one_line
 from component.image.centre_crop import CentreCrop
+from component.pairs.file_content import content_of
 from component.pairs.image_stores import key_of
 from component.pairs.keep_list import PairsDigest
 from component.pairs.parquet import ParquetWriter, import_pyarrow, open_parquet
@@ -131,7 +132,7 @@ def judge_files(
     judged = Judged()
     settings = {"format": FORMAT, "model": scorer and scorer.model, "columns": columns and dict(columns)}
     made_of = {file: {**settings, "state": _state(file)} for file in verdicts}
-    new = [file for file in verdicts if not _is_made_of(verdicts[file], made_of[file])]
+    new = [file for file in verdicts if not _is_made_of(verdicts[file], file, made_of[file])]
     judged.judged_before = len(verdicts) - len(new)
     digests: dict[str, str] = {}
 
@@ -152,7 +153,8 @@ def judge_files(
     for file, group in itertools.groupby(found, key=lambda item: item[0].file):
         with suppress(_CannotBeJudged), sole_writer(verdicts[file]), new_file(verdicts[file], "wb") as out:
             reasons: Counter[str] = Counter()
-            with ParquetWriter(out, _schema(made_of[file])) as writer:
+            content = content_of(file, FileState(*made_of[file]["state"]))
+            with ParquetWriter(out, _schema({**made_of[file], "content": content})) as writer:
                 start = 0
                 for chunk, findings in group:
                     table = _verdicts(chunk, findings, digests[file], start, scorer)
@@ -190,12 +192,16 @@ def _state(file: str) -> list[int] | None:
         return None  # the error comes when it is read
 
 
-def _is_made_of(verdict: str, wanted: dict[str, Any]) -> bool:
-    """Whether a verdict table is there and up to date."""
+def _is_made_of(verdict: str, file: str, wanted: dict[str, Any]) -> bool:
+    """Whether a verdict table is there and up to date: of the same file, or of a copy of it."""
     try:
-        with open_parquet(verdict) as file:
-            found = json.loads(file.schema_arrow.metadata[MADE_OF])
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        with open_parquet(verdict) as table:
+            found = json.loads(table.schema_arrow.metadata[MADE_OF])
+        content = found.pop("content", None)  # an older version did not write it
+        if content and wanted["state"] and found["state"] != wanted["state"]:
+            if content == list(content_of(file, FileState(*wanted["state"]))):
+                found["state"] = wanted["state"]
+    except (OSError, KeyError, TypeError, ValueError):
         return False
     if wanted["model"] is None:  # scores do no harm
         found["model"] = None

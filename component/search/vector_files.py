@@ -23,8 +23,9 @@ from component.ground.files import new_file
 from component.ground.lock import sole_writer
 from component.hub.identity import Half
 from component.model import BertCLIPModel
+from component.pairs.file_content import content_of
 from component.pairs.keep_list import KeepList
-from component.pairs.parquet import import_pyarrow
+from component.pairs.parquet import import_pyarrow, open_parquet
 from component.pairs.sources import check_pair_files, needs_folder
 from component.pairs.table_files import pair_files, require_own_names
 from component.search.embed import Loading, embed_files
@@ -105,7 +106,7 @@ class VectorWriter:
         with sole_writer(path):
             files = list(scan([source], keep_list=self.keep_list).files.values())
             left_out = self.keep_list.counts(source)[1] if self.keep_list else 0
-            about = {"image_half": asdict(self.image_half), "source_bytes": _size(files), "source": _digest(files)}
+            about = {"image_half": asdict(self.image_half), "content": _content(files), "source": _digest(files)}
             old = _about(path)
             if old and about.items() <= old.items():
                 return Written(path, old["images"], old["bad_images"], left_out, is_new=False)
@@ -184,14 +185,15 @@ def read_vectors(folder: str, shard: str, files: Sequence[ImageFile], image_half
     if about["image_half"] != asdict(image_half):
         raise ValueError(f"{path} was made with another model than the gallery. Embed its images with the same one.")
     pyarrow = import_pyarrow()
-    table = pyarrow.parquet.read_table(path, columns=["locator", "vector", "digest", "taken"])
+    with open_parquet(path) as file:
+        table = file.read(["locator", "vector", "digest", "taken"])
     at = {locator: row for row, locator in enumerate(table["locator"].to_pylist())}
     rows = [row for row, file in enumerate(files) if file.locator in at]
     places = pyarrow.array([at[files[row].locator] for row in rows], pyarrow.int64())
     table = table.take(places).combine_chunks()
     digests = table["digest"].to_pylist()
     is_other = (
-        _size(files) != about["source_bytes"]
+        about.get("content") != _content(files)  # an older version did not write it
         or any(file.locator not in at and _place(file) not in about["bad_images"] for file in files)
         or (rows and digest_of(files[rows[0]].read()) != digests[0])
     )
@@ -210,25 +212,25 @@ def _place(file: ImageFile) -> str:
     return os.path.basename(file.shard) + file.path[len(file.shard) :]
 
 
-def _size(files: Sequence[ImageFile]) -> int:
-    """Size in bytes of the file that holds the images."""
-    return files[0].state.size if files else 0
+def _content(files: Sequence[ImageFile]) -> list | None:
+    """The `FileContent` of the file that holds the images."""
+    return list(content_of(files[0].shard, files[0].state)) if files else None
 
 
 def _digest(files: Sequence[ImageFile]) -> str:
-    """Digest of the position, size and name of each image, but not of times: a copy on another disk is the same."""
+    """Digest of the position, size and name of each image: a keep-list may leave some out."""
     return hashlib.blake2b("\n".join(file.locator for file in files).encode(), digest_size=16).hexdigest()
 
 
 def _about(path: str) -> dict[str, Any] | None:
     """The metadata of a file of vectors; None if there is none."""
-    pyarrow = import_pyarrow()
     try:
-        return json.loads(pyarrow.parquet.read_metadata(path).metadata[_ABOUT])
+        with open_parquet(path) as file:
+            return json.loads(file.metadata.metadata[_ABOUT])
     except FileNotFoundError:
         return None
-    except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of vectors ({str(error).splitlines()[0]}). Remove it.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a file of vectors ({error}). Remove it.") from None
 
 
 def _schema(pyarrow, width: int):

@@ -6,7 +6,7 @@ Each run is a separate process, `train_clip.py --train_args_file train_args/trai
 cached image features. Its model is then also evaluated on the held-out keywords and in the phrasings of
 component/evaluation/phrasings.txt: the mean of the group "reported", and the full stop alone. The same is done with a
 random locked tower. With --dims, export_model.py also shortens the model's vectors to these lengths, and the result is
-evaluated by name.
+evaluated by name: of the model ("cut"), and of one that was trained further with matryoshka_dims ("trained").
 
 Choose settings with --development, which looks at neither the test style, nor the keywords of test_keywords.csv, nor
 the reported phrasings: it holds back one more style and some of the training keywords, tests on these, and asks in
@@ -25,12 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEMO = os.path.join(ROOT, "data", "demo")
 SEEDS = (1, 2, 3)
 KINDS, RECALL_AT = ("names", "punctuation", "phrasings", "keywords"), (1, 5, 10)
 MARKS = {"reported": "{}。", "development": "{}？"}  # group of phrasings → its "punctuation"
+WIDTH, FURTHER = 256, ["load_from_bert_clip=true", "num_train_epochs=5", "learning_rate=3e-4"]  # of --dims
 HELD_BACK_STYLE, HELD_BACK_KEYWORDS = "openmoji", 0.1  # of --development; the image tower has seen the style
 
 
@@ -105,7 +107,7 @@ def train_and_test(
     punctuation = next(one for one in names["phrasings"] if one["phrasing"] == MARKS[phrasings])
     in_phrasings = names["phrasings_mean"][phrasings]
     found = (names, "text_to_image_"), (punctuation, ""), (in_phrasings, ""), (keywords, "text_to_image_")
-    found += tuple((shortened(f"{output}/run/checkpoint-final", tables, dim), "text_to_image_") for dim in dims)
+    found += tuple((metrics, "text_to_image_") for metrics in shortened(output, files, tables, dims, seed))
     recall = {
         f"{kind} R@{k}": 100 * metrics[f"{direction}recall@{k}"]
         for kind, (metrics, direction) in zip(kinds(dims), found, strict=True)
@@ -115,17 +117,36 @@ def train_and_test(
 
 
 def kinds(dims: list[int]) -> list[str]:
-    return [*KINDS, *(f"names, {dim} dims" for dim in dims)]
+    return [*KINDS, *(f"{way}, {dim} dims" for way in ("cut", "trained") for dim in ([WIDTH] * bool(dims) + dims))]
 
 
-def shortened(model: str, tables: str, dim: int) -> dict:
-    """The metrics of the model with vectors of `dim` dimensions, which are found by its training data."""
-    folder = f"{model}-{dim}"
-    run(
-        *("export_model.py", "--model", model, "--format", "checkpoint", "--dim", str(dim), "--output", folder),
-        *("--train_file", f"{tables}/train.csv", "--image_path", "data/demo/images"),
-    )
-    return evaluate(folder, f"{tables}/test.csv", f"{folder}-metrics")
+def shortened(output: str, files: list[str], tables: str, dims: list[int], seed: int) -> Iterator[dict]:
+    """Yield the metrics of the model of `train_and_test`, and of the same trained further, in all lengths."""
+
+    def shorten(model: str, dim: int) -> str:
+        run(
+            *("export_model.py", "--model", model, "--format", "checkpoint", "--output", f"{model}-{dim}"),
+            *("--dim", str(dim), "--train_file", f"{tables}/train.csv", "--image_path", "data/demo/images"),
+        )
+        return f"{model}-{dim}"
+
+    if not dims:
+        return
+    model = f"{output}/run/checkpoint-final"
+    settings = [
+        *files,
+        f"seed={seed}",
+        *FURTHER,
+        f"matryoshka_dims={json.dumps(dims)}",
+        f"output_dir={output}/further",
+    ]
+    settings.append(f"clip_pretrain_path={shorten(model, WIDTH)}")
+    command = ["train_clip.py", "--train_args_file", "train_args/train_demo.json"]
+    run(*command, *(word for item in settings for word in ("--set", item)))
+    for trained in (model, f"{output}/further/checkpoint-final"):
+        for dim in [WIDTH, *dims]:
+            folder = f"{trained}-{dim}" if os.path.exists(f"{trained}-{dim}") else shorten(trained, dim)
+            yield evaluate(folder, f"{tables}/test.csv", f"{folder}-metrics")
 
 
 def evaluate(model: str, table: str, output: str, *options: str) -> dict:

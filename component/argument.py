@@ -116,6 +116,13 @@ class CLIPTrainingArguments(TrainingArguments):
     loss_type: str = field(
         default="clip", metadata={"help": "clip: InfoNCE over the batch; siglip: one sigmoid loss per image and text."}
     )
+    matryoshka_dims: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Train the first dimensions of the vectors too, so that these can be cut: a list of lengths such "
+            "as [256, 128, 64]; null: only whole vectors."
+        },
+    )
     mask_duplicates: bool = field(
         default=False,
         metadata={"help": "Pairs with the same text or the same file name are not negatives of each other."},

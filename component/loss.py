@@ -14,7 +14,7 @@ Common arguments:
 Memory grows with N, not with N²: the logits are computed in blocks of 64 MB.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,20 @@ def contrastive_loss(
     if logit_bias is None:
         return clip_loss(image_embeds, text_embeds, logit_scale, ids, gather)
     return siglip_loss(image_embeds, text_embeds, logit_scale, logit_bias, ids, gather)
+
+
+def matryoshka_loss(dims: Sequence[int], image_embeds: Tensor, text_embeds: Tensor, *args, **kwargs) -> Tensor:
+    """Mean of `contrastive_loss` over whole embeddings and over their first dimensions (arXiv:2205.13147, equation 1).
+
+    Args:
+        dims: how many first dimensions to keep, normalised again, in each further loss; none: `contrastive_loss`.
+        args, kwargs: see `contrastive_loss`.
+    """
+    losses = [contrastive_loss(image_embeds, text_embeds, *args, **kwargs)]
+    for dim in dims:
+        short = (F.normalize(embeds[:, :dim].float(), dim=-1) for embeds in (image_embeds, text_embeds))
+        losses.append(contrastive_loss(*short, *args, **kwargs))
+    return torch.stack(losses).mean()
 
 
 def clip_loss(

@@ -35,5 +35,7 @@ def shorten(model: BertCLIPModel, axes: Tensor) -> None:
         weight = projection.weight
         projection.weight = nn.Parameter((axes.to(weight).double() @ weight.double()).to(weight), weight.requires_grad)
         projection.out_features = len(axes)
-    model.config.projection_dim = model.config.vision_config.projection_dim = len(axes)
+    for config in (model.config, model.config.vision_config):
+        if hasattr(config, "projection_dim"):  # of the image towers only CLIP's has it
+            config.projection_dim = len(axes)
     model.config.ordered_dims = True

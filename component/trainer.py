@@ -17,7 +17,7 @@ from component.argument import CLIPTrainingArguments
 from component.datacollator import PairCollator
 from component.dataset import Pairs
 from component.ground.shared_memory import ToSharedMemory, worker_options
-from component.loss import contrastive_loss, feature_loss
+from component.loss import feature_loss, matryoshka_loss
 from component.metrics import retrieval_metrics
 from component.model import BertCLIPModel
 from component.processor import image_size
@@ -188,7 +188,8 @@ class CLIPTrainer(SavingTrainer):
         gather = None
         if model.training and self.args.world_size > 1:
             gather = RowGather(pairs, embeds[0].device)
-        loss = contrastive_loss(*embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
+        dims = self.args.matryoshka_dims or ()
+        loss = matryoshka_loss(dims, *embeds, outputs.logit_scale, outputs.logit_bias, ids, gather)
         total = gather.total if gather else pairs
         distances = [
             feature_loss(outputs[f"{side}_as_teacher"][:pairs], teacher_embeds, total)

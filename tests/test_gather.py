@@ -71,7 +71,9 @@ def trained(output) -> tuple[dict[str, torch.Tensor], float]:
             2,
             {
                 "plain": dict(bad=[]),
-                "unequal_in_chunks": dict(bad=[1, 6, 7], image_feature_cache="off", contrastive_chunk_size=3),
+                "unequal_in_chunks": dict(
+                    bad=[1, 6, 7], image_feature_cache="off", contrastive_chunk_size=3, matryoshka_dims=[8, 2]
+                ),
                 "siglip": dict(bad=[], contrastive_chunk_size=3, loss_type="siglip", mask_duplicates=True),
             },
         ),

@@ -80,7 +80,7 @@ def test_peft_merges_base_and_adapter_into_the_saved_model(run, tmp_path, bert_c
 @pytest.mark.parametrize(
     "keys",
     [
-        {"contrastive_chunk_size": 2},
+        {"contrastive_chunk_size": 2, "matryoshka_dims": [4]},
         {"freeze_vision": False, "gradient_checkpointing": True},
         {"image_feature_cache": "off", "gradient_accumulation_steps": 2},
     ],

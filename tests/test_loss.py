@@ -1,5 +1,6 @@
 """The losses compared with their textbook forms, which hold all logits and use autograd."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from conftest import ROOT
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from component import loss
-from component.loss import clip_loss, siglip_loss
+from component.loss import clip_loss, contrastive_loss, matryoshka_loss, siglip_loss
 
 BIAS = torch.tensor(-3.0)
 
@@ -81,6 +82,22 @@ def test_loss_and_gradients_equal_the_textbook(monkeypatch, ours, textbook, bias
     for value, wanted in zip(loss_and_gradients(ours, *inputs, **options), expected, strict=True):
         assert value.dtype == wanted.dtype
         torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize(("textbook", "bias"), [(textbook_clip, []), (textbook_siglip, [BIAS])])
+def test_a_matryoshka_loss_is_the_mean_over_the_cut_embeddings(textbook, bias):
+    def mean(image, text, *others, ids):
+        cut = [[F.normalize(one[:, :dim], dim=-1) for one in (image, text)] for dim in (4, 1)]
+        return sum(textbook(*pair, *others, ids) for pair in ((image, text), *cut)) / 3
+
+    inputs, options = (embeds(0), embeds(1), torch.tensor(14.3), *bias), dict(ids=ids(6), outer=0.5)
+    expected = loss_and_gradients(mean, *inputs, **options)
+    found = loss_and_gradients(functools.partial(matryoshka_loss, [4, 1]), *inputs, **options)
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
+    whole = loss_and_gradients(contrastive_loss, *inputs, **options)
+    uncut = loss_and_gradients(functools.partial(matryoshka_loss, []), *inputs, **options)
+    assert all(torch.equal(one, other) for one, other in zip(whole, uncut, strict=True))
 
 
 @pytest.mark.parametrize(("function", "bias"), [(clip_loss, []), (siglip_loss, [BIAS])])

@@ -131,6 +131,7 @@ def table(data, count: int, missing: int = 0) -> str:
             text_templates=["一只{}", "{}在摇尾巴"],
             text_noise=0.5,
             loss_type="siglip",
+            matryoshka_dims=[8, 2],
             contrastive_chunk_size=3,
         ),
     ],

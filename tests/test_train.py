@@ -31,11 +31,13 @@ from transformers import (
 )
 
 from component.argument import load_arguments
+from component.checkpoint import load_checkpoint, save_checkpoint
 from component.dataset import Pairs
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel, BertCLIPTextModel
 from component.pairs.image_source import DecodedImages
 from component.processor import load_processor
+from component.shorten import shorten
 from component.trainer import CLIPTrainer
 from component.training.build import load_datasets, load_model
 from component.training.early_stopping import StopEarly
@@ -632,3 +634,18 @@ def test_the_private_names_of_transformers_exist_and_are_listed():
         assert f"self.{name} = " in inspect.getsource(Trainer), name
     comment = "".join(re.findall("(?m)^#(.*)$", inspect.getsource(inspect.getmodule(ResumableTrainer))))
     assert set(re.findall(r" (_\w+)", comment)) == overridden | read
+
+
+def test_dimensions_stay_in_order_only_where_they_are_trained_so(trainer, bert_clip_path, tmp_path, caplog):
+    model, processor = load_checkpoint(bert_clip_path)
+    shorten(model, torch.eye(16))
+    save_checkpoint(model, processor, str(tmp_path / "ordered"))
+    ordered = {"clip_pretrain_path": str(tmp_path / "ordered")}
+    assert not hasattr(trainer(**ordered).model.config, "ordered_dims")
+    assert trainer(**ordered, matryoshka_dims=[4]).model.config.ordered_dims and "in no order" not in caplog.text
+    assert trainer(matryoshka_dims=[16, 4]).model.config.ordered_dims and "in no order" in caplog.text
+    with pytest.raises(ValueError, match="`matryoshka_dims` has 17, but the vectors have 16 dimensions"):
+        trainer(matryoshka_dims=[17])
+    for dims in ([], [0], [2.5], 4):
+        with pytest.raises(ValueError, match="`matryoshka_dims` is .*; expected a list of lengths"):
+            trainer(matryoshka_dims=dims)

@@ -145,6 +145,11 @@ def check_image_feature_cache(args) -> None:
 def check_loss(args) -> None:
     if args.loss_type not in ("clip", "siglip"):
         raise ValueError(f"`loss_type` is {args.loss_type!r}; expected clip or siglip.")
+    dims = args.matryoshka_dims
+    if dims is not None and not (
+        isinstance(dims, list) and dims and all(type(dim) is int and dim > 0 for dim in dims)
+    ):
+        raise ValueError(f"`matryoshka_dims` is {dims!r}; expected a list of lengths such as [256, 128, 64], or null.")
     if args.contrastive_chunk_size and args.text_group_size:
         raise ValueError(
             "`contrastive_chunk_size` and `text_group_size` are both given, but the chunks are already groups of "

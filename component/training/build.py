@@ -1,5 +1,6 @@
 """Builds what train_clip.py trains: model, processor and datasets."""
 
+import logging
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ from component.training.shared_work import SharedWork
 
 WHOLE_TEXTS = 2**31  # tokens: longer than any text
 
+logger = logging.getLogger(__name__)
+
 
 def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcessor | TextProcessor]:
     """Load the model, with locked layers and LoRA as the arguments say, and its processor.
@@ -50,6 +53,7 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     set_seed(args.seed)  # before the Trainer does: a new text_projection is initialised here
     model = _load_weights(args)
     model.set_loss(args.loss_type)
+    _prepare_dims(args, model)
     if args.trainable_vision_blocks is not None and model.config.has_image_half:
         model.lock_vision(args.trainable_vision_blocks, args.freeze_visual_projection or bool(args.image_vectors))
     if args.freeze_text:
@@ -83,7 +87,6 @@ def _load_weights(args: CLIPTrainingArguments) -> BertCLIPModel:
         _check_pretrained(args, clip_pretrain_path=BERT_CLIP)
         model = load_bert_clip(args.clip_pretrain_path, dtype=torch.float32)
         model.ancestors = [*(read_ancestors(args.clip_pretrain_path) or ()), ancestor_digest(model)]
-        vars(model.config).pop("ordered_dims", None)  # training moves them, see `component.shorten`
         if args.text_pooling not in (None, model.config.text_pooling):
             raise ValueError(
                 f"`text_pooling` is {args.text_pooling}, but {args.clip_pretrain_path} was trained with "
@@ -107,6 +110,25 @@ def _load_weights(args: CLIPTrainingArguments) -> BertCLIPModel:
         model = BertCLIPModel.from_text_pretrained(args.bert_pretrain_path, width, **text)
     model.ancestors = []
     return model
+
+
+def _prepare_dims(args: CLIPTrainingArguments, model: BertCLIPModel) -> None:
+    """Record in the config whether vectors of the trained model may be cut: if their first dimensions are trained."""
+    was_ordered = vars(model.config).pop("ordered_dims", False)  # ordinary training moves them
+    if not args.matryoshka_dims:
+        return
+    width = model.config.projection_dim
+    if max(args.matryoshka_dims) > width:
+        raise ValueError(
+            f"`matryoshka_dims` has {max(args.matryoshka_dims)}, but the vectors have {width} dimensions."
+        )
+    if not was_ordered:
+        logger.warning(
+            "`matryoshka_dims`: the dimensions of %s are in no order, so the first ones begin with little. Start from "
+            "a checkpoint of export_model.py --format checkpoint --dim %d.",
+            *(args.clip_pretrain_path or args.bert_pretrain_path, width),
+        )
+    model.config.ordered_dims = True
 
 
 def _require_vectors_of(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLIPProcessor) -> None:

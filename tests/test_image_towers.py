@@ -19,6 +19,7 @@ from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import export
 from component.export.graph import ImageGraph, export_graph, open_graph, pixel_inputs
+from component.export.smaller import save_smaller
 from component.hub.pretrained import IMAGE_HALF, quiet_transformers
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
@@ -27,6 +28,7 @@ from component.search.embed import Loading
 from component.search.index import Sources, update
 from component.search.open import gallery_to_write, open_searcher
 from component.search.query import Query
+from component.tower_parts import tower_parts
 
 SMALL = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)
 WITH_MLP = dict(**SMALL, intermediate_size=96)
@@ -256,6 +258,15 @@ def test_the_onnx_graph_takes_the_size_of_the_images_not_that_of_the_positions(s
     torch.testing.assert_close(
         torch.from_numpy(found), embed_images(model, processor, images).embeds, atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("name", ["siglip_tower", "dinov2", "vit"])
+def test_a_tower_with_fewer_blocks_loads_again(name, saved, tmp_path):
+    save_smaller(str(saved / name), str(tmp_path / "smaller"), image_layers=[1])
+    before, after = (load_checkpoint(str(path))[0].vision_model for path in (saved / name, tmp_path / "smaller"))
+    (block,) = tower_parts(after).blocks.values()
+    expected = list(tower_parts(before).blocks.values())[1].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in block.state_dict().items())
 
 
 # ---- what is refused ----

@@ -62,6 +62,9 @@ def _keep(tower: nn.Module, numbers: Sequence[int], name: str) -> None:
     for number in sorted(set(range(len(blocks))) - {*numbers}, reverse=True):
         del layers[number]
     tower.config.num_hidden_layers = len(layers)
+    if hasattr(tower.config, "stage_names"):  # DINO's configs also list their blocks, for use as backbones
+        tower.config.stage_names = tower.config.stage_names[: len(layers) + 1]
+        tower.config.out_features = None  # the last one
 
 
 @torch.no_grad()

@@ -73,7 +73,10 @@ def rank_pairs(data: RetrievalData, images: Embedded, texts: Embedded, num_mista
     good = ~torch.isin(pairs[:, 1], torch.tensor(list(images.bad_images), dtype=torch.long))
     if not good.any():
         row, reason = next(iter(images.bad_images.items()))
-        raise ValueError(f"No image with a text can be read (the first: {data.image_names[row]}: {reason}).")
+        raise ValueError(
+            f"No image with a text can be read (the first: {data.image_names[row]}: {reason}). If they are elsewhere, "
+            "set image_path: the file names are relative to it."
+        )
     # From here on, texts and images are numbered without those that were left out.
     text_rows, text_index = pairs[good, 0].unique(return_inverse=True)
     image_rows = torch.tensor(images.rows)

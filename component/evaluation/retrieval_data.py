@@ -82,8 +82,9 @@ def read_retrieval_data(
                 found.append((store, locator))
             if query != GALLERY:
                 pairs[texts.setdefault((text, query), len(texts)), image] = None
+    files = test_file if isinstance(test_file, str) else ", ".join(test_file)
     if not pairs:
-        raise ValueError(f"{test_file} has no text with an image.")
+        raise ValueError(f"{files} has no text with an image.")
     if num_empty:
-        logger.warning("%s: left out %d pairs with an empty text", test_file, num_empty)
+        logger.warning("%s: left out %d pairs with an empty text", files, num_empty)
     return RetrievalData([text for text, _ in texts], StoredImages(found), list(images), list(pairs))

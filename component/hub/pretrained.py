@@ -181,7 +181,8 @@ def find_pretrained(path: str) -> str:
             where = f"is not a folder (seen from {os.getcwd()}), and the Hub ({huggingface_hub.constants.ENDPOINT})"
             raise ValueError(f"{path} {where} {refusal}. {_WAYS_OUT}") from None
     if not os.path.isdir(path):
-        raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}).")
+        fault = "a file" if os.path.exists(path) else "missing; train_clip.py writes such folders"
+        raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}): it is {fault}.")
     return path
 
 

@@ -4,9 +4,11 @@ import os
 import pathlib
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tarfile
+from contextlib import closing
 
 import numpy as np
 import pyarrow.parquet
@@ -74,6 +76,22 @@ def test_a_gallery_from_vectors_is_the_one_from_images(writer, shards, bert_clip
     assert (with_vectors.added, with_vectors.not_embedded, len(with_vectors.bad_images)) == (19, 19, 1)
     assert (alone.added, alone.not_embedded) == (19, 0)
     assert rows_of(tmp_path / "with") == rows_of(tmp_path / "alone")
+
+
+def test_a_shard_that_is_staged_again_is_not_embedded_again(shards, bert_clip_path, tmp_path):
+    index(bert_clip_path, shards, tmp_path / "gallery")
+    with closing(sqlite3.connect(tmp_path / "gallery" / "rows.sqlite")) as rows:
+        rows.execute("DROP TABLE shards")  # as in a gallery of an older version
+        rows.commit()
+    assert index(bert_clip_path, shards, tmp_path / "gallery").unchanged == 19  # and what is in the shards is noted
+    for shard in shards:
+        shutil.copyfile(shard, f"{shard}.copy")
+        os.replace(f"{shard}.copy", shard)
+    report = index(bert_clip_path, shards, tmp_path / "gallery")
+    assert (report.unchanged, report.added) == (19, 0)
+    assert index(bert_clip_path, shards, tmp_path / "gallery").unchanged == 19
+    write_shard(pathlib.Path(shards[0]), 50)
+    assert index(bert_clip_path, shards, tmp_path / "gallery").added == 10
 
 
 def test_images_without_vectors_are_embedded(writer, shards, bert_clip_path, tmp_path):

@@ -35,6 +35,13 @@ CREATE TABLE bad_images (
     ctime_ns INTEGER NOT NULL DEFAULT 0, inode INTEGER NOT NULL DEFAULT 0
 );
 """
+# Made by the writer, also in a gallery of an older version: what was in a shard in the state that its rows have.
+SHARDS = """
+CREATE TABLE IF NOT EXISTS shards (
+    path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
+    inode INTEGER NOT NULL, digest TEXT NOT NULL
+)
+"""
 # A reader, which must not write, sees a gallery of format 1 through this view; a writer brings it up to date.
 _VIEW_OF_FORMAT_1 = """
 CREATE TEMP VIEW images AS SELECT row, path, place AS shard, locator, size, mtime_ns, digest, deleted AS status, added,
@@ -187,24 +194,29 @@ def _execute_all(database: sqlite3.Connection, script: str) -> None:
 def values_of(file: ImageFile) -> tuple:
     """Values of path, shard, locator, size, mtime_ns, ctime_ns, inode, caption. Names are bytes: not all are UTF-8."""
     shard = None if file.shard is None else os.fsencode(file.shard)
-    # Some file systems have inodes of 64 bits, but SQLite's integers are signed.
-    numbers = [value if value < 2**63 else value - 2**64 for value in file.state]
-    return os.fsencode(file.path), shard, file.locator, *numbers, file.caption.encode(errors="replace").decode()
+    caption = file.caption.encode(errors="replace").decode()
+    return os.fsencode(file.path), shard, file.locator, *signed(file.state), caption
+
+
+def signed(state: FileState) -> list[int]:
+    """The numbers of a state for SQLite, whose integers are signed: some file systems have inodes of 64 bits."""
+    return [value if value < 2**63 else value - 2**64 for value in state]
 
 
 def image_of(found: tuple) -> GalleryImage:
     """A tuple of COLUMNS as a dataclass."""
     row, path, shard, locator, size, mtime_ns, ctime_ns, inode, caption, taken, digest, status, added = found
     state = (size, mtime_ns, ctime_ns, inode)
-    shard, state = (None, _state(*state)) if shard is None else _shard_and_state(shard, *state)
+    shard, state = (None, state_of(*state)) if shard is None else _shard_and_state(shard, *state)
     file = ImageFile(os.fsdecode(path), state, shard, locator, caption)
     return GalleryImage(row, file, digest, taken, added, status)
 
 
-def _state(size: int, mtime_ns: int, ctime_ns: int, inode: int) -> FileState:
+def state_of(size: int, mtime_ns: int, ctime_ns: int, inode: int) -> FileState:
+    """The state that `signed` made numbers of."""
     return FileState(size, mtime_ns, ctime_ns, inode % 2**64)
 
 
 @functools.lru_cache(maxsize=1024)  # one object for the thousands of images in a shard
 def _shard_and_state(shard: bytes, *state: int) -> tuple[str, FileState]:
-    return os.fsdecode(shard), _state(*state)
+    return os.fsdecode(shard), state_of(*state)

@@ -7,6 +7,7 @@ from functools import cache
 
 from component.gallery.rows import ABSENT, DELETED, GalleryImage, ImageFile, digest_of, is_same_state
 from component.image.load import BadImageError
+from component.pairs.file_content import content_of
 from component.search.scan import Found, Root
 from component.search.writer import GalleryWriter
 
@@ -90,11 +91,15 @@ def _is_gone(path: str, roots: Sequence[Root]) -> bool:
 
 
 def _settle_unchanged(gallery, files, known, report) -> list[ImageFile]:
-    """Settle what has the state that it had, and return the rest."""
+    """Settle what has the state that it had, or is in a copy of its shard, and return the rest."""
+    contents = gallery.shard_contents()
+    shards = {(file.shard, file.state) for file in files.values() if file.shard}
+    now = {shard: contents.get(shard) or content_of(*shard) for shard in shards}
     bad, changed, moved, back = gallery.bad_states(), [], {}, 0
     for path, file in files.items():
         image = known.get(path)
-        if image and file.is_unchanged(image.file):
+        is_copy = image and file.shard and _is_in_copy(file, image.file, now, contents)
+        if image and (is_copy or file.is_unchanged(image.file)):
             if image.file != file or image.status:
                 moved[image.row] = file  # present again, has another caption, or is of a gallery of format 1
             back += image.status == DELETED
@@ -104,8 +109,15 @@ def _settle_unchanged(gallery, files, known, report) -> list[ImageFile]:
         else:
             changed.append(file)
     gallery.move(moved)
+    gallery.keep_contents(now)
     report.moved += back
     return changed
+
+
+def _is_in_copy(file: ImageFile, known: ImageFile, now, contents) -> bool:
+    """Whether an image is at the same place in a shard of the same content, in whatever state its copy is."""
+    is_same_place = (file.shard, file.locator) == (known.shard, known.locator)
+    return is_same_place and contents.get((known.shard, known.state)) == now[file.shard, file.state]
 
 
 def _settle_known_content(gallery, changed, known, report) -> list[ImageFile]:

@@ -17,6 +17,7 @@ from component.gallery.rows import (
     COLUMNS,
     DELETED,
     PRESENT,
+    SHARDS,
     GalleryImage,
     ImageFile,
     bring_up_to_date,
@@ -25,10 +26,13 @@ from component.gallery.rows import (
     database_errors,
     image_of,
     read_about,
+    signed,
+    state_of,
     values_of,
     write_about,
 )
 from component.ground.file_state import FileState
+from component.pairs.file_content import FileContent
 from component.search.approximate import APPROXIMATE_INDEX
 from component.search.thumbnails import thumbnail_path
 
@@ -45,6 +49,8 @@ class GalleryWriter(Gallery):
                 bring_up_to_date(self._rows, self.about)
             with database_errors(os.path.join(folder, ROWS)):
                 self.about = read_about(self._rows)
+        with self.transaction():
+            self._rows.execute(SHARDS)
         with open(os.path.join(folder, VECTORS), "ab") as file:
             file.truncate(self.num_rows() * 2 * self.width)
 
@@ -101,10 +107,23 @@ class GalleryWriter(Gallery):
         deleted = self.images(f"status = {DELETED}")
         return {image.path: image for image in itertools.chain(deleted, self.images())}
 
+    def shard_contents(self) -> dict[tuple[str, FileState], FileContent]:
+        """(path, state) → content, of the shards and Parquet tables as they were when they were indexed last."""
+        found = self._select("path, size, mtime_ns, ctime_ns, inode, digest FROM shards")
+        return {(os.fsdecode(path), state_of(*state)): FileContent(state[0], digest) for path, *state, digest in found}
+
+    def keep_contents(self, contents: dict[tuple[str, FileState], FileContent]) -> None:
+        """Keep what `shard_contents` returns."""
+        with self.transaction():
+            self._rows.executemany(
+                "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?, ?)",
+                [(os.fsencode(path), *signed(state), content.digest) for (path, state), content in contents.items()],
+            )
+
     def bad_states(self) -> dict[str, FileState]:
         """Path → state of the images that cannot be decoded."""
         found = self._select("path, size, mtime_ns, ctime_ns, inode FROM bad_images")
-        return {os.fsdecode(path): FileState(*state[:3], state[3] % 2**64) for path, *state in found}
+        return {os.fsdecode(path): state_of(*state) for path, *state in found}
 
     def sizes(self) -> set[int]:
         """The file sizes of all images that the gallery holds or held."""

@@ -32,7 +32,9 @@ DEMO = os.path.join(ROOT, "data", "demo")
 SEEDS = (1, 2, 3)
 KINDS, RECALL_AT = ("names", "punctuation", "phrasings", "keywords"), (1, 5, 10)
 MARKS = {"reported": "{}。", "development": "{}？"}  # group of phrasings → its "punctuation"
-WIDTH, FURTHER = 256, ["load_from_bert_clip=true", "num_train_epochs=5", "learning_rate=3e-4"]  # of --dims
+WIDTH = 256  # of the demo's vectors
+FURTHER = ["load_from_bert_clip=true", "num_train_epochs=8", "learning_rate=3e-4", "matryoshka_dims=[64, 32]"]
+FURTHER.append('learning_rates={"visual_projection": 1e-4}')
 HELD_BACK_STYLE, HELD_BACK_KEYWORDS = "openmoji", 0.1  # of --development; the image tower has seen the style
 
 
@@ -137,7 +139,6 @@ def shortened(output: str, files: list[str], tables: str, dims: list[int], seed:
         *files,
         f"seed={seed}",
         *FURTHER,
-        f"matryoshka_dims={json.dumps(dims)}",
         f"output_dir={output}/further",
     ]
     settings.append(f"clip_pretrain_path={shorten(model, WIDTH)}")

@@ -341,6 +341,7 @@ def bench_pixels(args, folder: Path) -> list[dict]:
     sys.path.insert(0, str(ROOT))
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+    from component.image.batch import ImageBatch
     from component.image.transform import ImageTransform
 
     processor = CLIPImageProcessorPil()
@@ -352,7 +353,12 @@ def bench_pixels(args, folder: Path) -> list[dict]:
 
     def ours(draft: bool):
         transform = ImageTransform(processor, draft=draft)
-        return lambda paths: transform.pixel_values([transform.read(path) for path in paths]).numpy()
+
+        def way(paths):
+            batch = ImageBatch.read(range(len(paths)), lambda row: transform.read(paths[row]))
+            return transform.pixel_values(batch.columns["pixels"]).numpy()
+
+        return way
 
     ways = {"image processor": published, "ours": ours(False), "ours, draft": ours(True)}
     table = []

@@ -14,7 +14,7 @@ loss: pairs/s and peak memory of the loss with its gradients, beyond embeddings 
   against all pairs.
 shards: samples/s of one thread, from image files, from WebDataset shards (jpg, txt and json as img2dataset writes
   them), and from the same shards by the webdataset library if it is installed; all are in the page cache. "read"
-  returns the bytes of each image, "caching" its pixel_values, as when the feature cache is filled; "index" is what
+  returns the bytes of each image, "caching" its pixels, as when the feature cache is filled; "index" is what
   the start of a training on shards costs in addition.
 
 weak, chunk and memory train on towers with random weights, with cached image features and captions of 5 to 40
@@ -47,6 +47,7 @@ from peak_memory import PeakMemory
 from synthetic import PRESETS, make_data, make_model, make_processor
 
 from component.dataset import PairDataset
+from component.image.batch import ImageBatch
 from component.loss import clip_loss
 from component.pairs.shards import read_shards
 from component.processor import load_processor, save_processor
@@ -289,12 +290,12 @@ def shard_reading(options, trainings: Trainings) -> Iterator[dict]:
         def samples() -> Iterator[bytes]:
             return (sample["jpg"] for sample in WebDataset(paths, shardshuffle=False))
 
-        def pixel_values() -> Iterator:
+        def pixels() -> Iterator:
             images, transform = samples(), files.images.transform
             for batch in batches:
-                yield transform.pixel_values([transform.read(next(images)) for _ in batch])
+                yield ImageBatch.read(batch, lambda _: transform.read(next(images)))
 
-        ways |= {"read, webdataset": samples, "caching, webdataset": pixel_values}
+        ways |= {"read, webdataset": samples, "caching, webdataset": pixels}
 
     def samples_per_second(way: Callable[[], Iterable]) -> float:
         start = time.perf_counter()

@@ -22,8 +22,8 @@ class PairCollator:
 
     Called with the result of `Pairs.__getitems__`, it returns (B good pairs, T tokens):
         model_inputs: input_ids (B, T) and attention_mask (B, T), unless text_pooler_output replaces them; text_groups,
-        a list of (texts, tokens) of consecutive groups; and the columns of the pairs, such as pixel_values
-        (B, 3, H, W) or vision_pooler_output (B, vision_hidden).
+        a list of (texts, tokens) of consecutive groups; and the columns of the pairs, such as vision_pooler_output
+        (B, vision_hidden), or pixels (B, H, W, 3) uint8, of which the trainer makes pixel_values.
         In addition: rows (B,) of the table, ids (B, 2), and bad_images, row → reason.
     """
 

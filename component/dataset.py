@@ -144,7 +144,7 @@ def PairDataset(
         file, image_path: see `component.pairs.sources.read_pair_files`.
         processor: its tokenizer turns the texts into tokens, its image processor defines the pixel_values.
         max_seq_length: tokens per text including [CLS] and [SEP]; longer texts are cut and counted.
-        transform: makes the pixel_values; None: as the image processor does.
+        transform: makes the pixels; None: as the image processor does.
         augmentation: see `Pairs`.
         reading: `columns`, `folder`, `work` and `keep_list`, see `load_pair_table`, which also says what is raised.
     """

@@ -150,9 +150,10 @@ def embed_images(
     # Not a list of batches: small tensors that stay between large ones that go would keep the allocator from reusing
     # their memory, 40 KB for each image.
     embeds, good_rows, bad_images = torch.empty(len(images), model.config.projection_dim), [], {}
-    for batch in image_batches(processor, images, batch_size, num_workers, model.device, folder):
+    transform = ImageTransform(processor.image_processor)
+    for batch in image_batches(transform, images, batch_size, num_workers, model.device, folder):
         if len(batch.rows):
-            pixel_values = batch.columns["pixel_values"].to(model.device, model.dtype, non_blocking=True)
+            pixel_values = transform.pixel_values(batch.columns["pixels"], model.device, model.dtype)
             good = slice(len(good_rows), len(good_rows) + len(batch.rows))
             embeds[good] = normalize(model.get_image_features(pixel_values), "image")
             good_rows += batch.rows.tolist()
@@ -162,22 +163,21 @@ def embed_images(
 
 
 def image_batches(
-    processor: CLIPProcessor,
+    transform: ImageTransform,
     images: Sequence[str | Image.Image],
     batch_size: int,
     num_workers: int | None,
     device: torch.device,
     folder: str | None = None,
 ) -> DataLoader:
-    """A DataLoader that yields an `ImageBatch` of pixel_values (B, 3, H, W), on the CPU, per `batch_size` images.
+    """A DataLoader that yields an `ImageBatch` of pixels (B, H, W, 3), on the CPU, per `batch_size` images.
 
     Args:
         images, num_workers, folder: see `embed_images`.
-        device: where the pixel_values will go.
+        device: where the pixels will go.
     """
     if num_workers is None:
         num_workers = min(8, usable_cores()) if len(images) > batch_size else 0
-    transform = ImageTransform(processor.image_processor)
     return DataLoader(
         range(len(images)),
         batch_size=batch_size,
@@ -205,7 +205,7 @@ def _read(
         image = open_image(images[row], folder)
         return transform.crop(image, image.size)
 
-    return ImageBatch.read(rows, read, transform.pixel_values)
+    return ImageBatch.read(rows, read)
 
 
 def open_image(item: str | Image.Image, folder: str | None = None) -> Image.Image:

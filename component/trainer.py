@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from component.argument import CLIPTrainingArguments
 from component.datacollator import PairCollator
 from component.dataset import Pairs
 from component.ground.shared_memory import ToSharedMemory, worker_options
+from component.image.transform import ImageTransform
 from component.loss import feature_loss, matryoshka_loss
 from component.metrics import retrieval_metrics
 from component.model import BertCLIPModel
@@ -146,7 +148,13 @@ class CLIPTrainer(SavingTrainer):
     def _prepare_inputs(self, batch: dict) -> dict:
         # The copy from pinned memory is asynchronous. Everything else in the batch is used on the CPU.
         inputs = send_to_device(batch["model_inputs"], self.args.device, non_blocking=True)
+        if "pixels" in inputs:
+            inputs["pixel_values"] = self._transform.pixel_values(inputs.pop("pixels"), self.args.device)
         return {**batch, "model_inputs": super()._prepare_inputs(inputs)}
+
+    @cached_property
+    def _transform(self) -> ImageTransform:
+        return ImageTransform(self.processing_class.image_processor)
 
     def floating_point_ops(self, batch: dict) -> int:
         inputs = batch["model_inputs"]

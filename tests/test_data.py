@@ -277,7 +277,7 @@ def test_a_csv_read_by_pandas_and_written_as_parquet_is_the_same_table(data, pro
     one, other = (PairDataset(file, str(data / "images"), processor, 16) for file in (csv, path))
     tables = one.table, other.table
     assert all((getattr(tables[0], name) == getattr(tables[1], name)).all() for name in ("image_ids", "text_ids"))
-    assert torch.equal(one[3]["images"]["pixel_values"], other[3]["images"]["pixel_values"])
+    assert torch.equal(one[3]["images"]["pixels"], other[3]["images"]["pixels"])
 
 
 @pytest.mark.parametrize(
@@ -317,8 +317,8 @@ def test_a_list_of_files_of_all_kinds_is_one_table(data, processor):
     _, inputs, bad = dataset.images.load(range(12))
     assert list(bad) == [1]
     whole = PairDataset(str(data / "train.csv"), str(data / "images"), processor, 16)
-    whole = whole.images.load(range(8)).columns["pixel_values"]
-    assert torch.equal(inputs["pixel_values"], torch.cat([whole[[0, 2, 4]], whole]))
+    whole = whole.images.load(range(8)).columns["pixels"]
+    assert torch.equal(inputs["pixels"], torch.cat([whole[[0, 2, 4]], whole]))
     assert dataset.table.image_ids[0] == dataset.table.image_ids[4]
 
 
@@ -451,7 +451,8 @@ def test_an_example_is_what_the_processor_makes_of_it(data, processor):
         )
         example = dataset[row]
         assert example["tokens"].tolist() == wanted["input_ids"][0].tolist()
-        assert torch.equal(example["images"]["pixel_values"], wanted["pixel_values"])
+        found = dataset.images.transform.pixel_values(example["images"]["pixels"])
+        assert torch.equal(found, wanted["pixel_values"])
 
 
 def test_a_batch_is_what_the_processor_makes_of_it(data, processor):
@@ -463,7 +464,7 @@ def test_a_batch_is_what_the_processor_makes_of_it(data, processor):
     assert inputs["text_groups"] == [(8, max(map(len, CAPTIONS)) + 2)]
     assert torch.equal(inputs["input_ids"], wanted["input_ids"])
     assert torch.equal(inputs["attention_mask"], wanted["attention_mask"])
-    assert torch.equal(inputs["pixel_values"], dataset.images.load(batch["rows"]).columns["pixel_values"])
+    assert torch.equal(inputs["pixels"], dataset.images.load(batch["rows"]).columns["pixels"])
     assert [CAPTIONS[row] for row in batch["rows"]] == captions and batch["bad_images"] == {}
     assert batch["ids"].tolist() == [[hash_(CAPTIONS[row]), hash_(f"{row}.png")] for row in batch["rows"].tolist()]
 
@@ -514,7 +515,7 @@ def test_bad_images_leave_the_batch_with_a_reason(data, processor):
     dataset = PairDataset(path, str(data / "images"), processor, max_seq_length=8)
     collate = PairCollator(0)
     batch = collate(dataset.__getitems__(range(4)))
-    assert batch["rows"].tolist() == [0] and len(batch["model_inputs"]["pixel_values"]) == 1
+    assert batch["rows"].tolist() == [0] and len(batch["model_inputs"]["pixels"]) == 1
     assert list(batch["bad_images"]) == [1, 2, 3]
     assert "none.png: no such file" in batch["bad_images"][1] and ".." in batch["bad_images"][2]
     assert len(collate(dataset.__getitems__([1, 2]))["model_inputs"]["input_ids"]) == 0
@@ -526,12 +527,12 @@ def test_a_data_loader_gives_every_pair_with_its_own_text_and_image(data, proces
     loader = torch.utils.data.DataLoader(dataset, batch_size=3, shuffle=True, collate_fn=PairCollator(0))
     rows = []
     for batch in loader:
-        inputs = (batch["model_inputs"][key] for key in ("input_ids", "attention_mask", "pixel_values"))
-        for row, input_ids, mask, pixel_values in zip(batch["rows"], *inputs, strict=True):
+        inputs = (batch["model_inputs"][key] for key in ("input_ids", "attention_mask", "pixels"))
+        for row, input_ids, mask, pixels in zip(batch["rows"], *inputs, strict=True):
             example = dataset[row.item()]
             assert input_ids[mask.bool()].tolist() == example["tokens"].tolist()
             assert not input_ids[~mask.bool()].any()
-            assert torch.equal(pixel_values[None], example["images"]["pixel_values"])
+            assert torch.equal(pixels[None], example["images"]["pixels"])
             rows.append(row.item())
     assert sorted(rows) == list(range(8))
 

@@ -19,6 +19,7 @@ from component.argument import load_arguments
 from component.dataset import PairDataset, Pairs
 from component.ground.file_state import MISSING
 from component.hub.identity import image_tower
+from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
@@ -48,11 +49,12 @@ class Tower:
 
     def __init__(self, model):
         self.model, self.images = model, 0
+        self.transform = ImageTransform(load_processor(model.name_or_path).image_processor)
 
     @torch.no_grad()
-    def __call__(self, pixel_values):
-        self.images += len(pixel_values)
-        return self.model.vision_model(pixel_values).pooler_output
+    def __call__(self, pixels):
+        self.images += len(pixels)
+        return self.model.vision_model(self.transform.pixel_values(pixels)).pooler_output
 
 
 def key_of(dataset, model, precision="fp32") -> str:
@@ -77,8 +79,7 @@ def assert_features_are_right(dataset, decoded, model):
     """Every example's feature is the tower's output for the image as it is on disk now."""
     for index in range(len(dataset)):
         example = dataset[index]
-        pixel_values = decoded.images.load(example["rows"]).columns["pixel_values"]
-        wanted = Tower(model)(pixel_values)
+        wanted = Tower(model)(decoded.images.load(example["rows"]).columns["pixels"])
         torch.testing.assert_close(example["images"]["vision_pooler_output"].float(), wanted, atol=5e-3, rtol=0)
 
 
@@ -188,10 +189,10 @@ def test_an_interrupted_run_continues_where_it_stopped(dataset, model, tmp_path,
     monkeypatch.setattr(feature_cache, "BLOCK_ROWS", 3)
     tower = Tower(model)
 
-    def interrupted(pixel_values):
+    def interrupted(pixels):
         if tower.images >= 6:
             raise KeyboardInterrupt
-        return tower(pixel_values)
+        return tower(pixels)
 
     pairs = dataset()
     key = key_of(pairs, model)
@@ -495,9 +496,9 @@ def test_a_shard_that_is_replaced_while_it_is_read_ends_the_run(model, bert_clip
     write("红")
     pairs = PairDataset(str(path), None, load_processor(bert_clip_path), 16)
 
-    def encode(pixel_values):
+    def encode(pixels):
         write("蓝")
-        return Tower(model)(pixel_values)
+        return Tower(model)(pixels)
 
     with pytest.raises(RunFailed, match="2 of 8 images of .*00000.tar were lost, more than 1%.*start again"):
         cache_features(pairs.images, FeatureCache(str(tmp_path / "cache"), "key", 48), encode, 2, show_progress=False)

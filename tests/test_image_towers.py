@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -131,7 +132,9 @@ def test_the_pixels_are_those_of_the_towers_own_image_processor(name, tower_path
     expected = own(images, do_center_crop=bool(own.do_center_crop), return_tensors="pt")["pixel_values"]
     processor = load_processor(path, bert_path)
     transform = ImageTransform(processor.image_processor)
-    assert torch.equal(transform.pixel_values([transform.read(path) for path in paths]), expected)
+    assert torch.equal(
+        transform.pixel_values(torch.from_numpy(np.stack([transform.read(path) for path in paths]))), expected
+    )
     processor.save_pretrained(tmp_path / "saved")
     again = transformers.CLIPProcessor.from_pretrained(tmp_path / "saved")
     assert torch.equal(again(images=images, return_tensors="pt")["pixel_values"], expected)

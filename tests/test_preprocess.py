@@ -18,7 +18,8 @@ PHOTOS = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.jpg")))
 
 
 def pixel_values(transform: ImageTransform, *paths) -> torch.Tensor:
-    return transform.pixel_values([transform.read(str(path)) for path in paths])
+    pixels = np.stack([transform.read(str(path)) for path in paths])
+    return transform.pixel_values(torch.from_numpy(pixels))
 
 
 def processed(processor, *paths) -> torch.Tensor:

@@ -151,7 +151,7 @@ def test_an_example_of_a_shard_is_that_of_the_same_file(shards, csv, bert_clip_p
     assert one["bad_images"] == other["bad_images"] == {} and torch.equal(one["rows"], other["rows"])
     one, other = one["model_inputs"], other["model_inputs"]
     assert one["text_groups"] == other["text_groups"]
-    assert all(torch.equal(one[key], other[key]) for key in ("input_ids", "attention_mask", "pixel_values"))
+    assert all(torch.equal(one[key], other[key]) for key in ("input_ids", "attention_mask", "pixels"))
 
 
 def test_equal_captions_have_equal_ids_and_different_images_different_ones(tmp_path, shards, dataset):
@@ -319,7 +319,7 @@ def test_what_a_sample_lacks_is_left_out_counted_and_named(tmp_path, dataset, ca
     assert good.tolist() == [1] and bad == {0: f"{path}/5.jpg: empty"}
     image = Image.open(io.BytesIO(image_bytes(6)))
     wanted = pairs.images.transform.image_processor(image, return_tensors="pt")["pixel_values"]
-    assert torch.equal(inputs["pixel_values"], wanted)
+    assert torch.equal(pairs.images.transform.pixel_values(inputs["pixels"]), wanted)
 
 
 @pytest.mark.parametrize(
@@ -401,18 +401,18 @@ def test_missing_shards_are_named_before_anything_is_loaded(train_args, tmp_path
 def test_the_cache_reads_a_shard_from_front_to_back_and_each_image_once(tmp_path, shards, dataset):
     def cached(pairs) -> tuple[torch.Tensor, CachedImages]:
         """What goes through the tower, and what is then in the cache."""
-        seen = [torch.empty(0, 3, 32, 32)]
+        seen = [torch.empty(0, 32, 32, 3)]
         cache = FeatureCache(str(tmp_path / "cache"), "key", width=48)
 
-        def encode(pixel_values):
-            seen.append(pixel_values)
-            return pixel_values.flatten(1)[:, :48]
+        def encode(pixels):
+            seen.append(pixels)
+            return pixels.flatten(1)[:, :48]
 
         images = cache_features(pairs.images, cache, encode, batch_size=3, show_progress=False)
         return torch.cat(seen), images
 
     pairs = dataset(shards)
-    images = pairs.images.load(range(PAIRS)).columns["pixel_values"]
+    images = pairs.images.load(range(PAIRS)).columns["pixels"]
     encoded, from_cache = cached(pairs)
     assert torch.equal(encoded, images)
     assert len(cached(dataset([shards, shards]))[0]) == 0

@@ -410,9 +410,7 @@ def test_only_the_last_blocks_are_trained(trainer):
 def test_only_training_images_are_augmented(train_args, data, bert_clip_path):
     args = load_arguments(train_args(test_file=str(data / "train.csv"), min_crop_area=0.3, random_flip=True))
     training, testing = load_datasets(args, load_processor(bert_clip_path))
-    images = [
-        [dataset.images.load(range(8)).columns["pixel_values"] for _ in range(2)] for dataset in (training, testing)
-    ]
+    images = [[dataset.images.load(range(8)).columns["pixels"] for _ in range(2)] for dataset in (training, testing)]
     assert images[0][0].shape == images[1][0].shape and not torch.equal(*images[0])
     assert torch.equal(*images[1])
 
@@ -422,7 +420,7 @@ def test_each_epoch_crops_differently(trainer, bert_clip_path):
     crops = ImageTransform(load_processor(bert_clip_path).image_processor, min_crop_area=0.3)
     built.train_dataset = Pairs(built.train_dataset.table, DecodedImages(built.train_dataset.table, crops))
     collate, seen = built.data_collator, []
-    built.data_collator = lambda examples: seen.append(examples["images"]["pixel_values"]) or collate(examples)
+    built.data_collator = lambda examples: seen.append(examples["images"]["pixels"]) or collate(examples)
     built.train()
     assert len(seen) == 2 and not torch.equal(*seen)
 
@@ -437,7 +435,7 @@ def test_the_loss_falls_far_below_that_of_guessing(trainer):
 def test_evaluation_equals_the_model_on_the_whole_set(trainer, data):
     built = trainer(test_file=str(data / "train.csv"), per_device_eval_batch_size=3)
     metrics = built.evaluate()
-    batch = built.data_collator(built.eval_dataset.__getitems__(range(8)))
+    batch = built._prepare_inputs(built.data_collator(built.eval_dataset.__getitems__(range(8))))
     with torch.no_grad():
         inputs = {key: batch["model_inputs"][key] for key in ("input_ids", "attention_mask", "pixel_values")}
         outputs = built.model.eval()(**inputs)
@@ -608,7 +606,7 @@ def test_the_seed_of_a_batch_decides_its_augmentation(train_args, bert_clip_path
     dataset, _ = load_datasets(args, load_processor(bert_clip_path))
     state = torch.random.get_rng_state()
     one, same, other = (
-        dataset.__getitems__(next(iter(SharedBatches(8, 8, seed, shuffle=False))))["images"]["pixel_values"]
+        dataset.__getitems__(next(iter(SharedBatches(8, 8, seed, shuffle=False))))["images"]["pixels"]
         for seed in (1, 1, 2)
     )
     assert torch.equal(one, same) and not torch.equal(one, other)

@@ -10,6 +10,7 @@ from component.blend import Ends
 from component.embedding import Embedded, embed_images, embed_texts, image_batches, normalize
 from component.evaluation.retrieval import rank_pairs
 from component.evaluation.retrieval_data import RetrievalData
+from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 
 
@@ -95,9 +96,10 @@ def _encode_once(
 ) -> Callable[[BertCLIPModel], Embedded]:
     """Encode the images with the vision tower: a function that embeds them with the projection of a blend."""
     model, outputs, good_rows, bad_images = ends.model, [], [], {}
-    for batch in image_batches(ends.processor, data.images, batch_size, None, model.device):
+    transform = ImageTransform(ends.processor.image_processor)
+    for batch in image_batches(transform, data.images, batch_size, None, model.device):
         if len(batch.rows):
-            pixel_values = batch.columns["pixel_values"].to(model.device, model.dtype, non_blocking=True)
+            pixel_values = transform.pixel_values(batch.columns["pixels"], model.device, model.dtype)
             outputs.append(model.vision_model(pixel_values=pixel_values).pooler_output.cpu())
         good_rows += batch.rows.tolist()
         bad_images |= batch.bad

@@ -59,9 +59,9 @@ class ClipScorer:
     def _score(self, model: BertCLIPModel, texts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
         embeds = []
         for start in range(0, len(images), self._batch_size):
-            pixel_values = self._transform.pixel_values(images[start : start + self._batch_size])
-            features = model.get_image_features(pixel_values.to(model.device, model.dtype))
-            embeds.append(normalize(features, "image"))
+            pixels = torch.from_numpy(np.stack(images[start : start + self._batch_size]))
+            pixel_values = self._transform.pixel_values(pixels, model.device, model.dtype)
+            embeds.append(normalize(model.get_image_features(pixel_values), "image"))
         texts = embed_texts(model, self._processor, texts, self._batch_size, on_unknown=self._first_unknown)
         return (texts.embeds * torch.cat(embeds)).sum(dim=1).numpy()
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from component.image.load import BadImageError
@@ -13,7 +14,7 @@ class ImageBatch(NamedTuple):
     """The images of some rows.
 
     rows: (n,) int64, the rows whose image is good.
-    columns: name → tensor or array with one entry per good row, such as pixel_values (n, 3, H, W); {} when n is 0.
+    columns: name → tensor or array with one entry per good row, such as pixels (n, H, W, 3) uint8; {} when n is 0.
     bad: row → reason, of the other rows.
     """
 
@@ -27,17 +28,12 @@ class ImageBatch(NamedTuple):
         return len(self.rows) + len(self.bad)
 
     @classmethod
-    def read(
-        cls,
-        rows: Iterable[int],
-        read: Callable[[int], np.ndarray],
-        pixel_values: Callable[[list[np.ndarray]], Tensor],
-    ) -> "ImageBatch":
-        """Read the image of each row.
+    def read(cls, rows: Iterable[int], read: Callable[[int], np.ndarray]) -> "ImageBatch":
+        """Read the image of each row into the column pixels.
 
         Args:
-            read: returns the pixels of a row; a BadImageError makes the row a bad one, other errors are raised.
-            pixel_values: turns the pixels of all good rows into one tensor, see `ImageTransform`.
+            read: returns the (H, W, 3) uint8 pixels of a row; a BadImageError makes the row a bad one, other errors
+                are raised.
         """
         good, images, bad = [], [], {}
         for row in map(int, rows):
@@ -46,7 +42,7 @@ class ImageBatch(NamedTuple):
                 good.append(row)
             except BadImageError as error:
                 bad[row] = str(error)
-        return cls(np.array(good, np.int64), {"pixel_values": pixel_values(images)} if good else {}, bad)
+        return cls(np.array(good, np.int64), {"pixels": torch.from_numpy(np.stack(images))} if good else {}, bad)
 
     def keep(self, is_good: np.ndarray, reason: Callable[[int], str]) -> "ImageBatch":
         """The batch with only the rows where `is_good` (n,) holds; `reason(row)` says why another is bad."""

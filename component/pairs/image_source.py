@@ -44,7 +44,7 @@ class ImageSource(Protocol):
     bytes_per_image: int
 
     def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> ImageBatch:
-        """Load the images of some of `self.rows`; the columns are inputs of the model.
+        """Load the images of some of `self.rows`; the columns are inputs of the model, or the pixels that become them.
 
         Args:
             generator: source of all randomness (crop, flip); None: torch's global one.
@@ -52,10 +52,10 @@ class ImageSource(Protocol):
 
 
 class DecodedImages:
-    """Image files, read and decoded each time: pixel_values (good, 3, H, W).
+    """Image files, read and decoded each time: pixels (good, H, W, 3) uint8.
 
     Args:
-        transform: makes the pixel_values.
+        transform: makes the pixels, and pixel_values of them.
     """
 
     def __init__(self, table: PairTable, transform: ImageTransform):
@@ -71,5 +71,5 @@ class DecodedImages:
             return self.transform.read(store.read(locator), generator)
 
         expect_images(self.table.image(row) for row in rows)
-        batch = ImageBatch.read(rows, read, self.transform.pixel_values)
+        batch = ImageBatch.read(rows, read)
         return batch._replace(bad={row: f"{self.table.filename(row)}: {why}" for row, why in batch.bad.items()})

@@ -87,7 +87,7 @@ class _Files:
 
         inside = (self.files[row] for row in rows if is_shard(self.files[row].shard or ""))
         expect_images((Shard(file.shard, file.state), file.locator) for file in inside)
-        images = ImageBatch.read(rows, read, self.transform.pixel_values)
+        images = ImageBatch.read(rows, read)
         if good:
             digests, taken = zip(*good, strict=True)
             images.columns["digests"] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
@@ -114,13 +114,13 @@ def embed_files(
         **worker_options(loading.workers_for(len(files)), loading.batch_size * transform.bytes_per_image),
     )
     for batch in loader:
-        yield batch._replace(images=_with_vectors(batch.images, model)) if len(batch.images.rows) else batch
+        yield batch._replace(images=_with_vectors(batch.images, transform, model)) if len(batch.images.rows) else batch
 
 
 @torch.inference_mode()
-def _with_vectors(images: ImageBatch, model: BertCLIPModel) -> ImageBatch:
-    """The batch with its pixel_values replaced by their vectors."""
-    pixel_values = images.columns["pixel_values"].to(model.device, model.dtype, non_blocking=True)
+def _with_vectors(images: ImageBatch, transform: ImageTransform, model: BertCLIPModel) -> ImageBatch:
+    """The batch with its pixels replaced by the vectors of their images."""
+    pixel_values = transform.pixel_values(images.columns["pixels"], model.device, model.dtype)
     vectors = F.normalize(model.get_image_features(pixel_values).float(), dim=-1).half().cpu().numpy()
     kept = {name: np.asarray(images.columns[name]) for name in ("digests", "taken")}
     images = images._replace(columns={**kept, "vectors": vectors})

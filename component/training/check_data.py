@@ -124,7 +124,7 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
         *(lambda check=check: _require_an_image(check) for check in found.tables),
     ):
         _note(found.problems, problem)
-    found.samples = _samples(train, args.seed, tokenizer, processor.image_processor)
+    found.samples = _samples(train, args.seed, tokenizer)
     if args.image_feature_cache != "off" and num_images:
         tower_seconds = _tower_seconds(args, model, train)
         decoding, towers = seconds, tower_seconds * num_images / args.world_size
@@ -186,21 +186,14 @@ def _note(problems: list[str], check: Callable[[], None]) -> None:
         problems.append(str(error))
 
 
-def _samples(dataset: Pairs, seed: int, tokenizer, image_processor) -> list[Sample]:
+def _samples(dataset: Pairs, seed: int, tokenizer) -> list[Sample]:
     rows = np.random.default_rng(seed).permutation(len(dataset))[:SAMPLES]
     generator, samples = torch.Generator().manual_seed(seed), []
-    mean, std = (
-        torch.tensor(values)[:, None, None]
-        for values in (
-            (image_processor.image_mean, image_processor.image_std) if image_processor.do_normalize else ([0.0], [1.0])
-        )
-    )
     for row in rows.tolist():
         loaded = dataset.images.load([row], generator)
         image = None
         if not loaded.bad:
-            pixels = loaded.columns["pixel_values"][0] * std + mean
-            image = Image.fromarray((255 * pixels.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy())
+            image = Image.fromarray(loaded.columns["pixels"][0].numpy())
         reason = loaded.bad.get(row)
         samples.append(Sample(dataset.table.filename(row), image, reason, _tokens(dataset.table, row, tokenizer)))
     return samples
@@ -212,9 +205,9 @@ def _tokens(table, row: int, tokenizer) -> list[str]:
 
 def _tower_seconds(args: CLIPTrainingArguments, model: BertCLIPModel, dataset: Pairs) -> float:
     """Seconds per image in the locked tower, with evaluation batches, after one to warm up."""
-    encode = feature_encoder(args, model)
+    encode = feature_encoder(args, model, dataset.images.transform)
     size = image_size(dataset.images.transform.image_processor)
-    batch = torch.zeros(min(args.per_device_eval_batch_size, len(dataset)), 3, *size)
+    batch = torch.zeros(min(args.per_device_eval_batch_size, len(dataset)), *size, 3, dtype=torch.uint8)
     encode(batch).cpu()
     start = time.perf_counter()
     for _ in range(TIMED_BATCHES):

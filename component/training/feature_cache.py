@@ -235,7 +235,7 @@ def cache_features(
     With several processes, all call this together and each computes a share. One that is late may take any time.
 
     Args:
-        encode: the tower, (B, 3, H, W) pixel_values → (B, width) pooled output.
+        encode: the tower, (B, H, W, 3) uint8 pixels → (B, width) pooled output.
         batch_size: images per call of `encode`.
         num_workers: processes that decode images.
 
@@ -369,7 +369,7 @@ def _encoded(
             if MISSING in keys:
                 name = table.filename(batch.rows[keys.tolist().index(MISSING)])
                 raise OSError(f"{name} did not exist when the run began, and does now. Start again when all files do.")
-            features = encode(batch.columns["pixel_values"])
+            features = encode(batch.columns["pixels"])
             batch = batch._replace(columns={"keys": keys, "features": features}).keep(
                 features.isfinite().all(dim=1).numpy(),
                 lambda row: f"{table.filename(row)}: its features are not finite numbers",

@@ -8,6 +8,7 @@ from torch import Tensor
 from component.argument import CLIPTrainingArguments
 from component.dataset import Pairs
 from component.hub.identity import image_tower, text_tower
+from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.pair_table import KEY_FORMAT
 from component.training.feature_cache import FeatureCache, cache_features
@@ -20,9 +21,9 @@ def cache_images(
     """Replace the images of each dataset by the locked tower's output, computed once, if the arguments allow it."""
     if args.image_feature_cache == "off":
         return datasets
-    tower, encode = model.vision_model, feature_encoder(args, model)
-    image_processor = next(dataset for dataset in datasets if dataset is not None).images.transform.image_processor
-    key = image_tower(tower, image_processor).digest(str(feature_precision(args)), KEY_FORMAT)
+    transform = next(dataset for dataset in datasets if dataset is not None).images.transform
+    tower, encode = model.vision_model, feature_encoder(args, model, transform)
+    key = image_tower(tower, transform.image_processor).digest(str(feature_precision(args)), KEY_FORMAT)
     cache = FeatureCache(args.image_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features)
 
     def cached(dataset: Pairs) -> Pairs:
@@ -71,17 +72,19 @@ def cache_texts(
     return tuple(None if dataset is None else cached(dataset) for dataset in datasets)
 
 
-def feature_encoder(args: CLIPTrainingArguments, model: BertCLIPModel) -> Callable[[Tensor], Tensor]:
-    """The vision tower on its device: (B, 3, H, W) pixel_values → (B, vision_hidden) pooled output.
+def feature_encoder(
+    args: CLIPTrainingArguments, model: BertCLIPModel, transform: ImageTransform
+) -> Callable[[Tensor], Tensor]:
+    """The vision tower on its device: (B, H, W, 3) uint8 pixels → (B, vision_hidden) pooled output.
 
     It runs in the precision of training, so that training with the cache equals training without it.
     """
     tower, precision = model.vision_model.to(args.device), feature_precision(args)
 
     @torch.no_grad()
-    def encode(pixel_values: Tensor) -> Tensor:
+    def encode(pixels: Tensor) -> Tensor:
         with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
-            return tower(pixel_values.to(args.device)).pooler_output
+            return tower(transform.pixel_values(pixels, args.device)).pooler_output
 
     return encode
 

@@ -26,15 +26,16 @@ def spot_check(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
     if not args.image_vectors or not model.config.has_image_half:
         return
     given = dataset.images.load(dataset.some_rows(_IMAGES))
+    transform = ImageTransform(processor.image_processor)
     try:
-        images = DecodedImages(dataset.table, ImageTransform(processor.image_processor)).load(given.rows)
+        images = DecodedImages(dataset.table, transform).load(given.rows)
     except OSError:
         images = None  # the folder is away
     if images is None or not len(images.rows):
         logger.info("image_vectors were not compared with clip_pretrain_path: no image could be read.")
         return
     with torch.no_grad():
-        found = model.get_image_features(images.columns["pixel_values"].to(model.device)).cpu()
+        found = model.get_image_features(transform.pixel_values(images.columns["pixels"], model.device)).cpu()
     expected = given.columns["image_embeds"][torch.from_numpy(np.isin(given.rows, images.rows))]
     cosine = F.cosine_similarity(found, expected).median().item()
     if not cosine >= _LEAST_COSINE:

@@ -114,6 +114,6 @@ def _read(images: DecodedImages, rows: list[int]) -> ImageBatch:
     loaded = images.load(rows)
     digests = [
         int.from_bytes(hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).digest(), "little")
-        for pixels in loaded.columns.get("pixel_values", ())
+        for pixels in loaded.columns.get("pixels", ())
     ]
     return loaded._replace(columns={"digests": np.array(digests, np.uint64)})

@@ -111,10 +111,11 @@ def with_teacher(args: CLIPTrainingArguments, teacher: Teacher, tokenizer, pairs
     pairs = pairs.replaced(texts={"teacher_text_embeds": texts})
     if not args.trains_image_embeds:
         return pairs
+    transform = ImageTransform(processor.image_processor)
     images = cache_features(
-        DecodedImages(pairs.table, ImageTransform(processor.image_processor)),
+        DecodedImages(pairs.table, transform),
         cache("image", KEY_FORMAT),
-        lambda pixel_values: encode(model.get_image_features, pixel_values),
+        lambda pixels: encode(model.get_image_features, transform.pixel_values(pixels, args.device)),
         args.per_device_eval_batch_size,
         args.dataloader_num_workers,
         show_progress=not args.disable_tqdm,

@@ -20,7 +20,7 @@ REMOTE = ("train_file", "test_file")  # which may be s3://… and the like
 PATHS_OR_WORDS = {
     "image_feature_cache": ("auto", "off"),
     "text_feature_cache": ("auto", "off"),
-    "distill_cache": ("auto",),
+    "distill_cache": ("auto", "off"),
     "pair_table": ("auto", "off"),
     "image_vector_ids": ("order",),
     "resume_from_checkpoint": ("auto", "true", "false"),

@@ -12,6 +12,8 @@ def check_teacher(args) -> None:
         for key in ("fsdp", "deepspeed"):
             if getattr(args, key):
                 raise ValueError(f"`distill_from` does not work with `{key}`: leave one of them out.")
+        if args.distill_cache == "off":
+            raise ValueError("`distill_cache` is off, but the teacher's embeddings are always kept: name a folder.")
         return
     weight = next(f.default for f in fields(args) if f.name == "distill_weight")
     for key, is_given in (

@@ -14,7 +14,6 @@ from component.ground.reading import open_to_read
 from component.image.load import SINCE_INDEXED, BadImageError
 from component.pairs.columns import KNOWN_NAMES, ChooseColumns, find_columns, is_image_column
 
-HEAD = b"PAR1"  # the first bytes of a file
 ROW_GROUP_ROWS = 100_000
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from component.ground.reading import is_file, open_to_read
 from component.ground.remote import is_remote, remote_glob
 from component.pairs.json_text import parse_json
-from component.pairs.parquet import HEAD
 from component.pairs.text_file import open_text
 
 _PARTS = re.compile(r".+\.(csv|tsv|json|jsonl|ndjson|parquet)(\.gz)?", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?[]")
 _HEAD_CHARACTERS = 2**20
+_PARQUET_HEAD = b"PAR1"  # the first bytes of a Parquet file
 _METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)")  # of a Hugging Face imagefolder
 # A name and a number, such as `1.jpg#zhc#0` in Flickr8k-CN, or only a number; then a tab or blank and the caption.
 CAPTION_LINE = re.compile(r"\ufeff?(?P<name>[^\s#]+(?=#)|\d+|[^\s,]+\.(?:jpe?g|png))(?:#\S*)?[\t ]\s*(?P<text>\S.*)")
@@ -48,7 +48,7 @@ def kind_of(path: str) -> Kind:
     if not is_file(path):
         return Kind.CSV
     with open_to_read(path) as file:
-        if file.read(len(HEAD)) == HEAD:
+        if file.read(len(_PARQUET_HEAD)) == _PARQUET_HEAD:
             return Kind.PARQUET
     try:
         with open_text(path) as file:

@@ -172,7 +172,9 @@ def test_a_published_layout_trains(layout, data, trained):
     assert len(pairs) == (6 if layout is karpathy else 8)
     batch = PairCollator(0)(pairs.__getitems__(range(len(pairs))))
     assert not batch["bad_images"] and len(batch["rows"]) == len(pairs)
-    outputs = model(**batch["model_inputs"])
+    inputs = batch["model_inputs"]
+    inputs["pixel_values"] = pairs.images.transform.pixel_values(inputs.pop("pixels"))
+    outputs = model(**inputs)
     loss = clip_loss(outputs.image_embeds, outputs.text_embeds, outputs.logit_scale)
     loss.backward()
     optimizer.step()

@@ -555,7 +555,8 @@ for folder in (None, {folder!r} + "/tables"):
         print(error, flush=True)
 shared_disk.PATIENCE = 0
 for output, tables in (("output", "off"), ({folder!r}, "tables"), ({folder!r}, {folder!r})):
-    args = SimpleNamespace(output_dir=output, pair_table=tables, image_feature_cache="off", process_index=rank)
+    unused = dict.fromkeys(("image_feature_cache", "text_feature_cache", "distill_cache"), "off")
+    args = SimpleNamespace(output_dir=output, pair_table=tables, process_index=rank, **unused)
     try:
         shared_disk.require_shared_folders(args)
         print("all is shared", flush=True)

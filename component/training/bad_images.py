@@ -9,7 +9,8 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 
 import numpy as np
 from accelerate.utils import gather_object
@@ -145,13 +146,15 @@ class BadImages:
     def share(self) -> None:
         """Log and write what all processes found. All call it together."""
         found, self._found = gather_object(self._found), []
-        for split, file, row, reason in found:
-            self._say(file, row, reason)
-            self._lost[file] += reason.endswith(SINCE_INDEXED)
+        for (split, file), group in groupby(found, key=itemgetter(0, 1)):
+            entries = [(row, reason) for *_, row, reason in group]
+            for row, reason in entries:
+                self._say(file, row, reason)
+                self._lost[file] += reason.endswith(SINCE_INDEXED)
             if self._is_writer:
                 is_new = not os.path.exists(self._path(split))
                 with open(self._path(split), "a", encoding="utf-8", newline="") as table:
-                    self._write(table, [(row, reason)], is_new)
+                    self._write(table, entries, is_new)
             self._tell(split, file)
 
     def require_few_lost(self, file: str, total: int) -> None:

@@ -170,6 +170,8 @@ def main() -> int:
     parser.add_argument("--pages", nargs="+", default=english, help="default: README and docs, in English")
     parser.add_argument("--folder", type=Path, help="keep venv and clone there, for the next run (default: temporary)")
     options = parser.parse_args()
+    # A shell lets its background jobs ignore Ctrl-C, which what they start would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)

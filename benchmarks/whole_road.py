@@ -1,8 +1,9 @@
 """The road of a hundred million pairs, shrunk onto one machine with two nodes of a real Slurm.
 
     apt-get install slurmctld slurmd munge
-    pip install -r requirements-extras.txt img2dataset
-    python benchmarks/whole_road.py
+    pip install -r requirements-extras.txt
+    python -m venv ~/i2d && ~/i2d/bin/pip install -r requirements-bench.txt  # img2dataset, which pins older packages
+    PATH="$PATH:$HOME/i2d/bin" python benchmarks/whole_road.py
 
 URLs in Parquet → img2dataset → verdicts (an array job) → keep-list → training on two nodes, each of which sees only
 its own copy of the shards → the time limit, saved, put back, resumed → vectors (an array job) → gallery. The commands

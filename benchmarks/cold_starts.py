@@ -3,9 +3,9 @@
 python train_clip.py --train_args_file train_args/train_demo.json
 python benchmarks/cold_starts.py [--model output/demo/checkpoint-final] [--trees OTHER_CHECKOUT .] [--rounds 3]
 
-Each command runs once to fill caches, then once per round in each tree, one tree after the other. The table has the
-smallest CPU time (user and system, children included) and the smallest wall time of the rounds, in seconds. A command
-that a tree lacks is shown as "–".
+In one tree after the other, each command runs once to fill caches, and then once per round. (Versions share what they
+keep of a model and would undo it for each other.) The table has the smallest CPU time (user and system, children
+included) and the smallest wall time of the rounds, in seconds. A command that a tree lacks is shown as "–".
 """
 
 import argparse
@@ -28,8 +28,8 @@ ROWS = 64
 
 
 def commands(model: str, scratch: str) -> dict[str, list[str]]:
-    """What is shown → the arguments of python. `{new}` is another path in each run."""
-    pairs, gallery = f"{scratch}/pairs.csv", f"{scratch}/gallery"
+    """What is shown → the arguments of python. `{new}` is another path in each run, `{own}` one in each tree."""
+    pairs, gallery = f"{scratch}/pairs.csv", "{own}-gallery"
     table = ["--image_path", IMAGES]
     images = [os.path.join(ROOT, "images", "test", name) for name in ("fluent_cat.png", "fluent_dog.png")]
     demo = ["--train_args_file", "train_args/train_demo.json", "--set", "max_steps=1", "--set", "output_dir={new}"]
@@ -60,7 +60,8 @@ def run(arguments: list[str], tree: str, scratch: str) -> tuple[float, float] | 
     """CPU and wall seconds; None if the tree has no such command."""
     new = tempfile.mktemp(dir=scratch)
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, *(item.replace("{new}", new) for item in arguments)]
+    own = os.path.join(scratch, os.path.basename(tree))
+    command = [sys.executable, *(item.replace("{new}", new).replace("{own}", own) for item in arguments)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
@@ -75,23 +76,20 @@ def main() -> None:
     parser.add_argument("--trees", nargs="+", default=[ROOT], help="checkouts to compare (default: this one)")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    trees, rows = [os.path.abspath(tree) for tree in options.trees], []
+    trees = [os.path.abspath(tree) for tree in options.trees]
     with tempfile.TemporaryDirectory() as scratch:
         pairs = pd.read_csv(os.path.join(ROOT, "data", "demo", "test.csv"), nrows=ROWS)
         pairs.to_csv(f"{scratch}/pairs.csv", index=False)
-        for name, arguments in commands(os.path.abspath(options.model), scratch).items():
-            found = {tree: [run(arguments, tree, scratch)] for tree in trees}
-            for _ in range(options.rounds):
-                for tree, runs in found.items():
-                    if runs[0]:
-                        runs.append(run(arguments, tree, scratch))
-            rows.append([name])
-            for runs in found.values():
-                timed = list(filter(None, runs[1:]))
-                rows[-1] += [f"{min(kind):.2f}" for kind in zip(*timed, strict=True)] if timed else ["–", "–"]
-            print(*rows[-1], flush=True)
+        todo = commands(os.path.abspath(options.model), scratch)
+        table = {name: [name] for name in todo}
+        for tree in trees:
+            for name, arguments in todo.items():
+                runs = [run(arguments, tree, scratch) for _ in range(options.rounds + 1)][1:]
+                missing = None in runs
+                table[name] += ["–", "–"] if missing else [f"{min(kind):.2f}" for kind in zip(*runs, strict=True)]
+                print(*table[name], flush=True)
     heads = [f"{kind} s, {os.path.basename(tree)}" for tree in trees for kind in ("CPU", "wall")]
-    print("\n" + markdown_table(["Command", *heads], rows))
+    print("\n" + markdown_table(["Command", *heads], list(table.values())))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ class GoodRows:
         without: (bad,) ascending, the rows that are left out.
     """
 
-    def __init__(self, total: int, without: np.ndarray):
-        self._total, self._shifted = total, without - np.arange(len(without))
+    def __init__(self, total: int, without: Sequence[int] = ()):
+        self._total, self._shifted = total, np.asarray(without, np.int64) - np.arange(len(without))
 
     def __len__(self) -> int:
         return self._total - len(self._shifted)
 
-    def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
-        """(n,) indices into these rows → (n,) rows."""
+    def __getitem__(self, indices: slice | Sequence[int]) -> np.ndarray:
+        """(n,) indices into these rows, or a slice of them → (n,) rows."""
+        if isinstance(indices, slice):
+            indices = np.arange(*indices.indices(len(self)))
         indices = np.asarray(indices, np.int64)
         return indices + np.searchsorted(self._shifted, indices, side="right")
 
@@ -60,7 +62,7 @@ class DecodedImages:
 
     def __init__(self, table: PairTable, transform: ImageTransform):
         self.table, self.transform = table, transform
-        self.rows, self.bad = GoodRows(len(table), np.empty(0, np.int64)), {}
+        self.rows, self.bad = GoodRows(len(table)), {}
         self.bytes_per_image = transform.bytes_per_image
 
     def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> ImageBatch:

@@ -38,7 +38,7 @@ from component.pairs.image_source import DecodedImages, GoodRows
 from component.pairs.pair_table import PairTable
 from component.training.bad_images import Reasons, require_few_lost
 from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex, shares
-from component.training.feature_items import EveryRow, Items, images_of
+from component.training.feature_items import Items, images_of
 from component.training.fill_progress import FillProgress
 from component.training.interruption import naming_lost_process
 from component.training.shared_disk import sees
@@ -200,7 +200,7 @@ class ItemsToCheck(NamedTuple):
 class Features:
     """The features of a table's rows, which must have one: (m,) rows → (m, width)."""
 
-    def __init__(self, numbers: np.ndarray | EveryRow, index: FeatureIndex):
+    def __init__(self, numbers: np.ndarray | GoodRows, index: FeatureIndex):
         self._numbers, self._index = numbers, index
         self.bytes_per_row = index.blocks.bytes_per_feature
 

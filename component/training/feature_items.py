@@ -1,26 +1,12 @@
 """What of a table has features: its distinct images, or the texts of its rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from component.pairs.image_source import GoodRows
 from component.pairs.pair_table import PairTable
-
-
-class EveryRow:
-    """The rows 0 … total - 1, like an array, but without its memory."""
-
-    def __init__(self, total: int):
-        self._total = total
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __getitem__(self, index: slice | Sequence[int]) -> np.ndarray:
-        if isinstance(index, slice):
-            return np.arange(*index.indices(self._total))
-        return np.asarray(index, np.int64)
 
 
 class Items(NamedTuple):
@@ -36,8 +22,8 @@ class Items(NamedTuple):
 
     name: str
     table: PairTable
-    rows: np.ndarray | EveryRow
-    numbers: np.ndarray | EveryRow
+    rows: np.ndarray | GoodRows
+    numbers: np.ndarray | GoodRows
     states: Callable[[np.ndarray], np.ndarray]
     keys: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -49,7 +35,7 @@ def images_of(table: PairTable) -> Items:
 
 def texts_of(table: PairTable) -> Items:
     """The text of each row, known by its id. (A table does not number its distinct texts.)"""
-    every = EveryRow(len(table))
+    every = GoodRows(len(table))
     return Items(
         *("text", table, every, every),
         states=lambda rows: np.zeros(len(rows), np.int64),

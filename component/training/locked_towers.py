@@ -47,15 +47,15 @@ def cache_texts(
     it."""
     if args.text_feature_cache == "off":
         return datasets
-    tower, precision = model.text_model.to(args.device), feature_precision(args)
-    key = text_tower(tower, tokenizer).digest(str(precision), args.max_seq_length)
+    tower = model.text_model.to(args.device)
+    key = text_tower(tower, tokenizer).digest(str(feature_precision(args)), args.max_seq_length)
     cache = FeatureCache(
         args.text_feature_cache, key, tower.config.hidden_size, verify=args.verify_image_features, of="text"
     )
 
     @torch.no_grad()
     def encode(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
+        with feature_autocast(args):
             return tower(input_ids.to(args.device), attention_mask.to(args.device)).pooler_output
 
     def cached(dataset: Pairs) -> Pairs:
@@ -79,11 +79,11 @@ def feature_encoder(
 
     It runs in the precision of training, so that training with the cache equals training without it.
     """
-    tower, precision = model.vision_model.to(args.device), feature_precision(args)
+    tower = model.vision_model.to(args.device)
 
     @torch.no_grad()
     def encode(pixels: Tensor) -> Tensor:
-        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
+        with feature_autocast(args):
             return tower(transform.pixel_values(pixels, args.device)).pooler_output
 
     return encode
@@ -92,3 +92,9 @@ def feature_encoder(
 def feature_precision(args: CLIPTrainingArguments) -> torch.dtype:
     """The precision in which locked towers and a teacher compute."""
     return torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else torch.float32
+
+
+def feature_autocast(args: CLIPTrainingArguments) -> torch.autocast:
+    """The context in which they compute."""
+    precision = feature_precision(args)
+    return torch.autocast(args.device.type, precision, enabled=precision != torch.float32)

@@ -4,7 +4,6 @@ from collections import ChainMap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +21,7 @@ from component.pairs.pair_table import KEY_FORMAT
 from component.processor import TextProcessor
 from component.training.build import load_train_table
 from component.training.feature_cache import CachedImages, FeatureCache, cache_features
-from component.training.locked_towers import feature_precision
+from component.training.locked_towers import feature_autocast, feature_precision
 from component.training.text_features import text_features
 
 
@@ -89,7 +88,7 @@ def with_teacher(args: CLIPTrainingArguments, teacher: Teacher, tokenizer, pairs
 
     @torch.no_grad()
     def encode(embed, *inputs: Tensor) -> Tensor:
-        with torch.autocast(args.device.type, precision, enabled=precision != torch.float32):
+        with feature_autocast(args):
             return F.normalize(embed(*(tensor.to(args.device) for tensor in inputs)).float(), dim=-1)
 
     def cache(of: str, *more) -> FeatureCache:
@@ -129,7 +128,7 @@ class TaughtImages:
     def __init__(self, pairs: Pairs, taught: CachedImages):
         self._images, self._taught = pairs.images, taught.features
         self.bad = ChainMap(taught.bad, pairs.images.bad) if len(pairs.images.bad) else taught.bad
-        self.rows = GoodRows(len(pairs.table), np.array(sorted(self.bad), np.int64))
+        self.rows = GoodRows(len(pairs.table), sorted(self.bad))
         self.bytes_per_image = pairs.images.bytes_per_image + taught.bytes_per_image
 
     def load(self, rows: Sequence[int], generator: torch.Generator | None = None) -> ImageBatch:

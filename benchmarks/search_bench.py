@@ -107,6 +107,8 @@ class Ours:
     title = "search_image.py, exact"
 
     def __init__(self, vectors, folder, approximate=False):
+        import torch  # noqa: F401, which `serve` has loaded: vectors are compared by it
+
         from component.search.searcher import Searcher
         from component.search.writer import GalleryWriter
 
@@ -132,7 +134,6 @@ class Ours:
         self.gallery.add(files, digests, [None] * len(files), vectors)
 
     def search(self, query):
-
         return [hit.image.row for hit in self.searcher.search(query, TOP_K)]
 
 

@@ -34,6 +34,8 @@ def test_a_narrower_text_tower_keeps_the_main_directions_of_the_words(bert_clip_
     left = torch.linalg.svdvals(words)[24:].square().sum()
     assert (words.square().sum() - fewer.square().sum()).item() == pytest.approx(left.item(), rel=1e-3)
     assert len(narrow.text_model.encoder.layer) == 1
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
+    assert {module.p for module in narrow.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
     assert narrow.get_text_features(**processor(text=["一只小狗"], return_tensors="pt")).shape == (1, 16)
     pixels = torch.rand(1, 3, 32, 32)
     assert torch.allclose(narrow.get_image_features(pixels), model.get_image_features(pixels), atol=1e-5)

@@ -23,8 +23,9 @@ def save_smaller(
 ) -> None:
     """Write a checkpoint whose towers have only some layers of another one (as DistilBERT, arXiv:1910.01108, starts).
 
-    Everything else is the same: embeddings, poolers, projections, logit_scale, processor. It computes something else,
-    and is of use only after training, see `distill_from`.
+    Everything else is the same: embeddings, poolers, projections, logit_scale, processor; only a smaller text tower
+    has no dropout, because it can learn less than its teacher gives it. The checkpoint computes something else, and is
+    of use only after training, see `distill_from`.
 
     Args:
         model_path: BertCLIP or Chinese-CLIP folder, or hub name.
@@ -42,6 +43,8 @@ def save_smaller(
         model, processor = load_text_checkpoint(model_path)
         if text_layers is not None:
             _keep(model.text_model, text_layers, "text")
+        if text_layers is not None or text_width is not None:
+            model.text_model.config.update({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
         if image_layers is not None:
             if not model.config.has_image_half:
                 raise ValueError(f"{model_path} is a text tower alone: it has no layers of an image tower.")

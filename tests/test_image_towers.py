@@ -252,9 +252,13 @@ def test_checkpoints_and_exports_load_without_this_repository(saved, transformer
         torch.testing.assert_close(image_embeds, embed_images(model, processor, [image]).embeds, atol=1e-5, rtol=0)
 
 
+ONNX_TOWERS = [name if name == "dinov2" else pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED]
+
+
 @pytest.mark.skipif(not HAS_ONNX, reason="requirements-export.txt is not installed")
-def test_the_onnx_graph_takes_the_size_of_the_images_not_that_of_the_positions(saved, tmp_path, images):
-    model, processor = load_checkpoint(str(saved / "dinov2"))
+@pytest.mark.parametrize("name", ONNX_TOWERS)
+def test_the_onnx_graph_takes_the_size_of_the_images_not_that_of_the_positions(name, saved, tmp_path, images):
+    model, processor = load_checkpoint(str(saved / name))
     export_graph(ImageGraph(model), pixel_inputs(processor), ["image_embeds"], str(tmp_path / "graph.onnx"))
     pixel_values = processor(images=images, return_tensors="np")["pixel_values"]
     found = open_graph(str(tmp_path / "graph.onnx")).run(None, {"pixel_values": pixel_values})[0]

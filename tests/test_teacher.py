@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,10 +63,16 @@ def losses(output, key="loss") -> list[float]:
         {"freeze_vision": False, "loss_type": "siglip", "contrastive_chunk_size": 3},
         {"freeze_visual_projection": True, "text_noise": 1.0, "text_feature_cache": "off"},
         {"freeze_text": True},
+        {"image_vectors": "images.npy", "image_vector_ids": "order"},
     ],
     ids=lambda more: next(iter(more), "plain"),
 )
-def test_the_loss_adds_the_squared_distance_to_the_teachers_embeddings(train_args, data, keys, teacher_path, more):
+def test_the_loss_adds_the_squared_distance_to_the_teachers_embeddings(
+    train_args, data, keys, teacher_path, bert_clip_path, more, monkeypatch
+):
+    files = [str(data / "images" / f"{row}.png") for row in range(len(CAPTIONS))]
+    monkeypatch.chdir(data)
+    np.save("images.npy", embed_images(*load_checkpoint(bert_clip_path), files, num_workers=0).embeds.numpy())
     trainer = build_trainer(load_arguments(train_args(**keys, **more)))
     model, batch = trainer.model.train(), next(iter(trainer.get_train_dataloader()))
     for module in model.modules():  # no dropout
@@ -74,9 +81,9 @@ def test_the_loss_adds_the_squared_distance_to_the_teachers_embeddings(train_arg
     loss, outputs = trainer.compute_loss(model, trainer._prepare_inputs(batch), return_outputs=True)
     teacher, rows = load_checkpoint(teacher_path), batch["rows"].tolist()
     texts = embed_texts(*teacher, [CAPTIONS[row] for row in rows]).embeds
-    images = embed_images(*teacher, [str(data / "images" / f"{row}.png") for row in rows]).embeds
+    images = embed_images(*teacher, [files[row] for row in rows]).embeds
     sides = [(outputs.text_embeds, texts)]
-    if "freeze_visual_projection" not in more:
+    if trainer.args.trains_image_embeds:
         sides.append((outputs.image_embeds, images))
     expected = contrastive_loss(outputs.image_embeds, outputs.text_embeds, outputs.logit_scale, outputs.logit_bias)
     for own, taught in sides:

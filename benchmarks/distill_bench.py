@@ -1,6 +1,6 @@
 """What small towers keep of their teacher's recall on the demo data, with distillation and without.
 
-python benchmarks/distill_bench.py [--seeds 1 2 3] [--json figures.json]
+python benchmarks/distill_bench.py [--seeds 1 2 3] [--node_modules DIR] [--json figures.json]
 
 The teacher of each seed is the demo, `train_args/train_demo.json`. Its students are trained with its settings:
 
@@ -14,12 +14,15 @@ for more epochs, each of which is cheaper.)
 Each is trained with `distill_from` and, for comparison, without. Recall is text → image, in percent, of the names
 (test.csv) and of the held-out keywords (test_keywords.csv). "share" is the tower's number of parameters next to that
 of the teacher's; "ms alone" and "ms of 200" are the CPU time per query (or image), one at a time and 200 at once, with
-one thread. A text alone is embedded as `search_image.py query` does it.
+one thread. A text alone is embedded as `search_image.py query` does it. With `--node_modules`, where Node finds
+@huggingface/transformers: "int8 MB" is the size of text_model_quantized.onnx, "int8 R@1" is that of the names when
+transformers.js embeds them with it.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,12 +35,26 @@ import torch
 from demo_seeds import DEMO, SEEDS, evaluate, run, spread
 
 from component.checkpoint import load_checkpoint
+from component.embedded import Embedded
 from component.embedding import embed_images, embed_texts
+from component.evaluation.retrieval import rank_pairs
+from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.smaller import save_smaller
 from component.numpy_text_tower import open_text_tower
 from component.report.text_table import markdown_table
 
 COLUMNS = ("names R@1", "names R@10", "keywords R@1", "keywords R@10", "share", "ms alone", "ms of 200")
+INT8_COLUMNS = ("int8 MB", "int8 R@1")
+IN_NODE = """
+    const { AutoTokenizer, CLIPTextModelWithProjection } = require('@huggingface/transformers');
+    (async (folder, texts) => {
+        const tokenizer = await AutoTokenizer.from_pretrained(folder);
+        const model = await CLIPTextModelWithProjection.from_pretrained(folder, { dtype: 'q8' });
+        const embeds = [];
+        for (const text of texts) embeds.push(...(await model(await tokenizer(text))).text_embeds.tolist());
+        console.log(JSON.stringify(embeds));
+    })(process.argv[1], JSON.parse(require('fs').readFileSync(0, 'utf8')));
+"""
 QUERIES = ("小狗", "红色的圆", "一张生日蛋糕的图片", "下雨天的伞")
 TIMED = 50  # of each query and image
 
@@ -78,6 +95,21 @@ def measure(model_path: str, scratch: str, teacher_path: str, side: str) -> dict
     return found
 
 
+def in_transformers_js(model_path: str, scratch: str, teacher_path: str, node_modules: str) -> dict[str, float]:
+    """Size and recall of the text tower in int8, on the teacher's images."""
+    folder = tempfile.mkdtemp(dir=scratch)
+    run("export_model.py", "--model", model_path, "--format", "onnx", "--int8", "--output", folder)
+    data = read_retrieval_data(f"{DEMO}/test.csv", f"{DEMO}/images")
+    environment = {**os.environ, "NODE_PATH": node_modules}
+    embeds = subprocess.check_output(
+        ["node", "-e", IN_NODE, folder], input=json.dumps(data.texts), text=True, env=environment
+    )
+    texts = Embedded("text", data.texts, torch.tensor(json.loads(embeds)), list(range(len(data.texts))))
+    metrics = rank_pairs(data, embed_images(*load_checkpoint(teacher_path), data.images), texts).metrics
+    size = os.path.getsize(f"{folder}/onnx/text_model_quantized.onnx")
+    return {"int8 MB": size / 1e6, "int8 R@1": 100 * metrics["text_to_image_recall@1"]}
+
+
 def students(teacher: str, folder: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Name → the side that is small, and what differs from the demo's settings."""
     starts = {side: f"{folder}/start-{side}" for side in ("text", "image")}
@@ -101,6 +133,7 @@ def students(teacher: str, folder: str) -> dict[str, tuple[str, tuple[str, ...]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--node_modules", help="folder with @huggingface/transformers; measures int8 there too")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
     figures: dict[str, list[dict[str, float]]] = {}
@@ -112,11 +145,16 @@ def main() -> None:
                 models[name] = (side, train(f"{scratch}/{seed}/{name}", seed, *items))
             for name, (side, path) in models.items():
                 found = measure(path, scratch, teacher, side)
+                if options.node_modules and side == "text":
+                    found |= in_transformers_js(path, scratch, teacher, options.node_modules)
                 figures.setdefault(name, []).append(found)
                 print(name, "seed", seed, {key: round(value, 2) for key, value in found.items()}, flush=True)
     if len(options.seeds) > 1:
-        rows = [[name, *(spread(runs, key) for key in COLUMNS)] for name, runs in figures.items()]
-        print("\n" + markdown_table(["", *COLUMNS], rows))
+        columns = [*COLUMNS, *(INT8_COLUMNS if options.node_modules else ())]
+        rows = [
+            [name, *(spread(runs, key) if key in runs[0] else "" for key in columns)] for name, runs in figures.items()
+        ]
+        print("\n" + markdown_table(["", *columns], rows))
     if options.json:
         with open(options.json, "w") as file:
             json.dump(figures, file, indent=2)

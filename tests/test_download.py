@@ -21,17 +21,29 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT, python, run_python, write_csv
-from downloading import LOCAL, download, downloading, files, report
+from downloading import (
+    HALF_A_MESSAGE,
+    LOCAL,
+    download,
+    downloading,
+    files,
+    report,
+    work_but_first_die_in_a_message,
+)
 from image_server import ImageServer, image_bytes
 from PIL import Image
 
+from component.download.address import read_url
 from component.download.host_queue import HostQueue
 from component.download.img2dataset_table import img2dataset_instructions, write_img2dataset_table
+from component.download.job import DownloadSettings, Job
 from component.download.joined_report import join_reports
 from component.download.limits import FetchLimits
 from component.download.outcome import Outcome
+from component.download.processes import Processes
 from component.download.report import Report, default_report
 from component.download.rows import Rows
+from component.download.worker import work
 from component.ground.files import new_file
 from component.pairs.columns import filename_from_url
 from component.pairs.paths import writable_file
@@ -329,6 +341,29 @@ def test_a_process_that_never_starts_is_not_blamed_on_the_image(tmp_path, server
     with pytest.raises(OSError, match="a process of the download ends again and again"):
         download(tmp_path)
     assert not files(tmp_path) and not report(tmp_path)
+
+
+def test_a_process_killed_while_it_sends_a_message_costs_no_image(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("component.download.processes.work", work_but_first_die_in_a_message)
+    settings, address = DownloadSettings(4, limits=LOCAL), read_url(server.url("jpg/a"))
+    with Report(str(tmp_path / "report.csv")) as report, Processes(settings, report) as running:
+        running.put(Job(1, "a.jpg", address.url, address.url, str(tmp_path / "a.jpg"), address=address))
+        assert running.ended.get(timeout=60).status == "ok"  # seconds, for a message that never comes
+
+
+def test_a_process_ends_when_the_download_is_killed_while_it_sends_a_message(tmp_path):
+    with Report(str(tmp_path / "report.csv")):
+        pass
+    context = multiprocessing.get_context("spawn")
+    pipe, far_end = context.Pipe()
+    arguments = far_end, DownloadSettings(1), str(tmp_path / "report.csv"), context.RawArray("q", 1)
+    process = context.Process(target=work, args=arguments, daemon=True)
+    process.start()
+    far_end.close()
+    os.write(pipe.fileno(), HALF_A_MESSAGE)
+    pipe.close()
+    process.join(60)  # seconds
+    assert process.exitcode == 0
 
 
 def test_a_report_cut_anywhere_is_continued_after_its_last_whole_row(tmp_path):

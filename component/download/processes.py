@@ -160,7 +160,7 @@ class _Process:
         while True:
             try:
                 message = self._pipe.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # OSError: it was killed in the middle of a message
                 break
             if isinstance(message, Ended):
                 self._take_result(message)

@@ -96,7 +96,7 @@ class _Worker:
 
     def listen(self, is_over: threading.Event) -> None:
         """Receive messages until the pipe ends."""
-        with contextlib.suppress(EOFError, ConnectionError):
+        with contextlib.suppress(EOFError, OSError):  # OSError: it ends in the middle of a message
             while (message := self._pipe.recv()) is not None:
                 self._take(message)
             is_over.set()

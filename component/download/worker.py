@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import queue
-import random
 import signal
 import tempfile
 import threading
@@ -29,28 +28,20 @@ from component.download.fetch import Fetcher
 from component.download.host_queue import HostQueue
 from component.download.job import Answer, DownloadSettings, Ended, IsNetworkAway, Job
 from component.download.outcome import FetchError, Outcome
+from component.download.patience import Patience, TryAgain
 from component.download.report_rows import ReportRows
 from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
 from component.image.load import BadImageError, read_bytes
 
 IN_MEMORY_BYTES = 2**20  # per image in progress; larger ones go to a temporary file
-MAX_RETRY_AFTER = 60.0  # seconds; if a host asks for more, the row fails (see --retry_failed)
 FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS} | OUR_ERRNO  # every further row would fail the same way
-LEAST_PROBES = 2  # attempts after the first failure before a host is given up
 KEPT_BLOCKS = 8  # blocks of Pillow's memory, at most 16 MiB each
 GRACE_SECONDS = 5.0  # for the images in progress when the download stops
 
 
 class Stopped(BaseException):
     """The download was stopped: there is no verdict on the image."""
-
-
-class _TryAgain(Exception):
-    """The attempt failed but may succeed later; `delay` is in seconds."""
-
-    def __init__(self, delay: float = 0.0):
-        self.delay = delay
 
 
 def work(pipe: Connection, settings: DownloadSettings, report_path: str, decoded: MutableSequence[int]) -> None:
@@ -84,7 +75,7 @@ class _Worker:
         self._pipe, self._sends = pipe, threading.Lock()
         self._queue = HostQueue(settings.per_host, settings.longest_pause)
         self._fetcher = Fetcher(settings.limits, settings.per_host)
-        self._given_up: dict[str, str] = {}  # host → reason for its rows
+        self._patience = Patience(settings, self._queue, self._is_network_away)
         self._answers: dict[int, queue.SimpleQueue] = {}  # job number → queue for the answer it waits for
         self._writing, self._is_stopped = threading.Semaphore(settings.num_threads), False
         # daemon: the process need not wait for a server that hangs
@@ -142,7 +133,7 @@ class _Worker:
                 host = job.host
                 try:
                     self._send(Ended(job.number, self._attempt(job)))
-                except _TryAgain as again:
+                except TryAgain as again:
                     if job.host == host:
                         self._queue.put(host, job, again.delay)
                     else:
@@ -156,20 +147,20 @@ class _Worker:
         """Verify one image, or fetch and check it; the outcome is in the report unless the row is skipped.
 
         Raises:
-            _TryAgain: another attempt is allowed and may succeed.
+            TryAgain: another attempt is allowed and may succeed.
             OSError: images can no longer be written.
         """
         outcome, started = job.outcome("failed"), time.monotonic()
         try:
             if job.address is None:
                 self._verify(job, outcome)
-            elif job.host in self._given_up:
-                outcome.reason = self._given_up[job.host]
+            elif job.host in self._patience.given_up:
+                outcome.reason = self._patience.given_up[job.host]
             else:
                 self._fetch(job, outcome)
         except FetchError as error:
             outcome.http_code, outcome.reason = error.http_code, str(error)
-            self._ask_again(job, error, started)
+            self._patience.ask_again(job, error, started)
         except BadImageError as error:
             outcome.http_code, outcome.reason = 200, str(error)
         except MemoryError:
@@ -178,7 +169,7 @@ class _Worker:
             if error.errno in FATAL_ERRNO:
                 raise
             outcome.reason = f"disk: {error.strerror or error}"
-        except _TryAgain:
+        except TryAgain:
             raise
         except Exception as error:  # one strange image must neither end a long run nor go unnoticed
             outcome.reason = f"internal_error: {type(error).__name__}: {error}"
@@ -191,7 +182,7 @@ class _Worker:
         """Decode an existing file.
 
         Raises:
-            _TryAgain: it is broken, and must be fetched from its host.
+            TryAgain: it is broken, and must be fetched from its host.
         """
         try:
             with self._decoding.holding(job):
@@ -202,7 +193,7 @@ class _Worker:
                 outcome.status, outcome.reason = "skipped", "failed_before"
                 return
             job.address = read_url(job.mended_url)
-            raise _TryAgain from None
+            raise TryAgain from None
         self._note(outcome)
 
     def _fetch(self, job: Job, outcome: Outcome) -> None:
@@ -238,69 +229,6 @@ class _Worker:
             # file is missing is downloaded again.
             outcome.digest = hashlib.blake2b(content, digest_size=8).digest()
             self._note(outcome)
-
-    def _ask_again(self, job: Job, error: FetchError, started: float) -> None:
-        """Decide whether to try again; returns if the row has failed permanently.
-
-        Raises:
-            _TryAgain: the host or the network is in trouble, which does not count as an attempt; or another attempt
-                is allowed and may succeed.
-        """
-        if error.host and error.host != job.host:  # a redirect led there
-            self._queue.answered(job.host)
-        elif error.is_silence:
-            self._wait_for_host(job, error, started)
-        elif error.is_refusal:
-            self._wait_for_turn(job, error, started)
-            return
-        elif error.http_code:
-            self._queue.answered(job.host)
-        if job.host in self._given_up:
-            return
-        if error.reason == "timeout" and self._is_network_away(job, error):
-            job.seconds = 0.0
-            raise _TryAgain(self.settings.longest_pause)
-        job.attempts += 1
-        if error.may_pass and job.attempts <= self.settings.retries and job.seconds < self.settings.limits.timeout:
-            raise _TryAgain(2 ** (job.attempts - 1) * random.uniform(0.5, 1.5))
-
-    def _wait_for_host(self, job: Job, error: FetchError, started: float) -> None:
-        """Raise _TryAgain unless the host is given up, or has answered other requests since."""
-        is_of_this_row = not error.is_unreached and self._queue.has_answered_since(job.host, started)
-        if is_of_this_row or job.host in self._given_up:
-            return
-        trouble = self._queue.trouble(job.host, started, is_silence=True)
-        if trouble.seconds < self.settings.patience or trouble.pauses <= LEAST_PROBES:
-            if error.reason != "timeout":
-                job.seconds -= min(job.seconds, time.monotonic() - started)  # time of the host, not of this row
-                raise _TryAgain
-            if not job.attempts and job.seconds < self.settings.limits.timeout:
-                job.attempts = 1  # a URL that hangs holds a thread for 10 s each time
-                raise _TryAgain
-        elif self._is_network_away(job, error):
-            self._queue.forgive(job.host)
-            job.seconds = 0.0
-            raise _TryAgain
-        else:
-            self._give_up(job.host, f"host_down: no answer for {trouble.seconds:.0f} s ({error.reason})")
-
-    def _wait_for_turn(self, job: Job, error: FetchError, started: float) -> None:
-        """Raise _TryAgain unless the host, or this row, has been refused for too long."""
-        pause = error.retry_after or 0.0
-        if pause > MAX_RETRY_AFTER or job.host in self._given_up:
-            return
-        trouble = self._queue.trouble(job.host, started, is_silence=False, pause=pause)
-        if trouble.seconds >= self.settings.patience and trouble.pauses > LEAST_PROBES:
-            self._give_up(job.host, f"host_down: nothing but {error.reason} for {trouble.seconds:.0f} s")
-            return
-        job.refused_since = job.refused_since or started
-        job.refusals += 1
-        if time.monotonic() - job.refused_since < self.settings.patience or job.refusals <= LEAST_PROBES:
-            raise _TryAgain(min(self.settings.longest_pause, 2.0 ** (job.refusals - 2)))
-
-    def _give_up(self, host: str, reason: str) -> None:
-        self._given_up[host] = reason
-        self._queue.release(host)
 
     def _is_network_away(self, job: Job, error: FetchError) -> bool:
         """Ask the main process."""

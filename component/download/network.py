@@ -16,10 +16,6 @@ NETWORK_PATIENCE = 10  # as a multiple of the patience with a host
 FRESH_SECONDS = 0.05  # a more recent answer proves that the network is up
 
 
-class NetworkAwayError(OSError):
-    """No host has answered for so long that the run must stop."""
-
-
 class Network:
     """Tells a silent host from a network that is down: if no other host accepts connections, the network is down.
 
@@ -49,7 +45,7 @@ class Network:
         """Whether the network, rather than the silent host, is at fault.
 
         Raises:
-            NetworkAwayError: the network has been down for too long.
+            OSError: the network has been down for too long.
         """
         with self._lock:
             seconds = time.monotonic() - self._answered_at
@@ -66,7 +62,7 @@ class Network:
             is_away = question.is_local
         limit = NETWORK_PATIENCE * self._settings.patience
         if is_away and seconds > limit:
-            raise NetworkAwayError(
+            raise OSError(
                 f"No host has answered for {seconds:.0f} s, not even those that did before: the network of this "
                 "machine, its resolver or the proxy is down. Run the same command again to resume."
             )

@@ -7,7 +7,6 @@ import os
 import queue
 import threading
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 
 from component.download.decoding import NOTHING
@@ -39,9 +38,9 @@ class Processes:
         cores = usable_cores()
         count = max(1, min(cores, settings.num_threads // settings.per_host))
         self.ended: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
+        self.report, self._network = report, Network(settings)
         each = replace(settings, num_threads=settings.num_threads // count)
-        books = _Books(report, Network(settings), self._end)
-        self._processes = [_Process(each, math.ceil(cores / count), books) for _ in range(count)]
+        self._processes = [_Process(each, math.ceil(cores / count), self) for _ in range(count)]
         self._hosts: dict[str, int] = {}
 
     def __enter__(self):
@@ -63,16 +62,33 @@ class Processes:
         ended = self.ended.get()
         if isinstance(ended, Exception):
             raise ended
+        if ended.digest:
+            self.report.count_content(ended)
         return ended
 
     def _index_for(self, job: Job) -> int:
         if not job.host:
             return job.number
-        if job.host not in self._hosts and len(self._hosts) < HOSTS_IN_TURN:
-            self._hosts[job.host] = len(self._hosts)
+        if len(self._hosts) < HOSTS_IN_TURN:
+            return self._hosts.setdefault(job.host, len(self._hosts))  # in one step: any thread may put a job
         return self._hosts.get(job.host, zlib.crc32(job.host.encode()))
 
-    def _end(self, result: Outcome | Exception | Job) -> None:
+    def answer(self, question: IsNetworkAway, job: Job) -> Answer:
+        """Answer a process."""
+        try:
+            return Answer(question.number, self._network.is_away(job.address, question))
+        except OSError as error:
+            self.end(error)
+            return Answer(question.number, True)
+
+    def take(self, result: Outcome | Exception | Job, job: Job) -> None:
+        """Take the result of a job from a process."""
+        if isinstance(result, Outcome) and result.http_code:
+            self._network.answered(job.address)
+        self.end(result)
+
+    def end(self, result: Outcome | Exception | Job) -> None:
+        """Hand over an outcome or the error that ends the run; queue a job for its host."""
         if not isinstance(result, Job):
             self.ended.put(result)
             return
@@ -82,33 +98,11 @@ class Processes:
             self.ended.put(error)
 
 
-class _Books:
-    """What the main process does for all workers: watch the network, collect outcomes."""
-
-    def __init__(self, report: Report, network: Network, end: Callable[[Outcome | Exception | Job], None]):
-        self.report, self.network, self.end = report, network, end
-
-    def answer(self, question: IsNetworkAway, job: Job) -> Answer:
-        try:
-            return Answer(question.number, self.network.is_away(job.address, question))
-        except OSError as error:
-            self.end(error)
-            return Answer(question.number, True)
-
-    def take(self, result: Outcome | Exception | Job, job: Job) -> None:
-        if isinstance(result, Outcome):
-            if result.http_code:
-                self.network.answered(job.address)
-            if result.digest:
-                self.report.count_content(result)
-        self.end(result)
-
-
 class _Process:
     """One process, the thread that listens to it, and its unfinished jobs."""
 
-    def __init__(self, settings: DownloadSettings, decoders: int, books: _Books):
-        self._settings, self._decoders, self._books = settings, decoders, books
+    def __init__(self, settings: DownloadSettings, decoders: int, run: Processes):
+        self._settings, self._decoders, self._run = settings, decoders, run
         self._jobs: dict[int, Job] = {}
         self._lock = threading.Lock()  # guards the pipe, which is replaced together with the process
         self._process, self._is_closed, self._deaths = None, False, 0
@@ -140,7 +134,7 @@ class _Process:
             self._decoded = context.RawArray("q", self._decoders)
             self._pipe, far_end = context.Pipe()
             with far_end:
-                arguments = far_end, self._settings, self._books.report.path, self._decoded
+                arguments = far_end, self._settings, self._run.report.path, self._decoded
                 process = context.Process(target=work, args=arguments, daemon=True, name="download")
                 process.start()
         except OSError as error:
@@ -163,19 +157,15 @@ class _Process:
             except (EOFError, OSError):  # OSError: it was killed in the middle of a message
                 break
             if isinstance(message, Ended):
-                self._take_result(message)
+                self._deaths = 0
+                self._run.take(message.result, self._jobs.pop(message.number))
             else:
-                answer = self._books.answer(message, self._jobs[message.number])
+                answer = self._run.answer(message, self._jobs[message.number])
                 with self._lock:
                     self._send(answer)
         with self._lock:
             if not self._is_closed:
                 self._replace()
-
-    def _take_result(self, message: Ended) -> None:
-        job = self._jobs.pop(message.number)
-        self._deaths = 0
-        self._books.take(message.result, job)
 
     def _replace(self) -> None:
         """Move the jobs of a killed process to a new one, except for an image that killed two processes."""
@@ -189,15 +179,15 @@ class _Process:
                 if job.kills == MOST_KILLS:
                     outcome = job.outcome("failed", "decoder_killed: twice, perhaps for lack of memory")
                     outcome.http_code = 200
-                    self._books.report.add(outcome)
+                    self._run.report.add(outcome)
                     del self._jobs[number]
                     self._deaths = 0
-                    self._books.end(outcome)
+                    self._run.end(outcome)
             if self._deaths == DEATHS_IN_A_ROW:
                 raise OSError(errno.ENOMEM, "a process of the download ends again and again; too little memory?")
             self._start()
         except OSError as error:
-            self._books.end(error)
+            self._run.end(error)
             return
         for folder in {os.path.dirname(job.path) for job in self._jobs.values()}:
             sweep(folder)

@@ -1,5 +1,6 @@
 """The fetcher in this process: where it may connect, and what a server cannot do to it, over real sockets."""
 
+import base64
 import contextlib
 import functools
 import gzip
@@ -10,6 +11,7 @@ import random
 import sys
 import tracemalloc
 import zlib
+from urllib.parse import quote
 
 import pytest
 from image_server import ImageServer, image_bytes
@@ -429,5 +431,9 @@ def test_impossible_limits_are_refused_at_the_start(limits):
 def test_credentials_in_a_url_go_to_its_host_only(server):
     server.answers["away"] = [f"HTTP/1.1 302 F\r\nLocation: {server.url('jpg/auth')}\r\n\r\n".encode()]
     fetch(f"http://me:pass@{server.address}/raw/away")
-    assert server.headers["/raw/away"]["authorization"] == "Basic bWU6cGFzcw=="
-    assert "authorization" not in server.headers["/jpg/auth"]
+    assert server.headers["/raw/away"]["Authorization"] == "Basic bWU6cGFzcw=="
+    assert "Authorization" not in server.headers["/jpg/auth"]
+    fetch(f"http://{quote('我')}@{server.address}/jpg/user")
+    assert server.headers["/jpg/user"]["Authorization"] == f"Basic {base64.b64encode('我:'.encode()).decode()}"
+    fetch("http://1.1.1.1/jpg/x", proxy=f"http://me:pass@{server.address}")
+    assert server.headers["http://1.1.1.1/jpg/x"]["Proxy-Authorization"] == "Basic bWU6cGFzcw=="

@@ -15,7 +15,7 @@ from urllib3.util import Url, parse_url
 
 from component.download.address import refuse_private
 from component.download.faults import TooManyBytesError, name_fault
-from component.download.limits import FetchLimits
+from component.download.limits import FetchLimits, basic_auth
 from component.download.outcome import FetchError
 
 BLOCK_BYTES = 64 * 1024  # bytes per read: enough for most images with their headers
@@ -48,8 +48,8 @@ allowance = _Allowance()
 def pool_manager(proxy: str | None = None, **options) -> urllib3.PoolManager:
     """A urllib3.PoolManager, or ProxyManager, of such connections; `options` are its own."""
     if proxy:
-        credentials = urllib3.util.parse_url(proxy).auth_decoded_joined
-        headers = urllib3.util.make_headers(proxy_basic_auth=credentials)
+        credentials = parse_url(proxy).auth
+        headers = {"Proxy-Authorization": basic_auth(credentials)} if credentials else {}
         manager = urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
     else:
         manager = urllib3.PoolManager(**options)

@@ -1,8 +1,6 @@
 """One URL → its body in an open file, within limits of time, size, redirects and reachable addresses."""
 
 import contextlib
-import datetime
-import email.utils
 import ssl
 import time
 from collections.abc import Iterator
@@ -13,8 +11,8 @@ from urllib.request import Request
 
 import certifi
 from urllib3 import BaseHTTPResponse, HTTPResponse, PoolManager
-from urllib3.exceptions import ProtocolError
-from urllib3.util import Url
+from urllib3.exceptions import InvalidHeader, ProtocolError
+from urllib3.util import Retry, Url
 
 from component.download.address import read_url, refuse_private_by_name
 from component.download.connection import (
@@ -149,8 +147,7 @@ def _check_answer(response: BaseHTTPResponse, max_bytes: int) -> None:
     """Refuse answers without reading them: errors, bodies announced as too large, opt-outs, unknown encodings."""
     code = response.status
     if code not in (200, 203):  # 203: a proxy has modified the answer
-        wait = _retry_after(response.headers.get("Retry-After", ""))
-        raise FetchError(f"http_{code}", response.reason or "", code, wait)
+        raise FetchError(f"http_{code}", response.reason or "", code, _retry_after(response))
     if (response.length_remaining or 0) > max_bytes:
         raise FetchError("too_large", f"{response.length_remaining} bytes announced, {max_bytes} allowed", code)
     for directive in response.headers.get("X-Robots-Tag", "").lower().split(","):
@@ -162,15 +159,9 @@ def _check_answer(response: BaseHTTPResponse, max_bytes: int) -> None:
             raise FetchError("bad_encoding", detail, code)
 
 
-def _retry_after(header: str) -> float | None:
-    """Seconds from now, for both forms that RFC 9110 allows: a number of seconds or a date; None for nonsense."""
-    header = header.strip()
-    if header.isascii() and header.isdigit():
-        return float(header)
+def _retry_after(response: BaseHTTPResponse) -> float | None:
+    """The seconds that the server asks to wait; None if it does not, or if that is neither a number nor a date."""
     try:
-        moment = email.utils.parsedate_to_datetime(header)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.timezone.utc)
-        return max((moment - datetime.datetime.now(datetime.timezone.utc)).total_seconds(), 0.0)
-    except (ValueError, TypeError, IndexError, OverflowError):
+        return Retry().get_retry_after(response)
+    except (InvalidHeader, ValueError, TypeError, IndexError, OverflowError):
         return None

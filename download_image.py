@@ -92,8 +92,8 @@ def parse_args() -> argparse.Namespace:
         "--to_img2dataset",
         "--to_webdataset_input",
         metavar="FOLDER",
-        help="download nothing: write the table for img2dataset into this folder, or into one file whose name ends in "
-        ".parquet, and print its command",
+        help="download nothing: write the table for img2dataset into this new folder, or into one file whose name "
+        "ends in .parquet, and print its command",
     )
     parser.add_argument(
         "--join_reports", action="store_true", help="download nothing: write the reports of all parts into one"

@@ -89,7 +89,9 @@ def parse_args() -> argparse.Namespace:
     for problem in problems_with_verdicts(args) if args.verdicts else problems_with_table(args):
         parser.error(problem)
     if args.clip_model and not args.histogram and not args.verdicts:
-        args.histogram = os.path.splitext(args.out_file or args.train_file)[0] + "-similarity.png"
+        from component.pairs.table_files import pair_files
+
+        args.histogram = os.path.splitext(args.out_file or pair_files(args.train_file)[0])[0] + "-similarity.png"
     parser.require_distinct(args, "train_file", "out_file", "report", "histogram", "keep_list")
     return args
 
@@ -195,11 +197,14 @@ def filter_table(args: argparse.Namespace) -> None:
     from component.filter.judge import count_rows, judge_pairs
     from component.filter.output import FilterOutput, Funnel
     from component.filter.rules import FilterRules, PairCheck
-    from component.ground.files import require_writable
+    from component.ground.files import require_apart, require_writable
     from component.ground.lock import sole_writer
+    from component.pairs.table_files import pair_files
 
     rules = FilterRules(**{name: getattr(args, name) for name in RULES})
     out_file = None if args.dry_run else args.out_file
+    for path in filter(None, (out_file, args.report, args.histogram)):
+        require_apart(path, pair_files(args.train_file))
     bad_images = BadImages(args.image_path) if args.delete_bad_images and not args.dry_run else None
     scorer = histogram = None
     funnel = Funnel()

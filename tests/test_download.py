@@ -759,6 +759,21 @@ def test_a_table_without_file_names_is_handed_over_without_them_in_a_folder(tmp_
     assert "save_additional_columns" not in img2dataset_instructions(table, 1)
 
 
+def test_the_table_for_img2dataset_never_replaces_what_is_there(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "wukong").mkdir()
+    table = tmp_path / "wukong" / "0.parquet"
+    pd.DataFrame({"caption": ["猫"], "url": ["http://x/1"]}).to_parquet(table)
+    before = table.read_bytes()
+    for out, message in (
+        (table.parent, "is not empty; give a new folder"),
+        (table, "is one of the files that are read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_img2dataset_table(str(table.parent), str(out))
+    assert table.read_bytes() == before
+
+
 def test_parts_of_many_files_without_file_names_read_only_their_own(tmp_path):
     for number in range(3):
         urls = [("猫", f"http://x/{number}/{row}.jpg") for row in range(4)]

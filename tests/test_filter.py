@@ -428,6 +428,10 @@ def test_the_table_itself_is_never_overwritten(tmp_path, images):
     assert done.returncode == 2 and "--out_file and --train_file name the same file" in done.stderr
     assert len(read(tmp_path / "train.csv")) == 2
     assert run(tmp_path, out=False).returncode == 2
+    (images / "another.jpg").touch()  # an empty folder would end the run
+    done = run(tmp_path, "--train_file", tmp_path / "t*.csv", "--out_file", tmp_path / "train.csv", out=False)
+    assert done.returncode == 2 and "train.csv is one of the files that are read" in done.stderr
+    assert len(read(tmp_path / "train.csv")) == 2
 
 
 def test_an_old_result_survives_a_run_that_fails(tmp_path):
@@ -444,6 +448,14 @@ def test_two_processes_do_not_write_one_file(tmp_path, images):
         done = run(tmp_path)
     assert done.returncode == 2 and f"another run (process {os.getpid()} on" in done.stderr
     assert done.stderr.count("\n") == 1 and len(read(tmp_path / "out.csv")) == 0
+
+
+def test_the_histogram_of_a_pattern_is_named_after_its_first_file(tmp_path, images, monkeypatch):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("text,filename\n")
+    options = ["--train_file", str(tmp_path / "*.csv"), "--image_path", str(images), "--dry_run", "--clip_model", "x"]
+    monkeypatch.setattr(sys, "argv", ["filter_data.py", *options])
+    assert filter_data.parse_args().histogram == str(tmp_path / "a-similarity.png")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -1,11 +1,16 @@
 """pack_shards.py: a table and its images as WebDataset shards, by its command line."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
+import pytest
 import webdataset
 from conftest import run_python, write_csv
 from test_shards import image_bytes
 
+from component.packing.shards import _write_shard, pack_shards
+from component.pairs.image_stores import ImageFolder
 from component.pairs.sources import read_pair_files
 
 
@@ -60,3 +65,50 @@ def test_a_wrong_folder_of_images_is_an_error(tmp_path):
     done = pack(tmp_path)
     assert done.returncode == 2
     assert "no pair was packed: the file names must be relative to --image_path" in done.stderr
+
+
+def test_shards_of_others_and_those_that_are_read_are_never_replaced(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(image_bytes(number))
+    write_csv(tmp_path / "train.csv", [(f"第{n}张", f"{n}.jpg") for n in range(4)], ("text", "filename"))
+    shards = tmp_path / "shards"
+    assert pack(tmp_path).returncode == 0
+
+    def unchanged_and_refused(files: Path, message: str) -> None:
+        before = {path.name: path.read_bytes() for path in shards.iterdir()}
+        with pytest.raises(ValueError, match=message):
+            list(pack_shards(str(files), str(tmp_path / "images"), str(shards), pairs_per_shard=2, num_workers=1))
+        assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
+
+    unchanged_and_refused(shards, "00000.tar was not packed here, or is one of those to read. Give another folder")
+    (shards / "00001_stats.json").write_text('{"count": 10000, "successes": 9000}')  # as img2dataset writes them
+    unchanged_and_refused(tmp_path / "train.csv", "00001.tar was not packed here")
+
+
+def test_a_shard_whose_packing_was_interrupted_is_not_taken_for_that_of_its_old_data(tmp_path, monkeypatch):
+    """The texts change, and change back after a run that was killed in between."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.jpg").write_bytes(image_bytes(0))
+    (tmp_path / "shards").mkdir()
+
+    def pack_text(text: str) -> None:
+        pairs = [(ImageFolder(str(tmp_path / "images")), "0.jpg", text)]
+        _write_shard(str(tmp_path / "shards" / "00000.tar"), 0, pairs)
+
+    pack_text("旧")
+    replace = os.replace
+    for killed_at in range(3):
+        names = iter(range(3))
+
+        def killed(*paths, killed_at=killed_at, names=names):
+            if next(names) == killed_at:
+                raise KeyboardInterrupt
+            replace(*paths)
+
+        monkeypatch.setattr(os, "replace", killed)
+        with suppress(KeyboardInterrupt):
+            pack_text(f"新{killed_at}")
+        monkeypatch.undo()
+        pack_text("旧")
+        assert [list(chunk["text"]) for _, chunk in read_pair_files(str(tmp_path / "shards"), None)] == [["旧"]]

@@ -164,6 +164,20 @@ def test_a_table_that_holds_no_verdicts_is_named(tmp_path):
         join(tmp_path)
 
 
+def test_a_verdict_table_is_not_replaced_by_its_keep_list(tmp_path):
+    verdict_table(tmp_path)
+    (path,) = find_verdicts([str(tmp_path / "verdicts")])
+    with pytest.raises(ValueError, match="a.csv.verdicts.parquet is one of the files that are read"):
+        write_keep_list([path], path, FilterRules())
+    assert list(pd.read_parquet(path)) == list(COLUMNS)
+
+
+def test_verdicts_on_no_pairs_are_joined_into_an_empty_keep_list(tmp_path):
+    judge(tmp_path, str(write_csv(tmp_path / "train.csv", [], ("text", "filename"))), str(tmp_path))
+    join(tmp_path, exact_duplicates=True, near_duplicates=True)
+    assert pd.read_parquet(tmp_path / "keep.parquet").empty
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from component.ground.files import new_file, new_folder
+from component.ground.files import new_file, new_folder, require_apart, require_empty_folder
 from component.pairs.parquet import ParquetWriter
 from component.pairs.table import has_filenames, read_table
 from component.pairs.table_files import pair_files
@@ -37,13 +37,18 @@ def write_img2dataset_table(train_file: str, path: str, columns: Mapping[str, st
 
     Args:
         train_file, columns: as for `Rows`.
-        path: a name that ends in .parquet is one file; any other is a folder, with a file for each million rows.
+        path: a name that ends in .parquet is one file; any other is a new or empty folder, for a file for each million
+            rows.
 
     Raises:
-        ValueError, FileNotFoundError: `train_file` cannot be read.
+        ValueError, FileNotFoundError: `train_file` cannot be read, or `path` would replace files.
         ImportError: pyarrow is not installed.
     """
-    files = pair_files(train_file)
+    files, is_one_file = pair_files(train_file), path.endswith(".parquet")
+    if is_one_file:
+        require_apart(path, files)
+    else:
+        require_empty_folder(path)
     named = any(has_filenames(file, columns) for file in files)
     names = {"url": "url", "text": "caption", **({"filename": "filename"} if named else {})}
     rows = 0
@@ -55,7 +60,7 @@ def write_img2dataset_table(train_file: str, path: str, columns: Mapping[str, st
                 rows += len(chunk)
                 yield chunk[list(names)].rename(columns=names)
 
-    if path.endswith(".parquet"):
+    if is_one_file:
         with new_file(path, "wb") as file, ParquetWriter(file) as writer:
             for chunk in chunks():
                 writer.append(chunk)

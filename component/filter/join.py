@@ -13,7 +13,7 @@ import numpy as np
 from component.filter.output import REASONS
 from component.filter.rules import FilterRules
 from component.filter.verdicts import COLUMNS, OK
-from component.ground.files import new_file, scratch_folder
+from component.ground.files import new_file, require_apart, scratch_folder
 from component.ground.optional import import_optional
 from component.image.perceptual_hash import MAX_DISTANCE
 from component.pairs.keep_list import SCHEMA
@@ -50,11 +50,12 @@ def write_keep_list(
         Reason → number of pairs; "" for those that are kept.
 
     Raises:
-        ValueError: a table does not hold verdicts, a file occurs in two of them, or there are no scores, or scores of
-            several models, although `min_score` is given.
+        ValueError: a table does not hold verdicts, a file occurs in two of them, `out_file` is one of them, or there
+            are no scores, or scores of several models, although `min_score` is given.
         ImportError: DuckDB or pyarrow is not installed.
     """
     duckdb = import_optional("duckdb", "joining verdicts")
+    require_apart(out_file, verdicts)
     with scratch_folder(out_file) as folder:
         with duckdb.connect(os.path.join(folder, "pairs.db")) as database:
             try:
@@ -172,8 +173,8 @@ class _Join:
 
     def _write(self, out_file: str) -> None:
         pyarrow = import_pyarrow()
-        names, digests = zip(*self._query("SELECT file, digest FROM files ORDER BY number"), strict=True)
-        names, digests = pyarrow.array(names), pyarrow.array(digests)
+        files = self._query("SELECT file, digest FROM files ORDER BY number")
+        names, digests = (pyarrow.array([file[column] for file in files], "string") for column in (0, 1))
         rows = self._database.execute("SELECT position, reason = '' AS keep FROM result ORDER BY position")
         schema = pyarrow.schema(SCHEMA)
         with (

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -113,6 +113,19 @@ def require_writable_folder(path: str) -> None:
         raise ValueError(f"{path} cannot be a folder: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ValueError(f"{path} cannot be written: no permission in {nearest}")
+
+
+def require_empty_folder(path: str) -> None:
+    """As `require_writable_folder`, and raise ValueError if there is anything in the folder, for `new_folder`."""
+    require_writable_folder(path)
+    if os.path.isdir(path) and os.listdir(path):
+        raise ValueError(f"{path} is not empty; give a new folder")
+
+
+def require_apart(path: str, inputs: Iterable[str]) -> None:
+    """Raise ValueError if `new_file` would replace one of the files that are read."""
+    if os.path.realpath(path) in map(os.path.realpath, inputs):
+        raise ValueError(f"{path} is one of the files that are read; give the output another name")
 
 
 @contextmanager

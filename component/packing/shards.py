@@ -25,7 +25,7 @@ from component.pairs.caption import is_caption
 from component.pairs.image_stores import ImageStore, expect_images, key_of
 from component.pairs.keep_list import KeepList
 from component.pairs.sources import read_pair_files
-from component.pairs.table_files import is_shard
+from component.pairs.table_files import is_shard, pair_files
 
 ENDINGS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # of the other formats, the name in lower case
 SHARDS_AHEAD = 2  # per process
@@ -60,8 +60,8 @@ def pack_shards(
         files, image_path, columns, keep_list: see `read_pair_files`.
 
     Raises:
-        ValueError, FileNotFoundError: as `read_pair_files`; another run writes to the folder; or, at the end, the
-            folder has shards that this data does not have.
+        ValueError, FileNotFoundError: as `read_pair_files`; another run writes to the folder; it has shards that were
+            not packed here, or are to be read; or, at the end, shards that this data does not have.
         OSError: a disk does not answer or is full, or a worker process was killed.
     """
     num_workers = num_workers or usable_cores()
@@ -73,6 +73,7 @@ def pack_shards(
     tasks: deque = deque()
     count = 0
     with sole_writer(folder, inside=True), worker_pool(num_workers) as pool:
+        _require_own_shards(folder, pair_files(files))
         for part in _batched(pairs, pairs_per_shard):
             path = os.path.join(folder, f"{count:05d}.tar")
             tasks.append(pool.submit(_write_shard, path, count * pairs_per_shard, part))
@@ -88,6 +89,14 @@ def pack_shards(
         )
 
 
+def _require_own_shards(folder: str, read: Sequence[str]) -> None:
+    """Raise ValueError rather than replace the shards of others, or those that are read."""
+    inputs = set(map(os.path.realpath, read))
+    for path in (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if is_shard(name)):
+        if os.path.realpath(path) in inputs or not _read_stats(path):
+            raise ValueError(f"{path} was not packed here, or is one of those to read. Give another folder.")
+
+
 def _batched(pairs: Iterator[Pair], size: int) -> Iterator[list[Pair]]:
     while part := list(itertools.islice(pairs, size)):
         yield part
@@ -96,21 +105,26 @@ def _batched(pairs: Iterator[Pair], size: int) -> Iterator[list[Pair]]:
 def _write_shard(path: str, first: int, pairs: list[Pair]) -> tuple[Stats, bool]:
     """Runs in a worker process."""
     digest = hashlib.blake2b(json.dumps([(key_of(*pair[:2]), pair[2]) for pair in pairs]).encode(), digest_size=16)
-    stats, stats_path = Stats(digest.hexdigest()), f"{os.path.splitext(path)[0]}_stats.json"
-    if (known := _read_stats(stats_path)) and known.made_of == stats.made_of and os.path.isfile(path):
+    stats = Stats(digest.hexdigest())
+    if (known := _read_stats(path)) and known.made_of == stats.made_of and os.path.isfile(path):
         return known, True
-    with new_file(path, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
-        expect_images(pair[:2] for pair in pairs)
-        for number, (store, locator, text) in enumerate(pairs, first):
-            try:
-                content, ending = _image(store, locator, text)
-            except BadImageError as error:
-                stats.left_out[error.reason] = stats.left_out.get(error.reason, 0) + 1
-                continue
-            _add(tar, f"{number:09d}.{ending}", content)
-            _add(tar, f"{number:09d}.txt", text.encode(errors="surrogatepass"))
-            stats.pairs += 1
-    write_json(stats_path, asdict(stats))
+    with new_file(path, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            expect_images(pair[:2] for pair in pairs)
+            for number, (store, locator, text) in enumerate(pairs, first):
+                try:
+                    content, ending = _image(store, locator, text)
+                except BadImageError as error:
+                    stats.left_out[error.reason] = stats.left_out.get(error.reason, 0) + 1
+                    continue
+                _add(tar, f"{number:09d}.{ending}", content)
+                _add(tar, f"{number:09d}.txt", text.encode(errors="surrogatepass"))
+                stats.pairs += 1
+        file.flush()  # raises if the disk is full
+        # In this order, so that stats next to a shard are its own whenever this process is killed.
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        write_json(_stats_file(path), asdict(stats))
     return stats, False
 
 
@@ -134,7 +148,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _read_stats(path: str) -> Stats | None:
-    with suppress(OSError, TypeError, ValueError), open(path, encoding="utf-8") as file:
+def _stats_file(shard: str) -> str:
+    return f"{os.path.splitext(shard)[0]}_stats.json"
+
+
+def _read_stats(shard: str) -> Stats | None:
+    """The stats of a shard; None where there are none, as before it was packed, or those of another program."""
+    with suppress(OSError, TypeError, ValueError), open(_stats_file(shard), encoding="utf-8") as file:
         return Stats(**json.load(file))
     return None

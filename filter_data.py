@@ -195,8 +195,8 @@ def filter_table(args: argparse.Namespace) -> None:
 
     from component.filter.bad_images import BadImages
     from component.filter.judge import count_rows, judge_pairs
-    from component.filter.output import FilterOutput, Funnel
-    from component.filter.rules import FilterRules, PairCheck
+    from component.filter.output import Funnel, filter_output
+    from component.filter.rules import FilterRules
     from component.ground.files import require_apart, require_writable
     from component.ground.lock import sole_writer
     from component.pairs.table_files import pair_files
@@ -208,7 +208,7 @@ def filter_table(args: argparse.Namespace) -> None:
     bad_images = BadImages(args.image_path) if args.delete_bad_images and not args.dry_run else None
     scorer = histogram = None
     funnel = Funnel()
-    with sole_writer(args.histogram), FilterOutput(out_file, args.report) as output:
+    with sole_writer(args.histogram), filter_output(out_file, args.report) as write:
         total = count_rows(args.train_file, args.columns)
         if args.clip_model:
             from component.filter.clip_score import ClipScorer
@@ -217,12 +217,11 @@ def filter_table(args: argparse.Namespace) -> None:
             require_writable(args.histogram)
             histogram = ScoreHistogram()
             scorer = ClipScorer(args.clip_model, args.batch_size, histogram.add)
-        check = PairCheck(rules, scorer.crop if scorer else None)
         with tqdm(total=total, unit="row") as bar:
             for chunk, reasons in judge_pairs(
-                args.train_file, args.image_path, check, scorer, args.min_similarity, args.num_workers, args.columns
+                args.train_file, args.image_path, rules, scorer, args.min_similarity, args.num_workers, args.columns
             ):
-                output.add(chunk, reasons)
+                write(chunk, reasons)
                 funnel.add(reasons)
                 if bad_images:
                     bad_images.add(chunk["filename"], reasons)

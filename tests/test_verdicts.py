@@ -15,7 +15,7 @@ import filter_data
 from component.filter.clip_score import ClipScorer
 from component.filter.join import write_keep_list
 from component.filter.judge import judge_pairs
-from component.filter.rules import FilterRules, PairCheck
+from component.filter.rules import FilterRules
 from component.filter.verdicts import COLUMNS, find_verdicts, judge_files, verdict_files
 from component.image.perceptual_hash import NearDuplicates
 from component.pairs.keep_list import KeepList
@@ -65,8 +65,7 @@ def test_a_keep_list_keeps_what_filtering_in_one_go_keeps(tmp_path, bert_clip_pa
         (None, {"max_aspect": 2, "exact_duplicates": True}),
         (low, {"near_duplicates": True, "exact_duplicates": True}),
     ):
-        check = PairCheck(FilterRules(**rules), scorer.crop)
-        judged = judge_pairs(path, str(images), check, scorer, min_score, num_workers=1)
+        judged = judge_pairs(path, str(images), FilterRules(**rules), scorer, min_score, num_workers=1)
         expected = [
             name for rows, reasons in judged for name, why in zip(rows["filename"], reasons, strict=True) if not why
         ]

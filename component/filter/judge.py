@@ -1,22 +1,22 @@
 """A table of pairs → a verdict on each row, in order, in constant memory."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from component.filter.rules import Finding, PairCheck
-from component.filter.workers import Chunk, checked
+from component.filter.rules import FilterRules, Finding
+from component.filter.workers import CHUNK_ROWS, Chunk, checked_chunks
 from component.image.perceptual_hash import NearDuplicates
 from component.pairs.image_stores import ImageFolder
 from component.pairs.paths import normal_name
 from component.pairs.table import read_table
 from component.pairs.table_files import pair_files
 
-COLUMNS = ("text", "filename")
-CHUNK_ROWS = 1024  # read, scored and written together
+if TYPE_CHECKING:  # judging without a model needs no torch
+    from component.filter.clip_score import ClipScorer
 
-Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[float]]
+COLUMNS = ("text", "filename")
 
 
 def count_rows(train_file: str, columns: Mapping[str, str] | None = None) -> int:
@@ -34,8 +34,8 @@ def count_rows(train_file: str, columns: Mapping[str, str] | None = None) -> int
 def judge_pairs(
     train_file: str,
     image_path: str,
-    check: PairCheck,
-    score: Scorer | None = None,
+    rules: FilterRules,
+    scorer: "ClipScorer | None" = None,
     min_score: float | None = None,
     num_workers: int | None = None,
     columns: Mapping[str, str] | None = None,
@@ -49,7 +49,7 @@ def judge_pairs(
         train_file: table with a column of captions and one of file names, and any others; a folder of such tables,
             or a pattern, as for `pair_files`.
         image_path: folder of the images.
-        score: (captions, pixels of `Finding`) → similarities of the pairs that pass the rules; called once per chunk.
+        scorer: measures the similarities of the pairs that pass the rules.
         min_score: drop pairs with a lower similarity; None keeps all.
         num_workers: processes; by default one per core that this process may use.
         columns: see `read_table`.
@@ -58,28 +58,24 @@ def judge_pairs(
         ValueError, FileNotFoundError: `train_file` cannot be read.
         OSError: a worker process died; or an image cannot be read, for a reason that says nothing about the image.
     """
-    duplicates = _Duplicates(check)
+    duplicates = _Duplicates(rules)
     images = ImageFolder(image_path)
     chunks = (Chunk(train_file, images, rows) for rows in _chunks(train_file, columns))
-    for (_, _, chunk), findings in checked(chunks, check, num_workers):
+    for (_, _, rows), findings, scores in checked_chunks(chunks, rules, scorer, num_workers):
         reasons = [finding.reason for finding in findings]
-        texts, filenames = chunk["text"].tolist(), chunk["filename"].tolist()
-        good = [row for row, reason in enumerate(reasons) if not reason]
-        if score and good:
-            similarities = score([texts[row] for row in good], [findings[row].pixels for row in good])
-            for row, similarity in zip(good, similarities, strict=True):
-                if min_score is not None and not similarity >= min_score:
-                    reasons[row] = f"dissimilar: {similarity:.3f}"
-        for row, (filename, finding) in enumerate(zip(filenames, findings, strict=True)):
+        for row, score in scores.items():
+            if min_score is not None and not score >= min_score:
+                reasons[row] = f"dissimilar: {score:.3f}"
+        for row, (filename, finding) in enumerate(zip(rows["filename"].tolist(), findings, strict=True)):
             reasons[row] = reasons[row] or duplicates.reason(filename, finding)
-        yield chunk, reasons
+        yield rows, reasons
 
 
 class _Duplicates:
     """Remembers the pairs that are kept, and finds the later ones that repeat them."""
 
-    def __init__(self, check: PairCheck):
-        self._rules = check.rules
+    def __init__(self, rules: FilterRules):
+        self._rules = rules
         self._digests: set[int] = set()
         self._images = NearDuplicates()
 

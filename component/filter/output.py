@@ -1,9 +1,9 @@
 """What filtering writes: the kept rows, the report of the dropped ones, and the funnel of counts."""
 
-import contextlib
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 
 import pandas as pd
@@ -23,43 +23,43 @@ REASONS = (
 )
 
 
-class FilterOutput:
-    """Context manager that writes the result of a filter. Its files appear when the block ends without an error.
-
-    Entering it raises ValueError if another process writes one of the files.
+@contextmanager
+def filter_output(
+    out_file: str | None = None, report: str | None = None
+) -> Iterator[Callable[[pd.DataFrame, list[str]], None]]:
+    """Write the result of a filter. The files appear when the block ends without an error.
 
     Args:
         out_file: table of the kept rows, see `new_table`, all columns as they were; None: not written.
         report: CSV `row,filename,reason,text` of the dropped rows, rows counted from 1; None: not written.
+
+    Yields:
+        A function that takes the next rows and their reasons, see `judge_pairs`.
+
+    Raises:
+        ValueError: another process writes one of the files.
     """
+    with (
+        sole_writers(out_file, report),
+        new_table(out_file) if out_file else nullcontext() as append,
+        new_file(report, newline="") if report else nullcontext() as file,
+    ):
+        num_rows, writer = 0, file and csv.writer(file)
+        if writer:
+            writer.writerow(["row", "filename", "reason", "text"])
 
-    def __init__(self, out_file: str | None = None, report: str | None = None):
-        self._paths, self._rows = (out_file, report), 0
+        def write(chunk: pd.DataFrame, reasons: list[str]) -> None:
+            nonlocal num_rows
+            if append:
+                append(chunk.loc[[not reason for reason in reasons]])
+            if writer:
+                rows = zip(chunk["filename"], reasons, chunk["text"], strict=True)
+                for number, (filename, reason, text) in enumerate(rows, num_rows + 1):
+                    if reason:
+                        writer.writerow([number, *map(spreadsheet_cell, (filename, reason, text))])
+            num_rows += len(chunk)
 
-    def add(self, chunk: pd.DataFrame, reasons: list[str]) -> None:
-        """Write the next rows according to their reasons, see `judge_pairs`."""
-        if self._append:
-            self._append(chunk.loc[[not reason for reason in reasons]])
-        if self._report:
-            writer = csv.writer(self._report)
-            for row, (name, text, reason) in enumerate(zip(chunk["filename"], chunk["text"], reasons, strict=True), 1):
-                if reason:
-                    writer.writerow([self._rows + row, *map(spreadsheet_cell, (name, reason, text))])
-        self._rows += len(chunk)
-
-    def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(sole_writers(*self._paths))
-            out_file, report = self._paths
-            self._append = stack.enter_context(new_table(out_file) if out_file else contextlib.nullcontext())
-            self._report = stack.enter_context(new_file(report, newline="") if report else contextlib.nullcontext())
-            self._files = stack.pop_all()
-        if self._report:
-            csv.writer(self._report).writerow(["row", "filename", "reason", "text"])
-        return self
-
-    def __exit__(self, *exc_info):
-        self._files.__exit__(*exc_info)
+        yield write
 
 
 class Funnel:

@@ -23,19 +23,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from pandas.util import hash_array
 
-from component.filter.rules import FilterRules, Finding, PairCheck, chinese_share
-from component.filter.workers import Chunk, checked
+from component.filter.rules import FilterRules, Finding, chinese_share
+from component.filter.workers import CHUNK_ROWS, CheckedChunk, Chunk, checked_chunks
 from component.ground.file_state import FileState
 from component.ground.files import new_file
 from component.ground.lock import sole_writer
 from component.ground.plain_text import one_line
-from component.image.centre_crop import CentreCrop
 from component.pairs.file_content import content_of
 from component.pairs.image_stores import key_of
 from component.pairs.keep_list import PairsDigest
@@ -43,9 +42,11 @@ from component.pairs.parquet import ParquetWriter, import_pyarrow, open_parquet
 from component.pairs.sources import read_pair_files
 from component.pairs.table_files import expand, file_and_split, is_shard, require_own_names
 
+if TYPE_CHECKING:  # judging without a model needs no torch
+    from component.filter.clip_score import ClipScorer
+
 FORMAT = 1
 ENDING = ".verdicts.parquet"
-CHUNK_ROWS = 1024  # scored and written together
 MADE_OF = b"made_of"  # key of the metadata: what a verdict table was made of
 OK = "ok"
 # In pyarrow's names of types.
@@ -55,19 +56,6 @@ COLUMNS = {
     **{"text_digest": "int64", "image_digest": "int64", "phash": "int64", "score": "float32", "model": "string"},
 }
 MEASURE_ALL = FilterRules(exact_duplicates=True, near_duplicates=True)
-
-
-class Scorer(Protocol):
-    """Measures the similarity of texts and images, such as `ClipScorer`.
-
-    model: identity of the model.
-    crop: makes the images that it takes.
-    """
-
-    model: str
-    crop: CentreCrop
-
-    def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> Sequence[float]: ...
 
 
 @dataclass
@@ -111,7 +99,7 @@ def judge_files(
     verdicts: Mapping[str, str],
     image_path: str | None,
     columns: Mapping[str, str] | None = None,
-    scorer: Scorer | None = None,
+    scorer: "ClipScorer | None" = None,
     num_workers: int | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Judged:
@@ -129,8 +117,8 @@ def judge_files(
         OSError: a worker process died; an image cannot be read, for a reason that says nothing about it; or a verdict
             table cannot be written.
     """
-    judged = Judged()
-    settings = {"format": FORMAT, "model": scorer and scorer.model, "columns": columns and dict(columns)}
+    judged, model = Judged(), scorer and scorer.model
+    settings = {"format": FORMAT, "model": model, "columns": columns and dict(columns)}
     made_of = {file: {**settings, "state": _state(file)} for file in verdicts}
     new = [file for file in verdicts if not _is_made_of(verdicts[file], file, made_of[file])]
     judged.judged_before = len(verdicts) - len(new)
@@ -149,17 +137,17 @@ def judge_files(
             except (ValueError, FileNotFoundError) as error:
                 judged.errors[file] = one_line(error)
 
-    found = checked(chunks(), PairCheck(MEASURE_ALL, scorer.crop if scorer else None), num_workers)
-    for file, group in itertools.groupby(found, key=lambda item: item[0].file):
+    found = checked_chunks(chunks(), MEASURE_ALL, scorer, num_workers)
+    for file, group in itertools.groupby(found, key=lambda checked: checked.chunk.file):
         with suppress(_CannotBeJudged), sole_writer(verdicts[file]), new_file(verdicts[file], "wb") as out:
             reasons: Counter[str] = Counter()
             content = content_of(file, FileState(*made_of[file]["state"]))
             with ParquetWriter(out, _schema({**made_of[file], "content": content})) as writer:
                 start = 0
-                for chunk, findings in group:
-                    table = _verdicts(chunk, findings, digests[file], start, scorer)
+                for checked in group:
+                    table = _verdicts(checked, digests[file], start, model)
                     writer.append(table)
-                    reasons.update(_word(finding) for finding in findings)
+                    reasons.update(map(_word, checked.findings))
                     start += len(table)
                     progress(len(table))
             # The chunks are read ahead: when the last one is here, the end of the file was read.
@@ -208,25 +196,19 @@ def _is_made_of(verdict: str, file: str, wanted: dict[str, Any]) -> bool:
     return found == wanted
 
 
-def _verdicts(chunk: Chunk, findings: list[Finding], digest: str, start: int, scorer: Scorer | None) -> pd.DataFrame:
-    texts = chunk.rows["text"].str.strip().tolist()
-    good = [row for row, finding in enumerate(findings) if not finding.reason]
-    scores: list[float | None] = [None] * len(findings)
-    if scorer and good:
-        images = [findings[row].pixels for row in good]
-        for row, score in zip(good, scorer([texts[row] for row in good], images), strict=True):
-            scores[row] = float(score)
+def _verdicts(checked: CheckedChunk, digest: str, start: int, model: str | None) -> pd.DataFrame:
+    (file, store, rows), findings, scores = checked
 
     def of_good(name: str) -> list[int | None]:
         return [None if finding.reason else _signed(getattr(finding, name)) for finding in findings]
 
-    locators = chunk.rows["filename"].tolist()
-    names = np.array([chunk.store.filename(locator) for locator in locators], object)
+    texts, locators = rows["text"].str.strip().tolist(), rows["filename"].tolist()
+    names = np.array(list(map(store.filename, locators)), object)
     values = {
-        "file": chunk.file,
+        "file": file,
         "digest": digest,
         "row": range(start, start + len(findings)),
-        "key": [key_of(chunk.store, locator) for locator in locators],
+        "key": [key_of(store, locator) for locator in locators],
         "image": hash_array(names).view(np.int64).tolist(),
         "status": [_word(finding) or OK for finding in findings],
         "width": [finding.size and finding.size[0] for finding in findings],
@@ -236,8 +218,8 @@ def _verdicts(chunk: Chunk, findings: list[Finding], digest: str, start: int, sc
         "text_digest": of_good("text_digest"),
         "image_digest": of_good("image_digest"),
         "phash": of_good("looks"),
-        "score": scores,
-        "model": scorer and scorer.model,
+        "score": [scores.get(row) for row in range(len(findings))],
+        "model": model,
     }
     return pd.DataFrame({name: values[name] for name in COLUMNS}, dtype=object)
 

@@ -1,27 +1,46 @@
-"""A pool of worker processes that end with this one, however it ends."""
+"""Worker processes that end with this one, however it ends."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from component.ground.cores import usable_cores
+
+T = TypeVar("T")
 
 
-@contextmanager
-def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose tasks are cancelled when the block ends.
+def ordered_results(
+    function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], num_workers: int | None, tasks_ahead: int
+) -> Iterator[T]:
+    """Yield `function(*task)` for each task, in order, computed by worker processes.
+
+    Tasks that have not begun are cancelled when the iterator is closed.
+
+    Args:
+        num_workers: None: one per core that this process may use.
+        tasks_ahead: number of tasks per process that are taken before their results are asked for.
 
     Raises:
         OSError: a worker process died.
     """
+    num_workers = num_workers or usable_cores()
     # spawn: a forked child would inherit the locks of the threads that torch runs in this process.
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_live_as_parent)
+    begun: deque = deque()
     with pool:
         try:
-            yield pool
+            for task in tasks:
+                begun.append(pool.submit(function, *task))
+                if len(begun) > tasks_ahead * num_workers:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
         except (BrokenProcessPool, MemoryError):
             raise OSError("a worker process was killed, perhaps for lack of memory; try --num_workers 1") from None
         finally:

@@ -10,15 +10,13 @@ import itertools
 import json
 import os
 import tarfile
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 
-from component.ground.cores import usable_cores
 from component.ground.files import new_file, write_json
 from component.ground.lock import sole_writer
-from component.ground.processes import worker_pool
+from component.ground.processes import ordered_results
 from component.image.container import format_of
 from component.image.load import BadImageError, MissingImageError
 from component.pairs.caption import is_caption
@@ -64,24 +62,22 @@ def pack_shards(
             not packed here, or are to be read; or, at the end, shards that this data does not have.
         OSError: a disk does not answer or is full, or a worker process was killed.
     """
-    num_workers = num_workers or usable_cores()
     pairs = (
         (store, locator, text)
         for store, chunk in read_pair_files(files, image_path, columns, keep_list=keep_list)
         for locator, text in zip(chunk["filename"], chunk["text"], strict=True)
     )
-    tasks: deque = deque()
+    tasks = (
+        (os.path.join(folder, f"{number:05d}.tar"), number * pairs_per_shard, part)
+        for number, part in enumerate(_batched(pairs, pairs_per_shard))
+    )
     count = 0
-    with sole_writer(folder, inside=True), worker_pool(num_workers) as pool:
+    results = ordered_results(_write_shard, tasks, num_workers, SHARDS_AHEAD)
+    with sole_writer(folder, inside=True), closing(results):
         _require_own_shards(folder, pair_files(files))
-        for part in _batched(pairs, pairs_per_shard):
-            path = os.path.join(folder, f"{count:05d}.tar")
-            tasks.append(pool.submit(_write_shard, path, count * pairs_per_shard, part))
+        for result in results:
             count += 1
-            if len(tasks) > SHARDS_AHEAD * num_workers:
-                yield tasks.popleft().result()
-        while tasks:
-            yield tasks.popleft().result()
+            yield result
     names = {f"{number:05d}.tar" for number in range(count)}
     if others := sorted(name for name in os.listdir(folder) if is_shard(name) and name not in names):
         raise ValueError(

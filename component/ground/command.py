@@ -106,40 +106,34 @@ def part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def output_file(text: str) -> str:
-    """Option type: a file that can be written."""
-    if not text:
-        raise expected(text, "a file")
-    try:
-        require_writable(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+def _output(what: str, require: Callable[[str], None]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not text:
+            raise expected(text, what)
+        try:
+            require(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return parse
 
 
-def output_folder(text: str) -> str:
-    """Option type: a folder that exists, or that can be created."""
-    if not text:
-        raise expected(text, "a folder")
-    try:
-        require_writable_folder(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+output_file = _output("a file", require_writable)
+output_folder = _output("a folder", require_writable_folder)  # that exists, or that can be created
 
 
-def input_file(text: str) -> str:
-    """Option type: an existing regular file; a pipe could keep the script waiting forever."""
-    if not os.path.isfile(text):
-        raise expected(text, "a file" + ("" if os.path.exists(text) else ", but it does not exist"))
-    return text
+def _input(what: str, is_there: Callable[[str], bool]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not is_there(text):
+            raise expected(text, what + ("" if os.path.exists(text) else ", but it does not exist"))
+        return text
+
+    return parse
 
 
-def input_folder(text: str) -> str:
-    """Option type: an existing folder."""
-    if not os.path.isdir(text):
-        raise expected(text, "a folder" + ("" if os.path.exists(text) else ", but it does not exist"))
-    return text
+input_file = _input("a file", os.path.isfile)  # a regular one: a pipe could keep the script waiting forever
+input_folder = _input("a folder", os.path.isdir)
 
 
 def unicode_text(given: str) -> str:

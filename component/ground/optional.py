@@ -21,11 +21,3 @@ def import_optional(module: str, user: str, extra: str = "extras") -> ModuleType
         raise ModuleNotFoundError(
             f"{user} needs {package}: pip install {package}, or pip install -r requirements-{extra}.txt ({error})"
         ) from None
-
-
-def find_optional(module: str) -> ModuleType | None:
-    """Import a module of a package that is used if it is installed; None if it is not, or cannot be imported."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None

@@ -7,7 +7,7 @@ from PIL import Image
 
 from component.image.container import format_of
 from component.image.fast_jpeg import packages, shrink_jpeg
-from component.image.load import BadImageError, DecodedImage, decode, opened, read_bytes
+from component.image.load import BadImageError, DecodedImage, decode, opened
 
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_500  # libjpeg's limit
@@ -29,7 +29,7 @@ def check_image(image: str | bytes, edge: int = 1) -> DecodedImage:
     return decode(image, edge, grey=True, stills_only=True)
 
 
-def shrink_image(image: str | bytes, out: BinaryIO, shorter_side: int) -> None:
+def shrink_image(content: bytes, out: BinaryIO, shorter_side: int) -> None:
     """Write an image file upright, as RGB JPEG, its shorter side at most `shorter_side` pixels; never enlarged.
 
     An ordinary JPEG goes through the packages of `fast_jpeg`, if they are installed. What they refuse or only warn of,
@@ -39,7 +39,6 @@ def shrink_image(image: str | bytes, out: BinaryIO, shorter_side: int) -> None:
     Raises:
         BadImageError: as `check_image`.
     """
-    content = read_bytes(image) if isinstance(image, str) else image
     if packages() and format_of(content) == "JPEG":
         with suppress(BadImageError), opened(content, stills_only=True) as found:
             size = _shrunk(found.size, shorter_side)
@@ -47,8 +46,8 @@ def shrink_image(image: str | bytes, out: BinaryIO, shorter_side: int) -> None:
                 out.write(shrink_jpeg(found.content, size, JPEG_QUALITY))
                 return
     # Twice the pixels that are needed leave enough for a good filter.
-    rgb, size = decode(content, 2 * shorter_side, stills_only=True)
-    if size != (size := _shrunk(size, shorter_side)):
+    rgb, full_size = decode(content, 2 * shorter_side, stills_only=True)
+    if (size := _shrunk(full_size, shorter_side)) != full_size:
         rgb = rgb.resize(size, Image.Resampling.HAMMING)
     if max(rgb.size) > MAX_JPEG_SIDE:
         raise BadImageError("long_and_narrow", f"{rgb.width} x {rgb.height} is more than a JPEG can hold")

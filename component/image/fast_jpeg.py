@@ -5,8 +5,6 @@ import math
 from types import ModuleType
 from typing import NamedTuple
 
-from component.ground.optional import find_optional
-
 MEANS_FROM = 1.2  # factor from which pixels are averaged; below, bicubic alone is closer to Lanczos than Hamming is
 
 
@@ -18,11 +16,13 @@ class Packages(NamedTuple):
 @functools.cache
 def packages() -> Packages | None:
     """Both packages; None unless both can be imported."""
-    found = [find_optional(name) for name in Packages._fields]
-    if None in found:
+    try:
+        import cv2
+        import simplejpeg
+    except ImportError:
         return None
-    found[1].setNumThreads(1)  # the caller has a process or a thread for every core
-    return Packages(*found)
+    cv2.setNumThreads(1)  # the caller has a process or a thread for every core
+    return Packages(simplejpeg, cv2)
 
 
 def shrink_jpeg(jpeg: bytes, size: tuple[int, int], quality: int) -> bytes:

@@ -119,28 +119,29 @@ def _directory(tiff: bytes, order: str, is_big: bool, start: int) -> _Directory:
     return _Directory(tiff, order, is_big, start, entries, following)
 
 
-def _full_directory(tiff: bytes) -> _Directory:
-    """The directory of the first image that is not a reduced version of another one."""
-
-    def others() -> Iterator[int]:
-        directory = first
-        for _ in range(MAX_DIRECTORIES):
-            if not directory.following:
-                break
-            yield directory.following
-            directory = _directory(tiff, *first[1:3], directory.following)
-        yield from first.numbers(_SUB_DIRECTORIES)[:MAX_DIRECTORIES]  # where raw files of cameras have it
-
+def _directories(tiff: bytes) -> Iterator[_Directory]:
+    """The first directory, those that follow it, and those below it, where raw files of cameras have their image."""
     order, is_big, start = _header(tiff)
     first = directory = _directory(tiff, order, is_big, start)
-    if not first.is_reduced():
-        return first
-    for start in others():
-        directory = _directory(tiff, order, is_big, start)
+    yield first
+    for _ in range(MAX_DIRECTORIES):
+        if not directory.following:
+            break
+        directory = _directory(tiff, order, is_big, directory.following)
+        yield directory
+    for start in first.numbers(_SUB_DIRECTORIES)[:MAX_DIRECTORIES]:
+        yield _directory(tiff, order, is_big, start)
+
+
+def _full_directory(tiff: bytes) -> _Directory:
+    """The directory of the first image that is not a reduced version of another one."""
+    reduced = []
+    for directory in _directories(tiff):
         if not directory.is_reduced():
             return directory
-    if directory is first:  # alone in its file, whatever it was reduced from
-        return first
+        reduced.append(directory)
+    if len(reduced) == 1:  # alone in its file, whatever it was reduced from
+        return reduced[0]
     raise ValueError("all of its images are reduced versions of one that it does not hold")
 
 

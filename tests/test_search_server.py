@@ -82,7 +82,13 @@ def test_a_zip_holds_the_images_as_they_are(server, folder, searcher):
     assert archive.testzip() is None
     for image in images[:2]:
         assert archive.read(os.path.basename(image.path)) == open(image.path, "rb").read()
-    assert os.path.basename(images[2].path) in archive.read("unreadable.txt").decode()
+    unreadable = archive.read("unreadable.txt").decode()
+    assert os.path.basename(images[2].path) in unreadable and "#99:" in unreadable
+
+
+def test_a_zip_of_too_many_images_is_refused_rather_than_cut(server):
+    answer = requests.get(f"{server()}/images.zip?ids={','.join(map(str, range(501)))}")
+    assert answer.status_code == 400 and answer.json()["code"] == "too_many"
 
 
 def test_an_overview_names_folders_and_some_images(server, folder):
@@ -191,6 +197,7 @@ def test_every_request_needs_the_token_and_two_servers_keep_separate_cookies(ser
         ({"texts": ["红"], "until": 1e300}, b"", 400),
         ({"like": [99]}, b"", 400),
         ({"like": [2**70]}, b"", 400),
+        ({"like": list(range(9))}, b"", 400),  # not an answer to the first of them
         ([1], b"", 400),
     ],
 )

@@ -16,6 +16,8 @@ def ask_running(gallery_folder: str, query: Query, top_k: int, where: Filter) ->
 
     Only queries with at most one image, given as a path, are supported.
     """
+    if len(query.images) > 1:
+        return None
     try:
         with open(os.path.join(gallery_folder, PORT_FILE), encoding="utf-8") as file:
             server = json.load(file)
@@ -44,7 +46,7 @@ def ask_running(gallery_folder: str, query: Query, top_k: int, where: Filter) ->
         with opener.open(request, timeout=_SECONDS) as response:
             answer = json.load(response)
         # Another program may use the port of a server that was killed.
-        is_this_gallery = len(query.images) <= 1 and answer.pop("gallery") == server["gallery"]
+        is_this_gallery = answer.pop("gallery") == server["gallery"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return answer if is_this_gallery else None

@@ -10,15 +10,17 @@ if TYPE_CHECKING:  # a query to a running server needs only this file
     from PIL import Image
 
 
+MINUS_WEIGHT = 0.5
+
+
 @dataclass(frozen=True)
 class Query:
     """A query: the sum of its parts.
 
     Attributes:
         texts, images: what the image should be like; several have the same weight.
-        minus: texts of what should not be in it.
+        minus: texts of what should not be in it; their mean has the weight -MINUS_WEIGHT, the rest 1.
         image_weight: share of the images in the sum if there are texts too, from 0 to 1.
-        minus_weight: weight of the mean of `minus`; the rest has weight 1.
         like: rows of the gallery, as further images.
     """
 
@@ -26,7 +28,6 @@ class Query:
     images: Sequence[str | Image.Image] = ()
     minus: Sequence[str] = ()
     image_weight: float = 0.5
-    minus_weight: float = 0.5
     like: Sequence[int] = ()
 
     @property

@@ -14,7 +14,7 @@ MAX_UPLOAD_BYTES = 20 * 2**20
 MAX_BODIES = 4  # number of bodies above SMALL_BYTES in memory at once
 SMALL_BYTES = 64 * 2**10
 CHUNK_SECONDS, BODY_SECONDS, QUEUE_SECONDS = 5, 60, 10
-MAX_TEXT, MAX_TEXTS, MAX_LABELS = 500, 8, 50
+MAX_TEXT, MAX_TEXTS, MAX_LABELS, MAX_ROWS = 500, 8, 50, 8
 MAX_TOP_K = 2000
 
 
@@ -46,9 +46,11 @@ class Question:
 
     def rows(self, key: str) -> list[int]:
         rows = self.options.get(key) or []
-        if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < 2**62 for row in rows[:MAX_TEXTS]):
-            raise ValueError(f"{key}: expected a list of ids")
-        return rows[:MAX_TEXTS]
+        if not isinstance(rows, list) or len(rows) > MAX_ROWS:
+            raise ValueError(f"{key}: expected a list of at most {MAX_ROWS} ids")
+        if not all(type(row) is int and 0 <= row < 2**62 for row in rows):
+            raise ValueError(f"{key}: expected ids, which are whole numbers")
+        return rows
 
     def where(self) -> Filter:
         folder = self.options.get("folder")

@@ -15,7 +15,7 @@ from component.gallery.reader import Gallery, cut
 from component.gallery.rows import ABSENT, GalleryImage
 from component.search.comparison import compare, top
 from component.search.presence import SCALE, TOP, concentration, log_sum_exp
-from component.search.query import Filter, Query
+from component.search.query import MINUS_WEIGHT, Filter, Query
 
 if TYPE_CHECKING:  # a query to a small gallery needs neither torch nor faiss
     from component.search.approximate import ApproximateIndex
@@ -123,7 +123,7 @@ class Searcher:
         if len(images):
             parts.append(images.mean(axis=0) * (query.image_weight if query.texts else 1))
         if query.minus:
-            parts.append(-query.minus_weight * self._cut(self.towers.embed_texts(query.minus)).mean(axis=0))
+            parts.append(-MINUS_WEIGHT * self._cut(self.towers.embed_texts(query.minus)).mean(axis=0))
         if not parts:
             raise ValueError("The query is empty: give a text or an image.")
         return np.sum(parts, axis=0, dtype=np.float32)

@@ -194,10 +194,12 @@ class _Answers:
         except BadImageError as error:
             raise Refused(410, "gone", one_line(error)) from None
 
-    def images(self, ids: str) -> list[GalleryImage]:
-        rows = [text for text in ids.split(",") if text.isdecimal() and text.isascii() and len(text) < 19]
-        images = [image for row in rows[:MAX_ZIP_IMAGES] if (image := self.gallery.image(int(row)))]
-        if not images:
+    def images(self, ids: str) -> dict[int, GalleryImage | None]:
+        rows = [int(text) for text in ids.split(",") if text.isdecimal() and text.isascii() and len(text) < 19]
+        if len(rows) > MAX_ZIP_IMAGES:
+            raise Refused(400, "too_many", f"a zip holds at most {MAX_ZIP_IMAGES} images")
+        images = {row: self.gallery.image(row) for row in rows}
+        if not any(images.values()):
             raise Refused(404, "no_image", "the gallery has no such images")
         return images
 

@@ -3,7 +3,7 @@
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from component.gallery.rows import GalleryImage
 from component.image.load import BadImageError
@@ -28,13 +28,20 @@ class _Chunk(io.RawIOBase):
         return content
 
 
-def zip_stream(images: Sequence[GalleryImage]) -> Iterator[bytes]:
-    """Yield the zip file in pieces. What cannot be read is named in a file of its own inside."""
+def zip_stream(images: Mapping[int, GalleryImage | None]) -> Iterator[bytes]:
+    """Yield the zip file in pieces. What cannot be read is named in a file of its own inside.
+
+    Args:
+        images: id → image; None if the gallery no longer has it.
+    """
     chunk, names, unreadable = _Chunk(), set(), []
     with zipfile.ZipFile(chunk, "w", zipfile.ZIP_STORED) as archive:
-        for image in images:
+        for row, image in images.items():
+            if image is None:
+                unreadable.append(f"#{row}: the gallery no longer has this image\n")
+                continue
             name = os.path.basename(image.path).encode(errors="backslashreplace").decode()
-            name = f"{image.row}_{name}" if name in names else name
+            name = f"{row}_{name}" if name in names else name
             names.add(name)
             try:
                 archive.writestr(name, original(image))

@@ -1,7 +1,7 @@
 "use strict";
 const byId = (id) => document.getElementById(id);
 const FOLD = 0.98;  // images with at least this cosine are shown as one
-const PER_REQUEST = 48, MOST_RESULTS = 2000;
+const PER_REQUEST = 48, MOST_RESULTS = 2000, MOST_IN_ZIP = 500;
 const images = { search: null, classify: null };  // form → chosen file
 let like = null;  // the gallery image to search by: {id, digest, path}
 let latest = 0;  // number of the last request; answers to earlier ones are dropped
@@ -325,7 +325,9 @@ function listFolders(folders) {
 function showSelection() {
   const bar = byId("selection");
   bar.hidden = !selected.size;
-  bar.querySelector("span").textContent = `已选 ${selected.size} 张`;
+  const isTooMany = selected.size > MOST_IN_ZIP;
+  bar.querySelector("span").textContent = `已选 ${selected.size} 张${isTooMany ? `，zip 最多 ${MOST_IN_ZIP} 张` : ""}`;
+  bar.querySelector("a").hidden = isTooMany;
   bar.querySelector("a").href = `images.zip?ids=${[...selected.keys()].join(",")}`;
 }
 byId("selection").querySelector("[data-copy-all]").addEventListener("click", (event) => {

@@ -624,9 +624,14 @@ def test_the_faiss_index_finds_what_the_exact_search_finds(searcher, approximate
 def gallery_of(folder, vectors: torch.Tensor, texts: torch.Tensor) -> GalleryWriter:
     """A gallery without a model: these vectors are its images, these its random texts."""
     gallery = GalleryWriter.create(str(folder), vectors.shape[1], random_texts=texts.tolist(), fingerprint="")
-    files = [ImageFile(f"/{row}.png", FileState(row, 1, 1, 1)) for row in range(len(vectors))]
-    gallery.add(files, [row.to_bytes(16, "big") for row in range(len(vectors))], [None] * len(files), vectors.numpy())
+    add_vectors(gallery, vectors)
     return gallery
+
+
+def add_vectors(gallery: GalleryWriter, vectors: torch.Tensor) -> None:
+    rows = range(gallery.num_rows(), gallery.num_rows() + len(vectors))
+    files = [ImageFile(f"/{row}.png", FileState(row, 1, 1, 1)) for row in rows]
+    gallery.add(files, [row.to_bytes(16, "big") for row in rows], [None] * len(files), vectors.numpy())
 
 
 def random_vectors(number: int, width: int, seed: int) -> torch.Tensor:
@@ -637,8 +642,13 @@ def random_vectors(number: int, width: int, seed: int) -> torch.Tensor:
 def test_probes_are_raised_until_the_recall_holds(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     vectors, texts = random_vectors(5000, 32, 0), random_vectors(50, 32, 1)
-    index = open_index(gallery_of(tmp_path, vectors, texts))
+    gallery = gallery_of(tmp_path, vectors, texts)
+    index = open_index(gallery)
     assert 8 < index.probes and index.recall >= 0.95
+    probes = index.probes
+    add_vectors(gallery, random_vectors(5000, 32, 2))  # a writer may do so while the index is built
+    index.measure(gallery)
+    assert index.probes == probes
     narrow = np.arange(5000) < 300
     for exact_rows in (0, 50_000):
         monkeypatch.setattr("component.search.approximate.MAX_EXACT_ROWS", exact_rows)

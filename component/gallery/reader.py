@@ -21,10 +21,12 @@ import numpy as np
 
 from component.gallery.rows import (
     ABSENT,
+    BELOW,
     COLUMNS,
     DELETED,
     FORMAT,
     GalleryImage,
+    below,
     connect,
     database_errors,
     image_of,
@@ -33,7 +35,7 @@ from component.gallery.rows import (
 
 VECTORS, ROWS = "vectors.f16", "rows.sqlite"
 _LATEST = 2**62  # nanoseconds since 1970: in the year 2116
-_IMAGES_AT_A_TIME = 65_536
+_ROWS_AT_A_TIME = 65_536
 
 
 class Gallery:
@@ -129,10 +131,8 @@ class Gallery:
         """
         condition, values = f"status != {DELETED}", []
         if folder is not None:
-            start = os.fsencode(os.path.join(os.path.abspath(folder), ""))
-            # The names that begin with `start`, as a range: LIKE would take % and _ for wildcards.
-            condition += " AND path >= ? AND path < ?"
-            values += [start, start[:-1] + bytes([start[-1] + 1])]
+            condition += f" AND {BELOW}"
+            values += below(folder)
         for moment, sign in ((since, ">="), (until, "<")):
             if moment is not None:
                 condition += f" AND COALESCE(CAST(taken * 1e9 AS INTEGER), mtime_ns) {sign} ?"
@@ -158,7 +158,7 @@ class Gallery:
         with self.snapshot():
             last = -1
             while found := self._select(
-                f"{COLUMNS} FROM images WHERE row > ? AND {condition} ORDER BY row LIMIT {_IMAGES_AT_A_TIME}", [last]
+                f"{COLUMNS} FROM images WHERE row > ? AND {condition} ORDER BY row LIMIT {_ROWS_AT_A_TIME}", [last]
             ):
                 yield from map(image_of, found)
                 last = found[-1][0]
@@ -198,6 +198,12 @@ def cut(vectors: np.ndarray, width: int) -> np.ndarray:
         return vectors
     short = vectors[:, :width].astype(np.float32)
     return short / np.linalg.norm(short, axis=1, keepdims=True).clip(1e-12)
+
+
+def chunks(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the vectors of a gallery in fp32, (n, D), some rows at a time, each with the number of its first row."""
+    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
+        yield start, vectors[start : start + _ROWS_AT_A_TIME].astype(np.float32)
 
 
 def is_gallery(folder: str, patience: float = 30) -> bool:

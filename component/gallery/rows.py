@@ -136,6 +136,11 @@ class GalleryImage:
     def path(self) -> str:
         return self.file.path
 
+    @property
+    def utf8_path(self) -> str:
+        r"""The path for a file of text: a byte that is not UTF-8 becomes \udcxx."""
+        return self.path.encode(errors="backslashreplace").decode()
+
 
 def connect(path: str, timeout: float) -> sqlite3.Connection:
     """Open or make rows.sqlite; several threads may use the connection one after the other."""
@@ -189,6 +194,15 @@ def _execute_all(database: sqlite3.Connection, script: str) -> None:
     # Not `executescript`, which commits what the transaction has done so far.
     for statement in script.split(";"):
         database.execute(statement)
+
+
+BELOW = "path >= ? AND path < ?"  # with the values of `below`; LIKE would take % and _ for wildcards
+
+
+def below(folder: str) -> list[bytes]:
+    """The range of the paths below a folder or shard."""
+    start = os.fsencode(os.path.join(os.path.abspath(folder), ""))
+    return [start, start[:-1] + bytes([start[-1] + 1])]
 
 
 def values_of(file: ImageFile) -> tuple:

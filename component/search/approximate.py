@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from component.gallery.reader import Gallery
+from component.gallery.reader import Gallery, chunks
 from component.ground.files import new_file, require_writable
 from component.ground.optional import import_optional
 
@@ -74,12 +74,12 @@ class ApproximateIndex:
     def measure(self, gallery: Gallery, at: int = 10) -> None:
         """Set `probes` to the fewest cells, doubled again and again, that reach MIN_RECALL, and set `recall`.
 
-        The queries are the gallery's random *texts*: an index that is good for images can be poor for texts, which are
-        in another region of the space.
+        Rows that a writer has added since the index was built do not count. The queries are the gallery's random
+        *texts*: an index that is good for images can be poor for texts, which are in another region of the space.
         """
-        allowed = gallery.rows_where()
+        vectors, allowed = gallery.vectors()[: self.rows], gallery.rows_where()[: self.rows]
         at, queries = min(at, int(allowed.sum())), np.array(gallery.about["random_texts"], np.float32)
-        best = [set(rows.tolist()) for rows in _exact(gallery, queries, at, allowed)]
+        best = [set(rows.tolist()) for rows in _exact(vectors, queries, at, allowed)]
         self.probes = min(_FIRST_PROBES, self.cells)
         while True:
             found = self._probe(queries, max(at, 1), allowed, self.probes)
@@ -135,8 +135,8 @@ def build_index(gallery: Gallery) -> ApproximateIndex:
         np.random.default_rng(0).choice(len(vectors), min(len(vectors), _TRAINING_VECTORS * cells), False)
     )
     index.train(vectors[sample].astype(np.float32))
-    for start in range(0, len(vectors), 65_536):
-        index.add(vectors[start : start + 65_536].astype(np.float32))
+    for _, chunk in chunks(vectors):
+        index.add(chunk)
     built = ApproximateIndex(index)
     built.measure(gallery)
     state = {"id": gallery.about["id"], "rows": built.rows, "probes": built.probes, "recall": built.recall}
@@ -147,14 +147,14 @@ def build_index(gallery: Gallery) -> ApproximateIndex:
     return built
 
 
-def _exact(gallery: Gallery, queries: np.ndarray, at: int, allowed: np.ndarray) -> np.ndarray:
-    """(Q, at) best rows of each query, in pieces that need little memory."""
+def _exact(vectors: np.ndarray, queries: np.ndarray, at: int, allowed: np.ndarray) -> np.ndarray:
+    """(Q, at) best rows of each query."""
     best, best_rows = np.full((len(queries), at), -np.inf, np.float32), np.zeros((len(queries), at), np.int64)
-    vectors = gallery.vectors()
-    for start in range(0, len(vectors), 65_536):
-        scores = queries @ vectors[start : start + 65_536].astype(np.float32).T
-        scores[:, ~allowed[start : start + 65_536]] = -np.inf
-        rows = np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape)
+    for start, chunk in chunks(vectors):
+        scores = queries @ chunk.T
+        rows = np.arange(start, start + len(chunk))
+        scores[:, ~allowed[rows]] = -np.inf
+        rows = np.broadcast_to(rows, scores.shape)
         scores, rows = np.concatenate([best, scores], axis=1), np.concatenate([best_rows, rows], axis=1)
         order = scores.argpartition(-at, axis=1)[:, -at:] if at else np.empty((len(queries), 0), np.int64)
         best, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)

@@ -1,5 +1,6 @@
 """A gallery → files that other programs read."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def _export_parquet(gallery: Gallery, path: str) -> int:
             flat = pyarrow.array(vectors.astype(np.float32).ravel())
             columns = [
                 pyarrow.array([image.row for image in images], pyarrow.int64()),
-                pyarrow.array([_as_utf8(image.path) for image in images], pyarrow.string()),
+                pyarrow.array([image.utf8_path for image in images], pyarrow.string()),
                 pyarrow.FixedSizeListArray.from_arrays(flat, gallery.width),
             ]
             writer.write_table(pyarrow.table(columns, schema=schema))
@@ -55,16 +56,11 @@ def _export_npy(gallery: Gallery, path: str) -> int:
         np.lib.format.write_array_header_1_0(file, header)
         for images, vectors in _chunks(gallery):
             file.write(np.ascontiguousarray(vectors))
-            names.writelines(json.dumps(_as_utf8(image.path), ensure_ascii=False)[1:-1] + "\n" for image in images)
+            names.writelines(json.dumps(image.utf8_path, ensure_ascii=False)[1:-1] + "\n" for image in images)
     return count
 
 
 def _chunks(gallery: Gallery) -> Iterator[tuple[list[GalleryImage], np.ndarray]]:
-    vectors, images = gallery.vectors(), list(gallery.images())
-    for start in range(0, len(images), _ROWS_AT_A_TIME):
-        chunk = images[start : start + _ROWS_AT_A_TIME]
-        yield chunk, vectors[[image.row for image in chunk]]
-
-
-def _as_utf8(path: str) -> str:
-    return path.encode(errors="backslashreplace").decode()
+    vectors, images = gallery.vectors(), gallery.images()
+    while some := list(itertools.islice(images, _ROWS_AT_A_TIME)):
+        yield some, vectors[[image.row for image in some]]

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from component.gallery.reader import Gallery
+from component.gallery.reader import Gallery, chunks
 
 SCALE, TOP = 20, 5
 _ALIKE = 0.7  # images with at least this cosine to the best image are left out with it
 _QUANTILE = 0.85  # share of the random texts without an image that are below the threshold
-_ROWS_AT_A_TIME = 65_536
 
 
 def concentration(best: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -44,14 +43,14 @@ def absence_threshold(gallery: Gallery) -> float | None:
     if living.sum() <= 2 * TOP:
         return None
     highest, found = np.full(len(texts), -np.inf, np.float32), np.zeros_like(texts)
-    for vectors in _chunks(gallery, living):
+    for vectors in _living(gallery, living):
         scores = texts @ vectors.T
         rows = scores.argmax(axis=1)
         scores = scores.max(axis=1)
         found[scores > highest] = vectors[rows[scores > highest]]
         highest = np.maximum(highest, scores)
     best, total = np.full((len(texts), TOP), -np.inf, np.float32), np.full(len(texts), -np.inf, np.float32)
-    for vectors in _chunks(gallery, living):
+    for vectors in _living(gallery, living):
         scores = texts @ vectors.T
         scores[found @ vectors.T >= _ALIKE] = -np.inf
         best = np.partition(np.concatenate([best, scores], axis=1), -TOP, axis=1)[:, -TOP:]
@@ -60,9 +59,8 @@ def absence_threshold(gallery: Gallery) -> float | None:
     return float(np.quantile(concentration(best[left], total[left]), _QUANTILE)) if left.any() else None
 
 
-def _chunks(gallery: Gallery, living: np.ndarray) -> Iterator[np.ndarray]:
-    vectors = gallery.vectors()
-    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        chunk = vectors[start : start + _ROWS_AT_A_TIME].astype(np.float32)[living[start : start + _ROWS_AT_A_TIME]]
-        if len(chunk):
-            yield chunk
+def _living(gallery: Gallery, living: np.ndarray) -> Iterator[np.ndarray]:
+    for start, vectors in chunks(gallery.vectors()):
+        vectors = vectors[living[start : start + len(vectors)]]
+        if len(vectors):
+            yield vectors

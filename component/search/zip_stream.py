@@ -40,13 +40,13 @@ def zip_stream(images: Mapping[int, GalleryImage | None]) -> Iterator[bytes]:
             if image is None:
                 unreadable.append(f"#{row}: the gallery no longer has this image\n")
                 continue
-            name = os.path.basename(image.path).encode(errors="backslashreplace").decode()
+            name = os.path.basename(image.utf8_path)
             name = f"{row}_{name}" if name in names else name
             names.add(name)
             try:
                 archive.writestr(name, original(image))
             except (BadImageError, MemoryError) as error:
-                unreadable.append(f"{image.path.encode(errors='backslashreplace').decode()}: {error}\n")
+                unreadable.append(f"{image.utf8_path}: {error}\n")
             yield chunk.take()
         if unreadable:
             archive.writestr("unreadable.txt", "".join(unreadable))

@@ -189,6 +189,21 @@ def test_forgetting_a_folder_leaves_nothing_of_it_in_the_gallery(
     assert index().added == 12
 
 
+def test_forgetting_a_shard_leaves_nothing_of_it_in_the_gallery(index, data, tmp_path):
+    shard = write_shard(tmp_path / "secret.tar", [0, 1, 2], data)
+    index(data / "train.csv", shard, image_path=str(data / "images"))
+    with closing(GalleryWriter(str(tmp_path / "gallery"))) as gallery:
+        assert gallery.forget(str(shard)) == 3
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "gallery").iterdir())
+
+
+def test_a_gallery_is_not_made_among_other_files(index, folder):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match="photos is not a gallery, and holds other files, such as blue"):
+        index(gallery="photos")
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_one_unreadable_item_never_stops_the_rest(index, folder, tmp_path, monkeypatch):
     broken = str(folder / "blue" / "4.png")
     index(folder / "红")
@@ -261,12 +276,17 @@ def test_bad_images_are_named_and_not_tried_again_until_they_change(index, folde
     assert index().added == 1
 
 
-def test_tables_and_shards(index, data, tmp_path):
+def write_shard(path, numbers, data):
     import webdataset
 
-    with webdataset.TarWriter(str(tmp_path / "a.tar")) as shard:
-        for number in range(3):
+    with webdataset.TarWriter(str(path)) as shard:
+        for number in numbers:
             shard.write({"__key__": f"{number}", "png": (data / "images" / f"{number}.png").read_bytes(), "txt": "x"})
+    return path
+
+
+def test_tables_and_shards(index, data, tmp_path):
+    write_shard(tmp_path / "a.tar", range(3), data)
     assert index(data / "train.csv", tmp_path / "a.tar", image_path=str(data / "images")).added == 11
     gallery = Gallery(str(tmp_path / "gallery"))
     assert str(tmp_path / "a.tar" / "2.png") in paths(gallery)

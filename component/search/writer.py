@@ -14,12 +14,14 @@ import numpy as np
 from component.gallery.reader import ROWS, VECTORS, Gallery, cut, is_gallery
 from component.gallery.rows import (
     ABSENT,
+    BELOW,
     COLUMNS,
     DELETED,
     PRESENT,
     SHARDS,
     GalleryImage,
     ImageFile,
+    below,
     bring_up_to_date,
     connect,
     create_tables,
@@ -58,10 +60,19 @@ class GalleryWriter(Gallery):
     def create(cls, folder: str, width: int, **about) -> "GalleryWriter":
         """Make an empty gallery for vectors of `width`; `about` is kept with it, as JSON.
 
-        Raises ValueError if the folder holds half a gallery.
+        Raises ValueError if the folder holds half a gallery, or files of someone else.
         """
+        from component.search.scan import DEFAULT_EXCLUDES  # imports pandas, which a query does not need
+
         assert not is_gallery(folder)
         os.makedirs(folder, exist_ok=True)
+        # Among images, a gallery would hide them: when the folder above is indexed, galleries are passed over.
+        # What a killed `create` left, locks, hidden files and what a file system keeps do not count.
+        names = set(os.listdir(folder)) - {*DEFAULT_EXCLUDES}
+        if others := [name for name in names if not name.startswith((".", "_", VECTORS, ROWS))]:
+            raise ValueError(
+                f"{folder} is not a gallery, and holds other files, such as {min(others)}. Give a new or empty folder."
+            )
         path = os.path.join(folder, ROWS)
         with (
             open(os.path.join(folder, VECTORS), "ab"),
@@ -176,7 +187,7 @@ class GalleryWriter(Gallery):
                 "INSERT OR REPLACE INTO bad_images (path, size, mtime_ns, ctime_ns, inode, reason) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    (values_of(file)[0], *values_of(file)[3:7], reason)
+                    (os.fsencode(file.path), *signed(file.state), reason)
                     for file, reason in zip(files, reasons, strict=True)
                 ],
             )
@@ -194,9 +205,8 @@ class GalleryWriter(Gallery):
 
         Rows, thumbnails and the faiss index go; vectors are overwritten by zeros. The image files are not touched.
         """
-        start = os.fsencode(os.path.join(os.path.abspath(folder), ""))
-        span = [start, start[:-1] + bytes([start[-1] + 1])]
-        found = self._select("row, digest, status FROM images WHERE path >= ? AND path < ?", span)
+        span = below(folder)
+        found = self._select(f"row, digest, status FROM images WHERE {BELOW}", span)
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, APPROXIMATE_INDEX))
         # Zeros first: if the process is killed in between, the rows still exist, and the command can be repeated.
@@ -208,8 +218,9 @@ class GalleryWriter(Gallery):
             os.fsync(file.fileno())
         with self.transaction():
             self._rows.execute("PRAGMA secure_delete = ON")
-            self._rows.execute("DELETE FROM images WHERE path >= ? AND path < ?", span)
-            self._rows.execute("DELETE FROM bad_images WHERE path >= ? AND path < ?", span)
+            for table in ("images", "bad_images", "shards"):
+                self._rows.execute(f"DELETE FROM {table} WHERE {BELOW}", span)
+            self._rows.execute("DELETE FROM shards WHERE path = ?", [os.fsencode(os.path.abspath(folder))])
         for digest in {digest for _, digest, _ in found}:
             if not self._select("1 FROM images WHERE digest = ? LIMIT 1", [digest]):
                 with suppress(FileNotFoundError):

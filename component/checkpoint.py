@@ -72,9 +72,11 @@ def load_identified(path: str) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdent
     """
     states = file_states(path)
     model, processor = load_checkpoint(path)
-    kept = read_identity(path, states)
+    # Else a file was replaced meanwhile, or downloaded, and no one knows which one was loaded.
+    is_known = bool(states) and file_states(path) == states
+    kept = read_identity(path, states) if is_known else None
     identity = identity_of(model, processor, kept and (kept.image.weights, kept.text.weights))
-    if identity != kept and states and file_states(path) == states:  # else a file was replaced after it was read
+    if is_known and identity != kept:
         keep_identity(path, states, identity)
     return model, processor, identity
 

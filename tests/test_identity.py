@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from component.checkpoint import load_identified
+from component.checkpoint import load_checkpoint, load_identified
 from component.hub.identity import ModelIdentity, identity_of
 
 
@@ -85,6 +85,19 @@ def test_kept_digests_follow_the_files(bert_clip_path, tmp_path):
         file.write(b"\0\0\0\0")
     os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time of modification
     assert first == second != load_identified(str(folder))[2]
+
+
+def test_kept_digests_are_not_those_of_weights_that_came_while_they_were_loaded(bert_clip_path, tmp_path, monkeypatch):
+    folder = shutil.copytree(bert_clip_path, tmp_path / "model")
+    before = load_identified(str(folder))[2]
+
+    def replace_and_load(path):  # as `from_pretrained` of a Hub name does when the Hub has a newer revision
+        negate_a_weight(folder)
+        return load_checkpoint(path)
+
+    monkeypatch.setattr("component.checkpoint.load_checkpoint", replace_and_load)
+    found = load_identified(str(folder))[2]
+    assert found == identity_of(*load_checkpoint(str(folder))) != before
 
 
 def test_weights_are_hashed_once_for_a_folder(bert_clip_path, tmp_path, monkeypatch):

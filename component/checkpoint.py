@@ -6,13 +6,12 @@ import os
 
 import torch
 from transformers import CLIPProcessor
-from transformers.utils import cached_file
 
 from component.ground.cores import limit_threads
 from component.ground.files import write_json
 from component.hub.identity import ModelIdentity, identity_of, weights_digest
 from component.hub.kept_identity import file_states, keep_identity, read_identity
-from component.hub.pretrained import BERT_CLIP, find_pretrained, load_pretrained, quiet_transformers
+from component.hub.pretrained import BERT_CLIP, find_file, find_pretrained, load_pretrained, quiet_transformers
 from component.hub.sentence_transformers import write_sentence_transformers
 from component.model import BertCLIPModel
 from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting, save_processor
@@ -105,8 +104,7 @@ def read_ancestors(path: str) -> list[str] | None:
     Raises:
         ValueError: the file is damaged.
     """
-    quietly = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    file = cached_file(find_pretrained(path), ANCESTORS, **quietly)
+    file = find_file(find_pretrained(path), ANCESTORS)
     if file is None:
         return None
     try:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from component.checkpoint import load_checkpoint
-from component.embedding import embed_images, embed_texts
 from component.export.graph import (
     GraphModel,
     ImageGraph,
@@ -42,7 +41,7 @@ def write(model_path: str, folder: str) -> None:
     textual, visual = os.path.join(folder, "textual"), os.path.join(folder, "visual")
     os.mkdir(textual)
     os.mkdir(visual)
-    samples = embed_samples(model.cpu(), processor)
+    samples = embed_samples(model.cpu().float(), processor)
     graphs = [os.path.join(tower, "model.onnx") for tower in (textual, visual)]
     export_graph(TextGraph(model), token_inputs(torch.int32), ["text_embeds"], graphs[0])
     export_graph(ImageGraph(model), pixel_inputs(processor, "image"), ["image_embeds"], graphs[1])
@@ -73,9 +72,7 @@ def write(model_path: str, folder: str) -> None:
         },
     )
 
-    exported = GraphModel(model.config, *graphs)
-    text_embeds = embed_texts(exported, processor, samples.texts).embeds
-    samples.require_same(text_embeds, embed_images(exported, processor, samples.images).embeds)
+    samples.require_same(embed_samples(GraphModel(model.config, *graphs), processor))
     if width in NAMES:
         logger.warning(
             "Name this folder %s in Immich's cache: it accepts only names that it knows. Keep a copy: Immich deletes "

@@ -1,13 +1,13 @@
 """ONNX graphs in the folder layout of transformers.js."""
 
 import os
+from types import SimpleNamespace
 
 import torch
 from transformers import CLIPProcessor
 
 from component.checkpoint import load_text_checkpoint
 from component.configuration import BertCLIPConfig
-from component.embedding import embed_images, embed_texts
 from component.export.graph import (
     GraphModel,
     ImageGraph,
@@ -39,7 +39,7 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
     """
     require_onnx()
     model, processor = load_text_checkpoint(model_path)
-    samples = embed_samples(model.cpu(), processor)
+    samples = embed_samples(model.cpu().float(), processor)
     tokens = token_inputs()
     os.mkdir(os.path.join(folder, "onnx"))
     export_graph(TextGraph(model), tokens, ["text_embeds"], _path(folder, "text_model"))
@@ -54,24 +54,20 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
     write_json(os.path.join(folder, "config.json"), config)
     save_processor(processor, folder)
 
-    graphs = load_graphs(folder)
-    text_embeds = embed_texts(graphs, processor, samples.texts).embeds
+    samples.require_same(embed_samples(load_graphs(folder), processor))
     if model.config.has_image_half:
-        samples.require_same(text_embeds, embed_images(graphs, processor, samples.images).embeds)
-        _require_same_pairs(folder, processor, samples)
-    else:
-        samples.require_same(text_embeds, None)
+        samples.require_same(_pair_outputs(folder, processor, samples))
     if int8:
         for name in NAMES if model.config.has_image_half else NAMES[:1]:
             quantize_graph(_path(folder, name), _path(folder, f"{name}_quantized"))
 
 
-def _require_same_pairs(folder: str, processor: CLIPProcessor, samples: Samples) -> None:
+def _pair_outputs(folder: str, processor: CLIPProcessor, samples: Samples) -> SimpleNamespace:
     inputs = processor(text=samples.texts, images=samples.images, padding=True, return_tensors="pt")
     session = open_graph(_path(folder, "model"))
     feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
-    outputs = dict(zip([node.name for node in session.get_outputs()], session.run(None, feed), strict=True))
-    samples.require_same(torch.from_numpy(outputs["text_embeds"]), torch.from_numpy(outputs["image_embeds"]))
+    outputs = zip(session.get_outputs(), session.run(None, feed), strict=True)
+    return SimpleNamespace(**{node.name: torch.from_numpy(value) for node, value in outputs})
 
 
 def load_graphs(folder: str, ending: str = "") -> GraphModel:

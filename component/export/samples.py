@@ -33,27 +33,27 @@ class Samples:
     text_embeds: Tensor
     image_embeds: Tensor | None
 
-    def require_same(self, text_embeds: Tensor, image_embeds: Tensor | None) -> None:
-        """Raise ValueError if these embeddings, (n, D) and L2-normalised, differ from those of the model."""
-        for kind, found, expected in (
-            ("texts", text_embeds, self.text_embeds),
-            ("images", image_embeds, self.image_embeds),
-        ):
-            if expected is None:
-                continue
-            error = (found - expected).abs().max().item()
-            if not error <= TOLERANCE:
-                raise ValueError(
-                    f"The export's embeddings of {kind} differ from the model's by up to {error:.1e}; nothing was "
-                    "written. Please report this, with the config.json of the model."
-                )
+    def require_same(self, found) -> None:
+        """Raise ValueError if `found`, other `Samples` or the output of a model, has other embeddings."""
+        require_same("texts", self.text_embeds, found.text_embeds)
+        if self.image_embeds is not None:
+            require_same("images", self.image_embeds, found.image_embeds)
+
+
+def require_same(kind: str, expected: Tensor, found: Tensor) -> None:
+    """Raise ValueError if the embeddings of an export, (n, D) and L2-normalised, are not those of the model."""
+    error = (found - expected).abs().max().item()
+    if not error <= TOLERANCE:
+        raise ValueError(
+            f"The export's embeddings of {kind} differ from the model's by up to {error:.1e}; nothing was written. "
+            "Please report this, with the config.json of the model."
+        )
 
 
 def embed_samples(model: BertCLIPModel, processor: CLIPProcessor) -> Samples:
-    """Embed the samples in fp32. The model is converted to fp32."""
+    """Embed the samples with a model in fp32 on the CPU."""
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES]
-    model.float()
     text_embeds = embed_texts(model, processor, TEXTS).embeds
     image_embeds = embed_images(model, processor, images).embeds if model.config.has_image_half else None
     return Samples(list(TEXTS), images, text_embeds, image_embeds)

@@ -14,9 +14,10 @@ from transformers import BertModel, BertTokenizerFast
 from component.checkpoint import load_text_checkpoint
 from component.embedding import embed_texts
 from component.export import bert
-from component.export.samples import TEXTS, Samples
+from component.export.samples import TEXTS, require_same
 from component.ground.files import write_json
 from component.hub.pretrained import loading
+from component.hub.sentence_transformers import write_modules
 
 _PACKAGE = "sentence_transformers.models"  # the name in the files of all versions; newer ones know it
 _ACTIVATIONS = {"tanh": "torch.nn.modules.activation.Tanh", "none": "torch.nn.modules.linear.Identity"}
@@ -32,7 +33,6 @@ def write(model_path: str, folder: str) -> None:
     model = model.cpu().float()
     expected = embed_texts(model, processor, TEXTS).embeds
     bert.write_tower(model, processor.tokenizer, folder)
-    width = model.config.text_config.hidden_size
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     dense = [(model.text_projection, "none")]
     if model.config.text_pooling == "pooler":
@@ -41,12 +41,7 @@ def write(model_path: str, folder: str) -> None:
         name = f"{len(modules)}_Dense"
         _write_dense(os.path.join(folder, name), layer, activation)
         modules.append((name, "Dense"))
-    modules.append((f"{len(modules)}_Normalize", "Normalize"))
-    entries = [
-        {"idx": index, "name": str(index), "path": path, "type": f"{_PACKAGE}.{kind}"}
-        for index, (path, kind) in enumerate(modules)
-    ]
-    write_json(os.path.join(folder, "modules.json"), entries)
+    write_modules(folder, _PACKAGE, modules)
     write_json(
         os.path.join(folder, "sentence_bert_config.json"),
         {
@@ -55,15 +50,11 @@ def write(model_path: str, folder: str) -> None:
             "model_args": {"add_pooling_layer": False},  # the pooler is a layer of its own here
         },
     )
-    write_json(os.path.join(folder, "config_sentence_transformers.json"), {"similarity_fn_name": "cosine"})
-    for name, config in (
-        ("1_Pooling", {"word_embedding_dimension": width, "pooling_mode_cls_token": True}),
-        (modules[-1][0], {}),
-    ):
-        os.makedirs(os.path.join(folder, name))
-        write_json(os.path.join(folder, name, "config.json"), config)
-    found = _embed(folder, [name for name, kind in modules if kind == "Dense"])
-    Samples(list(TEXTS), [], expected, None).require_same(found, None)
+    os.makedirs(os.path.join(folder, "1_Pooling"))
+    width = model.config.text_config.hidden_size
+    pooling = {"word_embedding_dimension": width, "pooling_mode_cls_token": True}
+    write_json(os.path.join(folder, "1_Pooling", "config.json"), pooling)
+    require_same("texts", expected, _embed(folder, [name for name, kind in modules if kind == "Dense"]))
 
 
 def _write_dense(folder: str, layer: nn.Linear, activation: str) -> None:

@@ -15,6 +15,7 @@ import requests
 import transformers
 from huggingface_hub.utils import logging as hub_logging
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from component.hub.model_path import is_hub_name
@@ -184,6 +185,13 @@ def find_pretrained(path: str) -> str:
         fault = "a file" if os.path.exists(path) else "missing; train_clip.py writes such folders"
         raise ValueError(f"{path} is not a model folder (seen from {os.getcwd()}): it is {fault}.")
     return path
+
+
+def find_file(source: str, name: str) -> str | None:
+    """Local path of one file of what `find_pretrained` returned, fetched if need be; None if there is no such file."""
+    return cached_file(
+        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
 
 
 def _require_files(path: str) -> None:

@@ -1,14 +1,11 @@
 """The files by which sentence-transformers (5.4 and later) loads a transformers folder."""
 
 import os
+from collections.abc import Sequence
 
 from component.ground.files import write_json
 
 _PACKAGE = "sentence_transformers.sentence_transformer.modules"  # in 5.4 and in 6
-_MODULES = [
-    {"idx": 0, "name": "0", "path": "", "type": f"{_PACKAGE}.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Normalize", "type": f"{_PACKAGE}.Normalize"},
-]
 
 
 def write_sentence_transformers(folder: str, output_name: str | None) -> None:
@@ -25,8 +22,23 @@ def write_sentence_transformers(folder: str, output_name: str | None) -> None:
         "modality_config": methods,
         "module_output_name": "sentence_embedding",
     }
-    write_json(os.path.join(folder, "modules.json"), _MODULES)
     write_json(os.path.join(folder, "sentence_bert_config.json"), transformer)
+    write_modules(folder, _PACKAGE, [("", "Transformer")])
+
+
+def write_modules(folder: str, package: str, modules: Sequence[tuple[str, str]]) -> None:
+    """Write the list of the modules that a text or an image goes through, and of a last one that L2-normalises.
+
+    Args:
+        package: of the classes.
+        modules: folder of each, with its files, and its class.
+    """
+    normalize = f"{len(modules)}_Normalize"
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
+        for index, (path, kind) in enumerate([*modules, (normalize, "Normalize")])
+    ]
+    write_json(os.path.join(folder, "modules.json"), entries)
     write_json(os.path.join(folder, "config_sentence_transformers.json"), {"similarity_fn_name": "cosine"})
-    os.makedirs(os.path.join(folder, "1_Normalize"), exist_ok=True)
-    write_json(os.path.join(folder, "1_Normalize", "config.json"), {})
+    os.makedirs(os.path.join(folder, normalize), exist_ok=True)
+    write_json(os.path.join(folder, normalize, "config.json"), {})

@@ -7,9 +7,8 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
-from transformers.utils import cached_file
 
-from component.hub.pretrained import find_pretrained, loading
+from component.hub.pretrained import find_file, find_pretrained, loading
 
 # Settings of BertNormalizer in tokenizer.json → arguments of BertTokenizerFast, which ignores the former.
 _SETTINGS = {
@@ -29,9 +28,9 @@ def load_tokenizer(path: str) -> BertTokenizerFast:
     """
     source = find_pretrained(path)
     with loading(path):
-        file = _find_file(source, "tokenizer.json")
+        file = find_file(source, "tokenizer.json")
         own = file and Tokenizer.from_file(file)
-        settings = own and _settings(own, _find_file(source, "tokenizer_config.json"))
+        settings = own and _settings(own, find_file(source, "tokenizer_config.json"))
         tokenizer = BertTokenizerFast.from_pretrained(source, split_special_tokens=True, **(settings or {}))
     _require_vocabulary(path, tokenizer)
     for backend in filter(None, (own, tokenizer.backend_tokenizer)):
@@ -50,11 +49,6 @@ def save_tokenizer(tokenizer: BertTokenizerFast, path: str) -> None:
     vocabulary = tokenizer.get_vocab()
     with open(os.path.join(path, "vocab.txt"), "w", encoding="utf-8") as file:
         file.writelines(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.get))
-
-
-def _find_file(source: str, name: str) -> str | None:
-    quietly = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    return cached_file(source, name, **quietly)
 
 
 def _settings(own: Tokenizer, config_file: str | None) -> dict[str, Any]:

@@ -83,8 +83,8 @@ class BertCLIPConfig(PretrainedConfig):
             if key == "vision_config":
                 config_class = vision_config_class(config)
             # The towers of a Chinese-CLIP have other model_types and the same settings. Their outputs are read by
-            # name below, so return_dict must be True.
-            own = {"model_type": config_class.model_type, "return_dict": True}
+            # name below, so return_dict must be True. The path a tower was loaded from would be saved.
+            own = {"model_type": config_class.model_type, "return_dict": True, "_name_or_path": ""}
             setattr(self, key, config_class(**{**config, **own}))
         self.text_config.text_pooling = text_pooling
         if hasattr(self.vision_config, "projection_dim"):

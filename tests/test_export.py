@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -104,6 +105,16 @@ def python_elsewhere(code: str, *arguments: str, **environment: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_no_export_tells_where_the_model_and_its_towers_were(
+    name, exported, bert_clip_path, cls_path, bert_path, clip_path
+):
+    path = cls_path if name == "chinese-clip" else bert_clip_path
+    for file in pathlib.Path(exported(path, name)).rglob("*.json"):
+        content = file.read_text(encoding="utf-8")
+        assert not [folder for folder in (path, bert_path, clip_path) if folder in content], file.name
 
 
 NATIVE = [

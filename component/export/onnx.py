@@ -49,8 +49,8 @@ def write(model_path: str, folder: str, int8: bool = False) -> None:
         export_graph(
             PairGraph(model), {**tokens, **pixels}, [*logits, "text_embeds", "image_embeds"], _path(folder, "model")
         )
-    config = model.config.to_dict()
-    config.pop("auto_map", None)  # the classes that it names would find no weights here
+    # The classes that auto_map names would find no weights here; _name_or_path is a path on this machine.
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ("auto_map", "_name_or_path")}
     write_json(os.path.join(folder, "config.json"), config)
     save_processor(processor, folder)
 

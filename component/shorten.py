@@ -25,6 +25,12 @@ def principal_axes(*embeds: Tensor) -> Tensor:
     return axes.float()
 
 
+def require_dims(model_path: str, width: int, dim: int) -> None:
+    """Raise ValueError unless vectors of `width` dimensions, those of a model, can be cut at `dim`."""
+    if not 1 <= dim <= width:
+        raise ValueError(f"{model_path} has vectors of {width} dimensions: give --dim 1 to {width}, not {dim}.")
+
+
 @torch.no_grad()
 def shorten(model: BertCLIPModel, axes: Tensor) -> None:
     """Project the embeddings of a model onto the first of its `principal_axes`, (d, D), by changing its projections.

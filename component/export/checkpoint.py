@@ -15,7 +15,7 @@ from component.checkpoint import load_checkpoint, read_ancestors, save_checkpoin
 from component.embedding import embed_images, embed_texts
 from component.export.samples import embed_samples
 from component.model import BertCLIPModel
-from component.shorten import principal_axes, shorten
+from component.shorten import principal_axes, require_dims, shorten
 
 _ENOUGH = 4096  # texts, and as many images: more do not move the axes
 
@@ -43,9 +43,8 @@ def write(
     if dim is None:
         model.ancestors = read_ancestors(model_path)
         exported, axes = model, torch.eye(width)
-    elif not 1 <= dim <= width:
-        raise ValueError(f"{model_path} has vectors of {width} dimensions: give --dim 1 to {width}, not {dim}.")
     else:
+        require_dims(model_path, width, dim)
         axes = _axes(model, processor, texts, images)[:dim]
         exported = copy.deepcopy(model).float()
         shorten(exported, axes)

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from transformers import CLIPProcessor
@@ -19,10 +20,29 @@ from component.search.approximate import open_index
 from component.search.searcher import Searcher
 from component.search.towers import ModelTowers
 from component.search.writer import GalleryWriter
+from component.shorten import require_dims
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Loaded(NamedTuple):
+    """A model of a gallery, and where it is from."""
+
+    path: str
+    model: BertCLIPModel
+    processor: CLIPProcessor
+    identity: ModelIdentity
+
+    def about(self, width: int) -> dict[str, Any]:
+        """What a gallery of vectors of this width keeps of the model."""
+        random_texts = embed_texts(self.model, self.processor, RANDOM_TEXTS).embeds.numpy()
+        return {
+            "fingerprint": self.identity.to_dict(),
+            "model": os.path.abspath(self.path) if os.path.exists(self.path) else self.path,
+            "random_texts": cut(random_texts, width).tolist(),
+        }
 
 
 @contextmanager
@@ -49,41 +69,45 @@ def gallery_to_write(
             number of dimensions, or it is damaged; or there is no such model or device, or the dimensions of the
             model are in no order.
     """
-    model, processor, identity = load_on(model_path, device)
+    loaded = load_on(model_path, device)
+    dtype = PRECISIONS[precision]
     if not is_writer:
-        yield None, model.to(PRECISIONS[precision]), processor
+        yield None, loaded.model.to(dtype), loaded.processor
         return
     with sole_writer(folder, inside=True):
-        if is_gallery(folder):
-            gallery = GalleryWriter(folder)
-            if dim not in (None, gallery.width):
-                raise ValueError(
-                    f"{folder} holds vectors of {gallery.width} dimensions, not {dim}: index into another --gallery."
-                )
-            if differences := _require_same_images(gallery, model, processor, identity, model_path):
-                logger.warning(
-                    "%s has the image half of %s, which made %s, and another text half (%s): the vectors stay, and "
-                    "the gallery belongs to this model from now on.",
-                    *(model_path, gallery.about["model"], folder, "; ".join(differences)),
-                )
-                gallery.take_texts_of(
-                    fingerprint=identity.to_dict(),
-                    model=_absolute(model_path),
-                    random_texts=_random_texts(model, processor, gallery.width),
-                )
-            elif isinstance(gallery.about["fingerprint"], str):
-                gallery.note(fingerprint=identity.to_dict())
-        else:
-            width = _width(model, model_path, dim)
-            gallery = GalleryWriter.create(
-                folder,
-                width,
-                fingerprint=identity.to_dict(),
-                model=_absolute(model_path),
-                random_texts=_random_texts(model, processor, width),
-            )
-        with closing(gallery):
-            yield gallery, model.to(PRECISIONS[precision]), processor
+        open_or_create = _open_for if is_gallery(folder) else _create_for
+        with closing(open_or_create(folder, loaded, dim)) as gallery:
+            yield gallery, loaded.model.to(dtype), loaded.processor
+
+
+def _open_for(folder: str, loaded: Loaded, dim: int | None) -> GalleryWriter:
+    gallery = GalleryWriter(folder)
+    if dim not in (None, gallery.width):
+        raise ValueError(
+            f"{folder} holds vectors of {gallery.width} dimensions, not {dim}: index into another --gallery."
+        )
+    if differences := _require_same_images(gallery, loaded):
+        logger.warning(
+            "%s has the image half of %s, which made %s, and another text half (%s): the vectors stay, and "
+            "the gallery belongs to this model from now on.",
+            *(loaded.path, gallery.about["model"], folder, "; ".join(differences)),
+        )
+        gallery.take_texts_of(**loaded.about(gallery.width))
+    elif isinstance(gallery.about["fingerprint"], str):
+        gallery.note(fingerprint=loaded.identity.to_dict())
+    return gallery
+
+
+def _create_for(folder: str, loaded: Loaded, dim: int | None) -> GalleryWriter:
+    config = loaded.model.config
+    width = config.projection_dim if dim is None else dim
+    require_dims(loaded.path, config.projection_dim, width)
+    if width < config.projection_dim and not getattr(config, "ordered_dims", False):
+        raise ValueError(
+            f"the dimensions of {loaded.path} are in no order, so that its first {dim} tell little. Order them with "
+            f"export_model.py --format checkpoint --dim {config.projection_dim}, and index with that checkpoint."
+        )
+    return GalleryWriter.create(folder, width, **loaded.about(width))
 
 
 def open_searcher(
@@ -102,8 +126,8 @@ def open_searcher(
     """
     gallery = Gallery(folder)
     model_path = model_path or gallery.about["model"]
-    model, processor, identity = load_on(model_path, device)
-    differences = _require_same_images(gallery, model, processor, identity, model_path)
+    loaded = load_on(model_path, device)
+    differences = _require_same_images(gallery, loaded)
     if differences:
         logger.warning(
             "%s has the image half of %s, which made %s, and another text half (%s). Whether nothing fits a text is "
@@ -111,44 +135,19 @@ def open_searcher(
             *(model_path, gallery.about["model"], folder, "; ".join(differences)),
         )
     index = open_index(gallery) if approximate else None
-    return Searcher(gallery, ModelTowers(model, processor), index, judges_absence=not differences)
+    return Searcher(gallery, ModelTowers(loaded.model, loaded.processor), index, judges_absence=not differences)
 
 
-def load_on(path: str, device: str | None) -> tuple[BertCLIPModel, CLIPProcessor, ModelIdentity]:
-    """Model, processor, and the identity of the model. Raises ValueError if there is no such model or device."""
+def load_on(path: str, device: str | None) -> Loaded:
+    """Load a model on a device; None: a GPU if there is one. Raises ValueError if there is no such model or device."""
     model, processor, identity = load_identified(path)
     try:
-        return model.to(device or model.device), processor, identity
+        return Loaded(path, model.to(device or model.device), processor, identity)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"There is no device {device!r}: {str(error).splitlines()[0]}") from None
 
 
-def _absolute(model_path: str) -> str:
-    return os.path.abspath(model_path) if os.path.exists(model_path) else model_path
-
-
-def _width(model: BertCLIPModel, model_path: str, dim: int | None) -> int:
-    """Width of a new gallery."""
-    width = model.config.projection_dim
-    if dim is None or dim == width:
-        return width
-    if dim > width:
-        raise ValueError(f"{model_path} has vectors of {width} dimensions: give --dim 1 to {width}, not {dim}.")
-    if not getattr(model.config, "ordered_dims", False):
-        raise ValueError(
-            f"the dimensions of {model_path} are in no order, so that its first {dim} tell little. Order them with "
-            f"export_model.py --format checkpoint --dim {width}, and index with that checkpoint."
-        )
-    return dim
-
-
-def _random_texts(model: BertCLIPModel, processor: CLIPProcessor, width: int) -> list[list[float]]:
-    return cut(embed_texts(model, processor, RANDOM_TEXTS).embeds.numpy(), width).tolist()
-
-
-def _require_same_images(
-    gallery: Gallery, model: BertCLIPModel, processor: CLIPProcessor, identity: ModelIdentity, model_path: str
-) -> list[str]:
+def _require_same_images(gallery: Gallery, loaded: Loaded) -> list[str]:
     """How the text half differs from that of the model that made the gallery; empty for the same model.
 
     Raises:
@@ -156,15 +155,16 @@ def _require_same_images(
     """
     before = gallery.about["fingerprint"]
     if isinstance(before, str):  # written by an earlier version, which knew nothing of halves
-        same = before == weights_digest(model, processor.image_processor.to_dict())
+        same = before == weights_digest(loaded.model, loaded.processor.image_processor.to_dict())
         differences, in_texts = [] if same else ["the weights or the image processor"], []
     else:
         before = ModelIdentity.from_dict(before)
-        differences, in_texts = image_differences(before, identity, model), before.differences(identity, ["text"])
+        differences = image_differences(before, loaded.identity, loaded.model)
+        in_texts = before.differences(loaded.identity, ["text"])
     if differences:
         raise ValueError(
-            f"{gallery.folder} was made with another model than {model_path} is now ({'; '.join(differences)}): their "
-            f"vectors cannot be compared. Give the model that made it (it was at {gallery.about['model']}), or index "
-            "the images into another --gallery."
+            f"{gallery.folder} was made with another model than {loaded.path} is now ({'; '.join(differences)}): "
+            f"their vectors cannot be compared. Give the model that made it (it was at {gallery.about['model']}), or "
+            "index the images into another --gallery."
         )
     return in_texts

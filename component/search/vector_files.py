@@ -155,8 +155,9 @@ def open_vector_writer(
     Raises:
         ValueError: there is no such model or device.
     """
-    model, processor, identity = load_on(model_path, device)
-    return VectorWriter(folder, model.to(PRECISIONS[precision]), processor, identity.image, loading, keep_list)
+    loaded = load_on(model_path, device)
+    model = loaded.model.to(PRECISIONS[precision])
+    return VectorWriter(folder, model, loaded.processor, loaded.identity.image, loading, keep_list)
 
 
 class KnownVectors(NamedTuple):

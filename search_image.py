@@ -142,6 +142,7 @@ def run_index(args: argparse.Namespace) -> int:
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
     keep_list = KeepList(args.keep_list) if args.keep_list and is_first else None
+    sources = Sources(args.images, args.image_path, args.exclude, args.columns, keep_list, args.vectors)
     with (
         gallery_to_write(args.gallery, args.model, args.device, args.precision, is_first, args.dim) as (
             gallery,
@@ -149,7 +150,6 @@ def run_index(args: argparse.Namespace) -> int:
         ),
         tqdm(unit=" images", desc="index", disable=not is_first) as bar,
     ):
-        sources = Sources(args.images, args.image_path, args.exclude, args.columns, keep_list, args.vectors)
         progress = Progress(on_total=bar.reset, on_batch=bar.update)
         report = update(gallery, *model, sources, Loading(args.batch_size, args.num_workers), progress)
         if is_first:

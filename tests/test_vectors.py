@@ -94,6 +94,11 @@ def test_a_shard_that_is_staged_again_is_not_embedded_again(shards, bert_clip_pa
     assert index(bert_clip_path, shards, tmp_path / "gallery").added == 10
 
 
+def test_a_mistyped_folder_of_vectors_is_named_and_not_embedded_again(shards, tmp_path):
+    with pytest.raises(ValueError, match="nowhere is not a folder of vectors"):
+        Sources(shards, vectors=str(tmp_path / "nowhere"))
+
+
 def test_images_without_vectors_are_embedded(writer, shards, bert_clip_path, tmp_path):
     writer.write(shards[0])
     report = index(bert_clip_path, shards, tmp_path / "with", writer.folder)

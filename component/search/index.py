@@ -4,6 +4,7 @@ Shapes: B images, D projection width.
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ class Sources:
 
     Attributes:
         vectors: folder of a `VectorWriter`, where the vectors of images in shards may be already.
+
+    Raises:
+        ValueError: there is no such folder of vectors, and all images would be embedded again.
     """
 
     paths: Sequence[str]
@@ -38,6 +42,10 @@ class Sources:
     columns: Mapping[str, str] | None = None
     keep_list: KeepList | None = None
     vectors: str | None = None
+
+    def __post_init__(self):
+        if self.vectors is not None and not os.path.isdir(self.vectors):
+            raise ValueError(f"{self.vectors} is not a folder of vectors; search_image.py embed --vectors makes one.")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from component.checkpoint import load_checkpoint
 from component.dataset import PairDataset
 from component.embedding import embed_images, embed_texts
 from component.evaluation.image_folder import read_image_folder
-from component.evaluation.mistakes import Mistake, hardest_mistakes
+from component.evaluation.ranking import Mistake, Side, rank
 from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.evaluation.zero_shot import evaluate_zero_shot
@@ -288,14 +288,14 @@ def test_several_spellings_of_a_file_name_are_one_image(data, bert_clip_path):
 # ---- mistakes ----
 
 
-def test_hardest_mistakes_equal_a_hand_calculation():
+def test_ranks_and_mistakes_equal_a_hand_calculation():
     queries = torch.tensor([[1.0, 0.5, 0.2, 0.1], [0.2, 0.3, 0.1, 0.9], [0.4, 0.4, 0.3, 0.1], [0.1, 0.9, 0.9, 0.1]])
-    query_index, gallery_index = torch.tensor([0, 1, 1, 2, 3]), torch.tensor([0, 0, 2, 2, 2])
-    ranks = retrieval_ranks(queries, torch.eye(4), query_index, gallery_index)
+    index = torch.tensor([[0, 1, 1, 2, 3], [0, 0, 2, 2, 2]])
+    sides = Side(torch.tensor([10, 11, 12, 13]), queries, index[0]), Side(torch.arange(20, 24), torch.eye(4), index[1])
+    ranks, mistakes = rank(*sides, 10)
     assert ranks.tolist() == [1, 3, 3, 2]
-    found = hardest_mistakes(queries, torch.eye(4), query_index, gallery_index, ranks, 10)
-    assert found == [Mistake(1, 3, 0, rank=3), Mistake(2, 0, 2, rank=3), Mistake(3, 1, 2, rank=2)]
-    assert hardest_mistakes(queries, torch.eye(4), query_index, gallery_index, ranks, 1) == found[:1]
+    assert mistakes == [Mistake(11, 23, 20, rank=3), Mistake(12, 20, 22, rank=3), Mistake(13, 21, 22, rank=2)]
+    assert rank(*sides, 1)[1] == mistakes[:1]
 
 
 def test_a_model_of_nans_ranks_last():

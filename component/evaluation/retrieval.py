@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import CLIPProcessor
 
 from component.embedding import Embedded, embed_images, embed_texts
-from component.evaluation.mistakes import Mistake, hardest_mistakes
 from component.evaluation.phrased_retrieval import PhrasedResult, rank_phrased
 from component.evaluation.phrasings import Phrasing
+from component.evaluation.ranking import Mistake, Side, rank
 from component.evaluation.retrieval_data import RetrievalData
-from component.metrics import retrieval_ranks, summarise_ranks
+from component.metrics import summarise_ranks
 from component.model import BertCLIPModel
 
 
@@ -81,25 +81,11 @@ def rank_pairs(data: RetrievalData, images: Embedded, texts: Embedded, num_mista
     text_rows, text_index = pairs[good, 0].unique(return_inverse=True)
     image_rows = torch.tensor(images.rows)
     image_index = torch.searchsorted(image_rows, pairs[good, 1])
-    sides = {
-        "text": (text_rows, texts.embeds[text_rows], text_index),
-        "image": (image_rows, images.embeds, image_index),
-    }
-
+    text_side = Side(text_rows, texts.embeds[text_rows], text_index)
+    image_side = Side(image_rows, images.embeds, image_index)
     ranks, mistakes = {}, {}
-    for query, gallery in (("text", "image"), ("image", "text")):
-        query_rows, query_embeds, query_index = sides[query]
-        gallery_rows, gallery_embeds, gallery_index = sides[gallery]
-        asked, query_index = query_index.unique(return_inverse=True)  # images without a text are not queries
-        query_embeds = query_embeds[asked]
-        direction = f"{query}_to_{gallery}"
-        ranks[direction] = retrieval_ranks(query_embeds, gallery_embeds, query_index, gallery_index)
-        mistakes[direction] = [
-            mistake.renumbered(query_rows[asked], gallery_rows)
-            for mistake in hardest_mistakes(
-                query_embeds, gallery_embeds, query_index, gallery_index, ranks[direction], num_mistakes
-            )
-        ]
+    ranks["text_to_image"], mistakes["text_to_image"] = rank(text_side, image_side, num_mistakes)
+    ranks["image_to_text"], mistakes["image_to_text"] = rank(image_side, text_side, num_mistakes)
     counts = {
         "texts": len(text_rows),
         "images": len(image_rows),

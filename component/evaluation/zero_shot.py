@@ -12,8 +12,8 @@ from transformers import CLIPProcessor
 
 from component.embedding import embed_images
 from component.evaluation.image_folder import ClassifiedImages
-from component.evaluation.mistakes import Mistake, hardest_mistakes
-from component.metrics import classification_metrics, retrieval_ranks
+from component.evaluation.ranking import Mistake, Side, rank
+from component.metrics import classification_metrics
 from component.model import BertCLIPModel
 from component.prompts import embed_classes
 
@@ -58,15 +58,9 @@ def evaluate_zero_shot(
     if not len(images):
         raise ValueError(f"None of the images can be read (the first: {data.images[0]}: {images.bad_images[0]}).")
     class_embeds = embed_classes(model, processor, data.class_names, batch_size, on_batch)
-    labels, query_index = torch.tensor(data.labels)[images.rows], torch.arange(len(images))
-    ranks = retrieval_ranks(images.embeds, class_embeds, query_index, labels)
+    labels = torch.tensor(data.labels)[images.rows]
+    queries = Side(torch.tensor(images.rows), images.embeds, torch.arange(len(images)))
+    ranks, mistakes = rank(queries, Side(torch.arange(len(class_embeds)), class_embeds, labels), num_mistakes)
     counts = {"images": len(images), "classes": len(data.class_names), "bad_images": len(images.bad_images)}
-    mistakes = hardest_mistakes(images.embeds, class_embeds, query_index, labels, ranks, num_mistakes)
-    image_rows, classes = torch.tensor(images.rows), torch.arange(len(data.class_names))
-    return ZeroShotResult(
-        {**classification_metrics(ranks, labels), **counts},
-        ranks,
-        labels,
-        [mistake.renumbered(image_rows, classes) for mistake in mistakes],
-        images.bad_images,
-    )
+    metrics = {**classification_metrics(ranks, labels), **counts}
+    return ZeroShotResult(metrics, ranks, labels, mistakes, images.bad_images)

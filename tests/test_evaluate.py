@@ -35,6 +35,7 @@ from component.metrics import classification_metrics, retrieval_ranks
 from component.processor import load_processor
 from component.prompts import PROMPTS, embed_classes
 from component.report import figures
+from component.report.evaluation_figures import draw_mistakes, draw_recall
 
 
 @pytest.fixture(scope="module")
@@ -548,15 +549,15 @@ def test_a_chinese_font_that_matplotlib_has_not_listed_yet_is_found(only_dejavu,
 
 def test_without_a_chinese_font_figures_are_drawn_with_a_warning(only_dejavu, tmp_path, caplog, recwarn):
     path = tmp_path / "mistakes.png"
-    figures.draw_mistakes(str(path), [(Image.new("RGB", (8, 8)), "红色$的", "一只很长很长很长很长很长的狗", 2)])
+    draw_mistakes(str(path), [(Image.new("RGB", (8, 8)), "红色$的", "一只很长很长很长很长很长的狗", 2)])
     assert "no Chinese font is installed" in caplog.text
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     assert Image.open(path).format == "PNG" and os.listdir(tmp_path) == ["mistakes.png"]
 
 
 def test_figures_of_a_model_without_mistakes(tmp_path):
-    figures.draw_mistakes(str(tmp_path / "mistakes.png"), [])
-    figures.draw_recall(str(tmp_path / "recall.png"), {"text → image": torch.ones(3, dtype=torch.long)})
+    draw_mistakes(str(tmp_path / "mistakes.png"), [])
+    draw_recall(str(tmp_path / "recall.png"), {"text → image": torch.ones(3, dtype=torch.long)})
     assert len(os.listdir(tmp_path)) == 2
 
 

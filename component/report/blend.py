@@ -10,7 +10,7 @@ from component.ground.files import write_json
 from component.hub.model_card import Card, card_table, last_part, license_of, recalls_of, short_name, write_card
 from component.report.figures import new_figure
 from component.report.labels import label
-from component.report.text_table import markdown_table
+from component.report.text_table import markdown_table, percent
 
 SHOWN = {"MR": "mean_recall", "R@1": "text_to_image_recall@1"}
 CURVES = "blend.png"
@@ -24,8 +24,8 @@ def blend_table(measured: MeasuredBlends) -> str:
     rows = []
     for blend in measured.blends:
         cells = [f"{blend.alpha:g}{' (best)' if blend is measured.best else ''}"]
-        cells += [_percent(metrics[key]) for metrics in (blend.own, blend.kept) if metrics for key in SHOWN.values()]
-        rows.append([*cells, _percent(blend.score)] if has_kept else cells)
+        cells += [percent(metrics[key]) for metrics in (blend.own, blend.kept) if metrics for key in SHOWN.values()]
+        rows.append([*cells, percent(blend.score)] if has_kept else cells)
     return markdown_table(header, rows)
 
 
@@ -96,7 +96,3 @@ def write_blend_report(
         model_license=model_license,
     )
     write_card(folder, card)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

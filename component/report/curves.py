@@ -6,9 +6,9 @@ from itertools import product
 
 from component.metrics import RECALL_AT
 from component.report.figures import new_figure
-from component.report.labels import label
+from component.report.labels import DIRECTIONS, label
 
-DIRECTIONS = {"text_to_image": ("text → image", "-"), "image_to_text": ("image → text", "--")}
+LINE_STYLES = ("-", "--")  # of the directions
 
 Row = dict[str, float]
 
@@ -64,14 +64,13 @@ def _draw_recall(axes, evaluations: Sequence[Row]) -> None:
     """Curves over the steps from their own minimum; bars with their values if there is one evaluation."""
     title = label("recall on test_file (%)")
     values = []
-    for (number, k), (place, (direction, (name, style))) in product(
-        enumerate(RECALL_AT), enumerate(DIRECTIONS.items())
-    ):
+    for (number, k), (place, (direction, name)) in product(enumerate(RECALL_AT), enumerate(DIRECTIONS.items())):
         key = f"eval_{direction}_recall@{k}"
         found = [100 * row[key] for row in evaluations if key in row]
         values += found
         if len(evaluations) > 1:
-            _plot(axes, evaluations, key, 100, label=f"{label(name)}  R@{k}", linestyle=style, color=f"C{number}")
+            line = dict(label=f"{label(name)}  R@{k}", linestyle=LINE_STYLES[place], color=f"C{number}")
+            _plot(axes, evaluations, key, 100, **line)
         elif found:
             legend = label(name) if number == 0 else None
             bars = axes.bar(number + 0.4 * place - 0.2, found[0], 0.38, color=f"C{place}", label=legend)

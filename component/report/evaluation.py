@@ -4,8 +4,6 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from PIL import Image
-
 from component.embedding import open_image
 from component.evaluation.image_folder import ClassifiedImages
 from component.evaluation.phrased_retrieval import mean_metrics
@@ -14,15 +12,10 @@ from component.evaluation.retrieval_data import RetrievalData
 from component.evaluation.zero_shot import ZeroShotResult
 from component.ground.files import write_json, write_text
 from component.metrics import RECALL_AT
-from component.report.figures import draw_mistakes, draw_recall
-from component.report.labels import label
+from component.report.evaluation_figures import MistakeRow, draw_mistakes, draw_recall
+from component.report.labels import DIRECTIONS, label
 from component.report.phrasings import draw_phrasings, phrasing_rows, phrasing_table
-from component.report.text_table import markdown_table
-
-DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
-
-Item = str | Image.Image
-MistakeRow = tuple[Item, Item, Item, int]  # query, ranked first, right answer, rank of the right answer
+from component.report.text_table import markdown_table, percent
 
 
 def write_retrieval_report(folder: str, data: RetrievalData, result: RetrievalResult, about: dict[str, Any]) -> None:
@@ -99,21 +92,23 @@ def _retrieval_metrics(result: RetrievalResult) -> dict[str, Any]:
 def retrieval_table(result: RetrievalResult) -> str:
     """Markdown: recall in percent and median rank of both directions, mean recall and counts; then the phrasings."""
     metrics = result.metrics
-    rows = [
-        [name, *(f"{100 * metrics[f'{direction}_recall@{k}']:.1f}" for k in RECALL_AT)]
-        + [f"{metrics[f'{direction}_median_rank']:g}"]
-        for direction, name in DIRECTIONS.items()
-    ]
+    rows = [[name, *retrieval_cells(metrics, direction)] for direction, name in DIRECTIONS.items()]
     table = markdown_table(["", *(f"R@{k}" for k in RECALL_AT), "median rank"], rows)
-    table += f"\n\nMean recall (MR): {100 * metrics['mean_recall']:.1f}; {_counts(metrics)}\n"
+    table += f"\n\nMean recall (MR): {percent(metrics['mean_recall'])}; {_counts(metrics)}\n"
     return f"{table}\n{phrasing_table(phrasing_rows(result))}\n" if result.phrased else table
+
+
+def retrieval_cells(metrics: dict[str, float], direction: str) -> list[str]:
+    """Recall@1/5/10 in percent and median rank of a direction."""
+    recalls = [percent(metrics[f"{direction}_recall@{k}"]) for k in RECALL_AT]
+    return [*recalls, f"{metrics[f'{direction}_median_rank']:g}"]
 
 
 def classification_table(result: ZeroShotResult) -> str:
     """Markdown: top-1, top-5 and mean per class in percent, then the counts."""
     metrics = result.metrics
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-    table = markdown_table(list(names.values()), [[f"{100 * metrics[key]:.1f}" for key in names]])
+    table = markdown_table(list(names.values()), [[percent(metrics[key]) for key in names]])
     return f"{table}\n\n{_counts(metrics)}\n"
 
 

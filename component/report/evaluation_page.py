@@ -10,13 +10,13 @@ from component.evaluation.retrieval_data import RetrievalData
 from component.evaluation.zero_shot import ZeroShotResult
 from component.ground.plain_text import one_line
 from component.metrics import RECALL_AT, class_accuracies
-from component.report.evaluation import MistakeRow, retrieval_mistakes, zero_shot_mistakes
-from component.report.figures import recall_curve
+from component.report.evaluation import retrieval_cells, retrieval_mistakes, zero_shot_mistakes
+from component.report.evaluation_figures import MistakeRow, recall_curve
 from component.report.html import data_uri, render
-from component.report.labels import CHINESE
+from component.report.labels import CHINESE, DIRECTIONS
 from component.report.phrasings import phrasing_rows
+from component.report.text_table import percent
 
-DIRECTIONS = {"text_to_image": "文本 → 图片", "image_to_text": "图片 → 文本"}
 COLOURS = ("#1f6fb2", "#b4500f")
 CHART = (400, 240)  # of the SVG: the area of the curves
 
@@ -25,21 +25,17 @@ def retrieval_page(data: RetrievalData, result: RetrievalResult, about: dict[str
     """HTML: recalls, recall curves, phrasings, and the hardest mistakes of both directions, with images."""
     metrics = result.metrics
     header = ["", *(f"R@{k}" for k in RECALL_AT), "排名中位数"]
-    rows = [
-        [name, *(_percent(metrics[f"{direction}_recall@{k}"]) for k in RECALL_AT)]
-        + [f"{metrics[f'{direction}_median_rank']:g}"]
-        for direction, name in DIRECTIONS.items()
-    ]
+    names = {direction: CHINESE[name] for direction, name in DIRECTIONS.items()}
     mistakes = retrieval_mistakes(data, result)
     return _page(
         about,
         header=header,
-        rows=rows,
-        summary=f"平均召回率（MR）{_percent(metrics['mean_recall'])}%；{metrics['texts']:,} 条文本，"
+        rows=[[name, *retrieval_cells(metrics, direction)] for direction, name in names.items()],
+        summary=f"平均召回率（MR）{percent(metrics['mean_recall'])}%；{metrics['texts']:,} 条文本，"
         f"{metrics['images']:,} 张图片，{metrics['pairs']:,} 对；读不了的图片 {metrics['bad_images']:,} 张",
-        chart=_chart({name: result.ranks[direction] for direction, name in DIRECTIONS.items()}),
+        chart=_chart({name: result.ranks[direction] for direction, name in names.items()}),
         phrasings=phrasing_rows(result) if result.phrased else [],
-        mistakes=[(f"{name}：错得最远的", _cells(mistakes[direction])) for direction, name in DIRECTIONS.items()],
+        mistakes=[(f"{name}：错得最远的", _cells(mistakes[direction])) for direction, name in names.items()],
     )
 
 
@@ -52,7 +48,7 @@ def zero_shot_page(data: ClassifiedImages, result: ZeroShotResult, about: dict[s
     return _page(
         about,
         header=["top-1", "top-5", "各类平均"],
-        rows=[[_percent(metrics[key]) for key in ("top1", "top5", "mean_per_class")]],
+        rows=[[percent(metrics[key]) for key in ("top1", "top5", "mean_per_class")]],
         summary=f"{metrics['images']:,} 张图片，{metrics['classes']:,} 类；读不了的图片 {metrics['bad_images']:,} 张",
         mistakes=[("错得最远的", _cells(zero_shot_mistakes(data, result)))],
         classes=[
@@ -77,10 +73,6 @@ def _page(about: dict[str, Any], **values) -> str:
         card_width="20rem",
         **{"chart": None, "classes": [], "phrasings": [], "chinese": CHINESE, "about": facts, **values},
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _cells(mistakes: Sequence[MistakeRow]) -> list[dict[str, Any]]:

@@ -44,6 +44,10 @@ CHINESE = {
 }
 
 
+# direction of a retrieval → its label
+DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
+
+
 def is_chinese() -> bool:
     """Whether figures have Chinese labels."""
     return os.environ.get("FIGURE_LANGUAGE", "").lower().startswith("zh")

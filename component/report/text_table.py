@@ -21,6 +21,15 @@ def _width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def percent(share: float) -> str:
+    """A share in percent, to one decimal.
+
+    >>> percent(0.62)
+    '62.0'
+    """
+    return f"{100 * share:.1f}"
+
+
 def fit(text: str, columns: int, align_right: bool = False, keep_end: bool = False) -> str:
     """The text in exactly `columns` columns: padded with spaces, or cut at its end or start with an ellipsis."""
     if display_width(text) > columns:

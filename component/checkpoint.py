@@ -11,8 +11,10 @@ from component.ground.cores import limit_threads
 from component.ground.files import write_json
 from component.hub.identity import ModelIdentity, identity_of, weights_digest
 from component.hub.kept_identity import file_states, keep_identity, read_identity
-from component.hub.pretrained import BERT_CLIP, find_file, find_pretrained, load_pretrained, quiet_transformers
+from component.hub.pretrained import find_file, find_pretrained, load_pretrained
+from component.hub.quiet import quiet_transformers
 from component.hub.sentence_transformers import write_sentence_transformers
+from component.hub.use import BERT_CLIP
 from component.model import BertCLIPModel
 from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting, save_processor
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import BertConfig, CLIPVisionConfig
 
 from component import modeling_bertclip
-from component.hub.pretrained import VIT_TOWER
+from component.hub.use import VIT_TOWER
 
 
 def _prefer_config_dicts(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,17 +21,9 @@ from transformers.utils import ModelOutput
 import component.processor  # noqa: F401, registers the processor files of older versions with transformers
 from component import modeling_bertclip
 from component.configuration import BertCLIPConfig, BertCLIPTextConfig
-from component.hub.pretrained import (
-    IMAGE_TOWER,
-    TEXT_TOWER,
-    VIT_TOWER,
-    Use,
-    check_pretrained,
-    load_pretrained,
-    loading,
-    no_progress_bars,
-    read_config,
-)
+from component.hub.pretrained import check_pretrained, load_pretrained, loading, read_config
+from component.hub.quiet import no_progress_bars
+from component.hub.use import IMAGE_TOWER, TEXT_TOWER, VIT_TOWER, Use
 from component.loss import contrastive_loss
 from component.modeling_bertclip import BertCLIPPreTrainedModel, fit_to_positions, text_tower
 from component.tower_parts import tower_parts

@@ -21,7 +21,8 @@ from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import export
 from component.export.graph import ImageGraph, export_graph, open_graph, pixel_inputs
 from component.export.smaller import save_smaller
-from component.hub.pretrained import IMAGE_HALF, quiet_transformers
+from component.hub.quiet import quiet_transformers
+from component.hub.use import IMAGE_HALF
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.processor import image_size, load_processor, require_fitting

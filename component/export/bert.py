@@ -8,7 +8,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from component.checkpoint import load_model
 from component.export.folder import export_folder
 from component.export.samples import TEXTS
-from component.hub.pretrained import loading, quiet_transformers
+from component.hub.pretrained import loading
+from component.hub.quiet import quiet_transformers
 from component.hub.tokenizer import load_tokenizer, save_tokenizer
 from component.model import BertCLIPModel
 

@@ -7,19 +7,17 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from types import ModuleType
 
 import huggingface_hub
 import requests
 import transformers
-from huggingface_hub.utils import logging as hub_logging
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
 from component.hub.model_path import is_hub_name
+from component.hub.quiet import quiet_transformers
 from component.hub.tower_settings import settings_fault
+from component.hub.use import Use
 
 logger = logging.getLogger(__name__)
 
@@ -28,82 +26,6 @@ _HUB_SECONDS = 10
 _WAYS_OUT = (
     "Give the path of a local folder with config.json, weights and vocab.txt or preprocessor_config.json; or set the "
     "environment variable HF_ENDPOINT to a mirror of the Hub."
-)
-
-
-@dataclass(frozen=True)
-class Use:
-    """What a pretrained folder is to be used for.
-
-    Attributes:
-        name: for the error.
-        kinds: the accepted model_types.
-        instead: what works, as a sentence for the error.
-        towers: the towers that are used: "text", "vision".
-        needed: pattern for the beginnings of the names of required weights.
-        renewable: the same for weights among them that may be missing; they are new, and a warning is logged.
-    """
-
-    name: str
-    kinds: tuple[str, ...]
-    instead: str
-    towers: tuple[str, ...]
-    needed: str = ""
-    renewable: str = "$"
-
-
-TEXT_TOWER = Use(
-    name="a BERT for the text tower",
-    kinds=("bert",),
-    towers=("text",),
-    instead="A BERT works (model_type bert), such as Langboat/mengzi-bert-base; of a BertCLIP folder, "
-    "save_bert_checkpoint.py makes one.",
-    needed=r"embeddings\.|encoder\.|pooler\.",
-    renewable=r"pooler\.",
-)
-LOCKED_TEXT_TOWER = replace(
-    TEXT_TOWER,
-    name="a BERT that can be locked (freeze_text), with a pooler of its own",
-    instead="Train its pooler (freeze_text false), or set text_pooling to cls, which needs none.",
-    renewable="$",
-)
-_CLIP = Use(
-    name="a CLIP",
-    kinds=(
-        *("clip", "chinese_clip", "metaclip_2"),  # with CLIP's vision tower
-        *("clip_vision_model", "chinese_clip_vision_model", "metaclip_2_vision_model"),
-    ),
-    towers=("vision",),
-    instead="A CLIP with its image tower works (model_type clip), such as openai/clip-vit-base-patch32.",
-    needed=r"vision_model\.|visual_projection\.|logit_scale",
-)
-IMAGE_HALF = replace(
-    _CLIP,
-    name="a CLIP whose image vectors can stay the same (freeze_visual_projection)",
-    renewable="logit_scale",
-)
-VIT_TOWER = Use(
-    name="an image tower",
-    kinds=("siglip", "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit"),
-    towers=("vision",),
-    instead="The image tower of a CLIP, SigLIP, DINOv2, DINOv3 or ViT works (model_type clip, siglip, dinov2, "
-    "dinov2_with_registers, dinov3_vit or vit), such as openai/clip-vit-base-patch32. SigLIP 2 works if its images "
-    "have one size (model_type siglip).",
-    needed=r"(?!.*mask_token)(embeddings|encoder|layers|model|post_layernorm|layernorm|norm|head|pooler)\.",
-)
-IMAGE_TOWER = replace(
-    _CLIP,
-    name=VIT_TOWER.name,
-    kinds=_CLIP.kinds + VIT_TOWER.kinds,
-    instead=VIT_TOWER.instead,
-    renewable=r"visual_projection\.|logit_scale",
-)
-BERT_CLIP = Use(
-    name="a BertCLIP checkpoint",
-    kinds=("clip", "chinese_clip"),
-    towers=("text", "vision"),
-    instead="Give a folder that train_clip.py wrote, such as output/demo/checkpoint-final, or a Chinese-CLIP. To pair "
-    "a CLIP with a BERT, train with load_from_bert_clip false and bert_pretrain_path.",
 )
 
 
@@ -285,35 +207,3 @@ def loading(path: str) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         mend = _WAYS_OUT if is_hub_name(path) else "Is it whole? Fetch it again."
         raise ValueError(f"{path} cannot be loaded: {reason.rstrip('.')}. {mend}") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars, the table of missing weights, and the lines of repeated downloads.
-
-    The caller reports in one line what is wrong.
-    """
-    with _only_errors(transformers_logging), _only_errors(hub_logging), no_progress_bars():
-        yield
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Hide transformers' bars "Loading weights" and "Writing model shards", which are gone in a second."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _only_errors(library: ModuleType) -> Iterator[None]:
-    verbosity = library.get_verbosity()
-    library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        library.set_verbosity(verbosity)

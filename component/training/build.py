@@ -13,17 +13,8 @@ from component.configuration import BertCLIPConfig
 from component.dataset import PairDataset, Pairs
 from component.ground.cores import limit_threads
 from component.hub.identity import identity_of, image_differences
-from component.hub.pretrained import (
-    BERT_CLIP,
-    IMAGE_HALF,
-    IMAGE_TOWER,
-    LOCKED_TEXT_TOWER,
-    TEXT_TOWER,
-    Use,
-    check_pretrained,
-    find_pretrained,
-    loading,
-)
+from component.hub.pretrained import check_pretrained, find_pretrained, loading
+from component.hub.use import BERT_CLIP, IMAGE_HALF, IMAGE_TOWER, LOCKED_TEXT_TOWER, TEXT_TOWER, Use
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.columns import parse_columns

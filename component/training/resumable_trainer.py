@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from component.ground.files import write_json
-from component.hub.pretrained import quiet_transformers
+from component.hub.quiet import quiet_transformers
 from component.training.best import set_best
 from component.training.checkpoint_files import (
     UNFINISHED,

@@ -20,11 +20,11 @@ _QUANTILE = 0.85  # share of the random texts without an image that are below th
 
 
 def concentration(best: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """(Q,) log of the share, at most 0.
+    """(…) log of the share, at most 0.
 
     Args:
-        best: (Q, at most TOP) cosines of the best images.
-        total: (Q,) `log_sum_exp` of SCALE · cosine over the whole gallery.
+        best: (…, at most TOP) cosines of the best images.
+        total: (…) `log_sum_exp` of SCALE · cosine over the whole gallery.
     """
     return log_sum_exp(SCALE * best) - total
 

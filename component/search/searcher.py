@@ -133,10 +133,9 @@ class Searcher:
         vector = self.embed(query)
         is_text = query.texts and not (query.images or query.like or query.minus)
         with self.gallery.snapshot():
-            hits, best, total = self._search(vector, offset + top_k, where)
-            is_judged = is_text and hits and total is not None and self._threshold is not None
-            absent = bool(concentration(best, total) < self._threshold) if is_judged else None
-            return Answer(hits[offset:], absent)
+            hits, found = self._search(vector, offset + top_k, where)
+            is_judged = is_text and hits and found is not None and self._threshold is not None
+            return Answer(hits[offset:], found < self._threshold if is_judged else None)
 
     def _cut(self, embeds: np.ndarray) -> np.ndarray:
         return cut(embeds, self.gallery.width)
@@ -161,21 +160,19 @@ class Searcher:
         with self.gallery.snapshot():
             return self._search(query, top_k, where)[0]
 
-    def _search(
-        self, query: np.ndarray, top_k: int, where: Filter
-    ) -> tuple[list[Hit], np.ndarray | None, np.ndarray | None]:
-        """Hits, and what `concentration` needs to know of a text; None where only some rows were compared."""
+    def _search(self, query: np.ndarray, top_k: int, where: Filter) -> tuple[list[Hit], float | None]:
+        """Hits, and their `concentration`; None if only some rows were compared."""
         self._refresh()
-        allowed, scores, best, total = self._allowed(where), None, None, None
-        if self.approximate is None and len(allowed):
+        allowed, scores, found = self._allowed(where), None, None
+        available = int(allowed.sum())
+        if self.approximate is None and available:
             length = np.linalg.norm(query)
             scores = compare(self._vectors, query)
             scores[~self._living] = -np.inf
             total = log_sum_exp(SCALE / length * scores)
             if allowed is not self._living:
                 scores[~allowed] = -np.inf
-            best = scores[top(scores, TOP)] / length
-        available = int(allowed.sum())
+            found = float(concentration(scores[top(scores, TOP)] / length, total))
         top_k = min(top_k, available)
         wanted = min(top_k * (1 if where.fold is None else 4) + _MORE_CANDIDATES, available)
         while True:
@@ -183,7 +180,7 @@ class Searcher:
             hits = self._hits(rows, exact, top_k, where)
             is_all = wanted == available or (where.threshold is not None and exact[-1] < where.threshold)
             if len(hits) == top_k or is_all:
-                return hits, best, total
+                return hits, found
             wanted = min(4 * wanted, available)  # most candidates were duplicates
 
     def _hits(self, rows: np.ndarray, scores: np.ndarray, top_k: int, where: Filter) -> list[Hit]:

@@ -143,10 +143,8 @@ class _Answers:
             }
 
     def search(self, question: Question) -> dict:
-        top_k, offset = (
-            int(question.number("top_k", 1, MAX_TOP_K, 20)),
-            int(question.number("offset", 0, MAX_TOP_K, 0)),
-        )
+        top_k = int(question.number("top_k", 1, MAX_TOP_K, 20))
+        offset = int(question.number("offset", 0, MAX_TOP_K, 0))
         with self._answering:
             query = Query(
                 texts=question.texts("texts"),

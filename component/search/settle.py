@@ -169,6 +169,8 @@ def _settle_vanished(gallery, vanished, found, roots, known, report) -> None:
     deleted = set()
     for root in roots:
         below = [image for image in left if root.is_above(image.path)]
+        if not below:
+            continue
         total = sum(image.status != DELETED and root.is_above(path) for path, image in known.items())
         is_empty = not any(root.is_above(path) for path in found.files)
         is_much = len(below) > max(MAX_VANISHED, MAX_VANISHED_SHARE * total)

@@ -67,8 +67,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.class_names and not args.image_path:
         parser.error("--class_names needs --image_path, a folder with one folder of images per class")
-    if args.class_names and args.keep_list:
-        parser.error("--keep_list is for pairs, which --test_file has and --class_names has not")
+    for name in ("keep_list", "columns"):
+        if args.class_names and getattr(args, name):
+            parser.error(f"--{name} is for pairs, which --test_file has and --class_names has not")
     if args.class_names and args.phrasings:
         parser.error("--phrasings needs --test_file; zero-shot classification has sentences of its own")
     parser.require_distinct(args, "test_file", "class_names", "phrasings", "html")

@@ -482,6 +482,12 @@ def zero_shot_options(options, data, tmp_path) -> dict:
     return {**options, "--class_names": tmp_path / "names.txt", "--image_path": folder, "--html": tmp_path / "z.html"}
 
 
+@pytest.mark.parametrize("option, value", [("--columns", "text=caption"), ("--keep_list", "a.parquet")])
+def test_what_only_pairs_have_is_refused_for_classes(option, value, options, data, tmp_path, monkeypatch, capsys):
+    assert run_here(monkeypatch, {**zero_shot_options(options, data, tmp_path), option: value}) == 2
+    assert f"{option} is for pairs" in capsys.readouterr().err
+
+
 def test_retrieval_and_zero_shot_share_a_folder_and_each_writes_a_page(options, data, tmp_path, monkeypatch, capsys):
     assert run_here(monkeypatch, {**options, "--html": tmp_path / "r.html"}) == 0
     retrieval = {name: (tmp_path / "out" / name).read_bytes() for name in os.listdir(tmp_path / "out")}

@@ -108,8 +108,11 @@ def parse_args() -> argparse.Namespace:
     for command in (query, server):
         command.add_argument("--model", help="current path of the gallery's model; default: the recorded one")
     args = parser.parse_args()
-    if args.command == "index" and args.forget is None and not (args.model and args.images):
-        parser.error("index: give --model and --images, or --forget")
+    if args.command == "index":
+        is_update = args.model and args.images and args.forget is None
+        is_forgetting = args.forget and not args.images
+        if not (is_update or is_forgetting):
+            parser.error("index: give --model and --images, or --forget FOLDER alone")
     if args.command == "query" and not (args.text or args.image or args.like or args.minus):
         parser.error("query: give --text, --image, --like or --minus")
     if args.command == "query":

@@ -197,6 +197,16 @@ def test_forgetting_a_shard_leaves_nothing_of_it_in_the_gallery(index, data, tmp
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "gallery").iterdir())
 
 
+@pytest.mark.parametrize(
+    "options", [[], ["--model", "a"], ["--forget", ""], ["--model", "a", "--images", "b", "--forget", "b"]]
+)
+def test_index_either_updates_or_forgets(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["", "index", "--gallery", str(tmp_path), *options])
+    with pytest.raises(SystemExit):
+        search_image.main()
+    assert "give --model and --images, or --forget FOLDER alone" in capsys.readouterr().err
+
+
 def test_a_gallery_is_not_made_among_other_files(index, folder):
     before = sorted(folder.rglob("*"))
     with pytest.raises(ValueError, match="photos is not a gallery, and holds other files, such as blue"):

@@ -456,6 +456,8 @@ def test_indexing_with_another_text_half_keeps_the_vectors_and_takes_its_texts(
     path = str(tmp_path / "gallery")
     GalleryWriter(path).note(absence_threshold=0.0)
     vectors, about = Gallery(path).vectors().tobytes(), Gallery(path).about
+    before = open_searcher(path)
+    assert before.answer(Query(["红色的圆"])).probably_absent
     other = with_another_text_half(bert_clip_path, tmp_path / "other")
     with gallery_to_write(path, other, "cpu") as opened:
         report = update(*opened, Sources([str(folder)]), Loading(5, 0))
@@ -464,6 +466,8 @@ def test_indexing_with_another_text_half_keeps_the_vectors_and_takes_its_texts(
     assert now.vectors().tobytes() == vectors and now.about["model"] == other
     assert now.about["absence_threshold"] is None  # measured again: these images are too much alike to judge
     assert now.about["random_texts"] != about["random_texts"]
+    GalleryWriter(path).note(absence_threshold=0.0)
+    assert before.answer(Query(["红色的圆"])).probably_absent is None  # the threshold of the other model
     caplog.clear()
     open_searcher(path)
     assert not caplog.text

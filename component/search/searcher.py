@@ -106,7 +106,9 @@ class Searcher:
         if version != self._version:
             self._vectors = self.gallery.vectors()
             self._living = self.gallery.rows_where()
-            self._threshold = self.gallery.setting("absence_threshold") if self._judges_absence else None
+            # The gallery has a threshold of another model once it was indexed with another text half.
+            is_own = self.gallery.setting("fingerprint") == self.gallery.about.get("fingerprint")
+            self._threshold = self.gallery.setting("absence_threshold") if is_own and self._judges_absence else None
             self._version = version
 
     def embed(self, query: Query) -> np.ndarray:

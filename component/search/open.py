@@ -15,8 +15,8 @@ from component.gallery.reader import Gallery, cut, is_gallery
 from component.ground.lock import sole_writer
 from component.hub.identity import ModelIdentity, image_differences, weights_digest
 from component.model import BertCLIPModel
-from component.prompts import RANDOM_TEXTS
 from component.search.approximate import open_index
+from component.search.presence import RANDOM_TEXTS
 from component.search.searcher import Searcher
 from component.search.towers import ModelTowers
 from component.search.writer import GalleryWriter

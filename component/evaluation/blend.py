@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import mean
 
 import torch
 
 from component.blend import Ends
-from component.embedding import Embedded, embed_images, embed_texts, image_batches, normalize
+from component.embedded import Embedded
+from component.embedding import embed_images, embed_texts, image_batches, normalize
 from component.evaluation.retrieval import rank_pairs
 from component.evaluation.retrieval_data import RetrievalData
 from component.image.transform import ImageTransform
@@ -73,17 +75,17 @@ def measure_blends(
     Raises:
         ValueError: an alpha is not from 0 to 1; or no image of a data set can be read.
     """
-    found, bad_images = [], {}
+    found, bad_images, is_locked = [], {}, ends.image_tower_is_locked
+    options = {"processor": ends.processor, "batch_size": batch_size, "on_batch": on_batch}
     for data in filter(None, (own, kept)):
-        embed = _encode_once(ends, data, batch_size, on_batch) if ends.image_tower_is_locked else None
+        if is_locked:
+            embed = _encode_once(ends, data, batch_size, on_batch)
+        else:
+            embed = partial(embed_images, images=data.images, **options)
         metrics = []
         for alpha in alphas:
             model = ends.at(alpha)
-            if embed:
-                images = embed(model)
-            else:
-                images = embed_images(model, ends.processor, data.images, batch_size, on_batch=on_batch)
-            texts = embed_texts(model, ends.processor, data.texts, batch_size, on_batch=on_batch)
+            images, texts = embed(model), embed_texts(model, texts=data.texts, **options)
             metrics.append(rank_pairs(data, images, texts, num_mistakes=0).metrics)
         bad_images |= {data.image_names[row]: reason for row, reason in images.bad_images.items()}
         found.append(metrics)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from component.embedding import Embedded
+from component.embedded import Embedded
 from component.evaluation.phrasings import Phrasing
 from component.evaluation.retrieval_data import RetrievalData
 from component.metrics import RECALL_AT, retrieval_ranks

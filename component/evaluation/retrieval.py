@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPProcessor
 
-from component.embedding import Embedded, embed_images, embed_texts
+from component.embedded import Embedded
+from component.embedding import embed_images, embed_texts
 from component.evaluation.phrased_retrieval import PhrasedResult, rank_phrased
 from component.evaluation.phrasings import Phrasing
 from component.evaluation.ranking import Mistake, Side, rank

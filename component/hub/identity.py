@@ -86,13 +86,10 @@ def identity_of(model: nn.Module, processor: CLIPProcessor, weights: tuple[str, 
         weights: digests of the image half and of the text half, if they are known (`half_digests`).
     """
     image, text = weights or half_digests(model)
-    has_images = model.vision_model is not None
-    return ModelIdentity(
-        Half(image, _settings(model.vision_model), image_inputs(processor.image_processor))
-        if has_images
-        else Half("", {}, {}),
-        Half(text, _settings(model.text_model), text_inputs(processor.tokenizer)),
-    )
+    image_half = Half("", {}, {})
+    if model.vision_model is not None:
+        image_half = Half(image, _settings(model.vision_model), image_inputs(processor.image_processor))
+    return ModelIdentity(image_half, Half(text, _settings(model.text_model), text_inputs(processor.tokenizer)))
 
 
 def image_tower(tower: nn.Module, image_processor) -> Half:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from component.embedding import Embedded, open_image
+from component.embedded import Embedded
+from component.embedding import open_image
 from component.ground.plain_text import one_line
 from component.report.html import data_uri, render
 from component.similarity import Similarity

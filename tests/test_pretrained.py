@@ -35,6 +35,7 @@ from component.embedding import embed_texts
 from component.export.bert import save_bert
 from component.filter.clip_score import ClipScorer
 from component.hub import pretrained
+from component.hub.model_card import license_of
 from component.hub.tokenizer import load_tokenizer, save_tokenizer
 from component.training.build import load_datasets, load_model
 from component.training.preflight import preflight
@@ -551,6 +552,16 @@ def hub_server(hub, bert_clip_path, tmp_path, monkeypatch) -> Iterator[HubServer
         hub(server.url)
         yield server
         server.shutdown()
+
+
+def test_the_licence_of_a_hub_name_is_on_its_card_and_no_one_is_asked_for_that_of_a_folder(
+    hub_server, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuned").mkdir()
+    assert license_of("tuned") is None and not hub_server.asked
+    hub_server.files["README.md"] = b"---\nlicense: mit\n---\n"
+    assert license_of("somebody/clip") == "mit"
 
 
 def test_the_error_for_an_unknown_hub_name_is_one_line_with_its_key(towers, hub_server):

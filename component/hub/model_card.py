@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from component.ground.files import write_text
+from component.hub.pretrained import find_file, find_pretrained
 
 _TEMPLATES = {True: Path(__file__).with_suffix(".md"), False: Path(__file__).with_name("text_model_card.md")}
 
@@ -91,9 +92,11 @@ def recalls_of(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def license_of(path: str) -> str | None:
-    """The licence stated by the model card of a folder; None if there is no card or it states none."""
+    """The licence stated by the model card of a folder or Hub name; None if there is no card or it states none."""
     with suppress(Exception):  # a README.md can contain anything
-        return ModelCard.load(os.path.join(path, "README.md")).data.license
+        # Not `ModelCard.load` of a path in the folder: if there is no such file, it asks the Hub for that name.
+        if card := find_file(find_pretrained(path), "README.md"):
+            return ModelCard.load(card).data.license
     return None
 
 

@@ -2,8 +2,8 @@
 
 import sys
 
+from component.export.formats import export
 from component.ground.command import Parser, output_folder, run_script
-from component.ground.quick_imports import quick_imports
 
 
 def main() -> None:
@@ -15,10 +15,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     args = parser.parse_args()
 
-    with quick_imports():
-        from component.export.bert import save_bert
-
-    save_bert(args.model, args.output, args.overwrite)
+    export(args.model, "bert", args.output, args.overwrite)
     print(f"Saved to {args.output}. Load it with BertModel.from_pretrained and BertTokenizer.from_pretrained.")
 
 

@@ -22,7 +22,7 @@ from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
 from component.configuration import BertCLIPConfig
 from component.embedding import embed_images, embed_texts
-from component.export.bert import save_bert
+from component.export.formats import export
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel, BertCLIPTextModel
 from component.processor import load_processor, save_processor
@@ -212,7 +212,7 @@ def test_its_bert_is_saved_without_a_pooler_and_a_warning_says_how_to_load_it(
     chinese_clip_path, peer, tmp_path, caplog
 ):
     path = str(tmp_path / "bert")
-    save_bert(chinese_clip_path, path)
+    export(chinese_clip_path, "bert", path)
     assert "add_pooling_layer=False" in caplog.text and caplog.text.count("\n") == 1
     bert, report = BertModel.from_pretrained(path, add_pooling_layer=False, output_loading_info=True)
     assert not any(report.values())

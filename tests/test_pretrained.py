@@ -32,7 +32,7 @@ from transformers import (
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
 from component.embedding import embed_texts
-from component.export.bert import save_bert
+from component.export.formats import export
 from component.filter.clip_score import ClipScorer
 from component.hub import pretrained
 from component.hub.model_card import license_of
@@ -252,7 +252,7 @@ def load_whole(request, towers, tmp_path):
         "training": lambda path: towers(clip_pretrain_path=path, load_from_bert_clip=True),
         "inference": load_checkpoint,
         "filter": ClipScorer,
-        "save_bert": lambda path: save_bert(path, str(tmp_path / "bert")),
+        "save_bert": lambda path: export(path, "bert", str(tmp_path / "bert")),
     }[request.param]
 
 

@@ -10,7 +10,7 @@ from conftest import CAPTIONS, run_python
 from transformers import BertModel, BertTokenizer, BertTokenizerFast
 
 import save_bert_checkpoint
-from component.export.bert import save_bert
+from component.export.formats import export
 from component.ground.command import run_script
 from component.ground.lock import sole_writer
 from component.model import BertCLIPModel
@@ -56,7 +56,7 @@ def test_half_precision_weights_do_not_change(bert_clip_path, tmp_path):
     model.save_pretrained(half)
     for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
         os.link(os.path.join(bert_clip_path, name), os.path.join(half, name))
-    save_bert(half, str(tmp_path / "bert"))
+    export(half, "bert", str(tmp_path / "bert"))
     bert = BertModel.from_pretrained(str(tmp_path / "bert"), dtype="auto")
     assert bert.dtype == torch.float16
     for name, tensor in model.text_model.state_dict().items():
@@ -66,7 +66,7 @@ def test_half_precision_weights_do_not_change(bert_clip_path, tmp_path):
 def test_a_folder_with_files_is_refused_without_overwrite(bert_clip_path, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty.*--overwrite"):
-        save_bert(bert_clip_path, str(tmp_path))
+        export(bert_clip_path, "bert", str(tmp_path), overwrite=False)
     assert os.listdir(tmp_path) == ["mine.txt"]
 
 
@@ -75,7 +75,7 @@ def test_overwrite_replaces_the_model_and_leaves_other_files(bert_clip_path, tmp
     output.mkdir()
     (output / "mine.txt").write_text("mine")
     (output / "config.json").write_text("old")
-    save_bert(bert_clip_path, f"{output}/", overwrite=True)
+    export(bert_clip_path, "bert", f"{output}/", overwrite=True)
     assert (output / "mine.txt").read_text() == "mine"
     BertModel.from_pretrained(str(output))
     assert os.listdir(tmp_path) == ["bert"]
@@ -93,22 +93,22 @@ def test_a_failed_save_changes_nothing_and_can_be_repeated(bert_clip_path, tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr("component.export.bert.save_tokenizer", full)
-        save_bert(bert_clip_path, str(tmp_path / "bert"), overwrite)
+        export(bert_clip_path, "bert", str(tmp_path / "bert"), overwrite)
     assert {path.name: path.read_text() for path in (tmp_path / "bert").iterdir()} == old
     assert os.listdir(tmp_path) == ["bert"]
-    save_bert(bert_clip_path, str(tmp_path / "bert"), overwrite)
+    export(bert_clip_path, "bert", str(tmp_path / "bert"), overwrite)
     BertModel.from_pretrained(str(tmp_path / "bert"))
 
 
 def test_the_model_itself_is_not_replaced(bert_clip_path, tmp_path):
     (tmp_path / "link").symlink_to(bert_clip_path)
     with pytest.raises(ValueError, match="is the model itself"):
-        save_bert(bert_clip_path, str(tmp_path / "link"), overwrite=True)
+        export(bert_clip_path, "bert", str(tmp_path / "link"), overwrite=True)
 
 
 def test_two_saves_to_one_folder_do_not_mix(bert_clip_path, tmp_path):
     with sole_writer(str(tmp_path / "bert")), pytest.raises(ValueError, match="being written by another run"):
-        save_bert(bert_clip_path, str(tmp_path / "bert"))
+        export(bert_clip_path, "bert", str(tmp_path / "bert"))
     assert not os.listdir(tmp_path)
 
 

@@ -6,7 +6,6 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from component.checkpoint import load_model
-from component.export.folder import export_folder
 from component.export.samples import TEXTS
 from component.hub.pretrained import loading
 from component.hub.quiet import quiet_transformers
@@ -16,25 +15,10 @@ from component.model import BertCLIPModel
 logger = logging.getLogger(__name__)
 
 
-def save_bert(model_path: str, output: str, overwrite: bool = False) -> None:
+def write(model_path: str, folder: str) -> None:
     """Write a folder that plain `BertModel.from_pretrained` and `BertTokenizer.from_pretrained` load.
 
-    The weights are the same bit for bit.
-
-    Args:
-        model_path: BertCLIP or Chinese-CLIP folder, or hub name.
-        output: new or empty folder; it appears complete or not at all.
-        overwrite: allow a folder with files: files of the same name are replaced, others stay.
-
-    Raises:
-        ValueError: `model_path` is not a BertCLIP checkpoint; or `output` is not empty, or in use by another process.
-    """
-    with export_folder(model_path, output, overwrite) as folder:
-        write(model_path, folder)
-
-
-def write(model_path: str, folder: str) -> None:
-    """`write_tower`. A warning says how to load a BERT without a pooler ("cls" pooling).
+    The weights are the same bit for bit. A warning says how to load a BERT without a pooler ("cls" pooling).
 
     Raises:
         ValueError: as `write_tower`.

@@ -19,13 +19,14 @@ FORMATS = {
 }
 
 
-def export(model_path: str, name: str, output: str, **options) -> None:
+def export(model_path: str, name: str, output: str, overwrite: bool | None = None, **options) -> None:
     """Write a BertCLIP folder in another format and compare it with the model.
 
     Args:
         model_path: BertCLIP or Chinese-CLIP folder, or hub name.
         name: one of `FORMATS`.
         output: new or empty folder; it appears complete or not at all.
+        overwrite: see `export_folder`.
         options: options of the format.
 
     Raises:
@@ -35,7 +36,7 @@ def export(model_path: str, name: str, output: str, **options) -> None:
     """
     from component.export.folder import export_folder  # here, or --help needs the packages
 
-    with export_folder(model_path, output) as folder:
+    with export_folder(model_path, output, overwrite) as folder:
         with quick_imports():
             write = importlib.import_module(f"component.export.{name.replace('-', '_')}").write
         write(model_path, folder, **options)

@@ -140,8 +140,9 @@ def run_index(args: argparse.Namespace) -> int:
         from component.pairs.keep_list import KeepList
         from component.report.search import bad_images_csv, index_summary
         from component.search.embed import Loading
-        from component.search.index import Progress, Sources, update
+        from component.search.index import Progress, update
         from component.search.open import gallery_to_write
+        from component.search.scan import Sources
 
     is_first = PartialState(cpu=args.device == "cpu").is_main_process
     keep_list = KeepList(args.keep_list) if args.keep_list and is_first else None

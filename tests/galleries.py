@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from component.search.embed import Loading
-from component.search.index import Sources, update
+from component.search.index import update
 from component.search.open import gallery_to_write, open_searcher
+from component.search.scan import Sources
 
 
 @pytest.fixture

@@ -27,9 +27,10 @@ from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.processor import image_size, load_processor, require_fitting
 from component.search.embed import Loading
-from component.search.index import Sources, update
+from component.search.index import update
 from component.search.open import gallery_to_write, open_searcher
 from component.search.query import Query
+from component.search.scan import Sources
 from component.tower_parts import tower_parts
 
 SMALL = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from component.argument import load_arguments
 from component.checkpoint import load_checkpoint
 from component.gallery.reader import VECTORS
-from component.search.index import Loading, Sources, update
+from component.search.embed import Loading
+from component.search.index import update
 from component.search.open import gallery_to_write
+from component.search.scan import Sources
 
 pytest_plugins = ["galleries"]
 FREEZE = {"freeze_visual_projection": True, "learning_rate": 1e-2, "weight_decay": 0.1}

@@ -15,7 +15,7 @@ from component.pairs.image_stores import key_of
 from component.pairs.keep_list import KeepList, PairsDigest
 from component.pairs.sources import read_pair_files
 from component.pairs.table_files import pair_files
-from component.search.scan import scan
+from component.search.scan import Sources, scan
 from component.training.run_identity import run_of
 
 
@@ -149,6 +149,6 @@ def test_evaluation_and_search_honour_the_list(shards, tmp_path):
     kept = keep_list(tmp_path / "keep.parquet", rows_of(shards))
     data = read_retrieval_data(shards, None, keep_list=kept)
     assert [name[-5] for name in data.image_names] == list("02457")
-    found = scan([shards], keep_list=kept)
+    found = scan(Sources([shards], keep_list=kept))
     assert [path[-5] for path in found.files] == list("02457")
     assert found.passed_over == {"pairs by the keep-list": 4}

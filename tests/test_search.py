@@ -28,12 +28,14 @@ from component.hub.identity import weights_digest
 from component.image.load import BadImageError
 from component.report.search import index_summary
 from component.search.approximate import APPROXIMATE_INDEX, open_index
+from component.search.embed import Loading
 from component.search.export import export_gallery
-from component.search.index import Loading, Sources, update
+from component.search.index import update
 from component.search.open import gallery_to_write, open_searcher
 from component.search.presence import absence_threshold
 from component.search.query import Filter, Query
 from component.search.quick import open_text_searcher
+from component.search.scan import Sources
 from component.search.searcher import Searcher
 from component.search.thumbnails import original, thumbnail
 from component.search.writer import GalleryWriter

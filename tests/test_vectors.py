@@ -23,8 +23,9 @@ from test_keep_list import rows_of as judged
 from component.checkpoint import load_model, load_processor, save_checkpoint
 from component.gallery.reader import Gallery
 from component.search.embed import Loading
-from component.search.index import Sources, update
+from component.search.index import update
 from component.search.open import gallery_to_write
+from component.search.scan import Sources
 from component.search.vector_files import open_vector_writer
 
 SAMPLES = 10  # of each shard

@@ -4,8 +4,7 @@ Shapes: B images, D projection width.
 """
 
 import itertools
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,36 +15,12 @@ from transformers import CLIPProcessor
 from component.gallery.rows import ImageFile
 from component.hub.identity import ModelIdentity
 from component.model import BertCLIPModel
-from component.pairs.keep_list import KeepList
 from component.search.embed import EmbeddedBatch, Loading, embed_files
 from component.search.presence import absence_threshold
-from component.search.scan import scan
+from component.search.scan import Sources, scan
 from component.search.settle import IndexReport, settle
 from component.search.vector_files import read_vectors
 from component.search.writer import GalleryWriter
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where images come from; see `scan`.
-
-    Attributes:
-        vectors: folder of a `VectorWriter`, where the vectors of images in shards may be already.
-
-    Raises:
-        ValueError: there is no such folder of vectors, and all images would be embedded again.
-    """
-
-    paths: Sequence[str]
-    image_path: str | None = None
-    exclude: Sequence[str] = ()
-    columns: Mapping[str, str] | None = None
-    keep_list: KeepList | None = None
-    vectors: str | None = None
-
-    def __post_init__(self):
-        if self.vectors is not None and not os.path.isdir(self.vectors):
-            raise ValueError(f"{self.vectors} is not a folder of vectors; search_image.py embed --vectors makes one.")
 
 
 @dataclass(frozen=True)
@@ -74,8 +49,7 @@ def update(
     state, report = PartialState(), IndexReport()
     new: list[ImageFile] = []
     if state.is_main_process:
-        found = scan(sources.paths, sources.image_path, sources.exclude, sources.columns, sources.keep_list)
-        new = settle(gallery, found, report)
+        new = settle(gallery, scan(sources), report)
         if sources.vectors is not None:
             new = _take_vectors(gallery, new, sources.vectors, report)
         progress.on_total(len(new))

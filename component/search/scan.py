@@ -22,6 +22,37 @@ DEFAULT_EXCLUDES = ("@eaDir", "#recycle", ".Trash*", "lost+found")
 
 
 @dataclass(frozen=True)
+class Sources:
+    """Where images come from.
+
+    Attributes:
+        paths: folders (with everything below them, except hidden folders, folders behind symbolic links, and
+            galleries), image files, tables of pairs (CSV or Parquet), and WebDataset shards; `{00..99}` and `*` mean
+            what they mean in a shell.
+        image_path: the folder that the file names in tables are relative to.
+        exclude: patterns such as `*.tmp.jpg` of file and folder names to leave out, besides DEFAULT_EXCLUDES; a
+            pattern with a slash is compared with the path relative to the source.
+        columns: of tables, see `read_table`.
+        keep_list: leaves out pairs of the tables and shards.
+        vectors: folder of a `VectorWriter`, where the vectors of images in shards may be already.
+
+    Raises:
+        ValueError: there is no such folder of vectors, and all images would be embedded again.
+    """
+
+    paths: Sequence[str]
+    image_path: str | None = None
+    exclude: Sequence[str] = ()
+    columns: Mapping[str, str] | None = None
+    keep_list: KeepList | None = None
+    vectors: str | None = None
+
+    def __post_init__(self):
+        if self.vectors is not None and not os.path.isdir(self.vectors):
+            raise ValueError(f"{self.vectors} is not a folder of vectors; search_image.py embed --vectors makes one.")
+
+
+@dataclass(frozen=True)
 class Root:
     """Below which path a source looks; `is_complete` if it lists all images there (a table names only some)."""
 
@@ -67,44 +98,29 @@ class Found:
         return True
 
 
-def scan(
-    sources: Sequence[str],
-    image_path: str | None = None,
-    exclude: Sequence[str] = (),
-    columns: Mapping[str, str] | None = None,
-    keep_list: KeepList | None = None,
-) -> Found:
+def scan(sources: Sources) -> Found:
     """Find every image once, in order.
 
-    Args:
-        sources: folders (with everything below them, except hidden folders, folders behind symbolic links, and
-            galleries), image files, tables of pairs (CSV or Parquet), and WebDataset shards; `{00..99}` and `*` mean
-            what they mean in a shell.
-        image_path: the folder that the file names in tables are relative to.
-        exclude: patterns such as `*.tmp.jpg` of file and folder names to leave out, besides DEFAULT_EXCLUDES; a
-            pattern with a slash is compared with the path relative to the source.
-        columns: of tables, see `read_table`.
-        keep_list: leaves out pairs of the tables and shards among the sources.
-
     Raises:
-        ValueError: a source is neither of these, a table or shard cannot be read, or the keep-list is not of them.
+        ValueError: a source is not of a kind that `Sources` lists, a table or shard cannot be read, or the keep-list
+            is not of them.
     """
     found = Found()
-    for source in expand(sources):
+    for source in expand(sources.paths):
         path = absolute(source)
         if os.path.isdir(source):
             found.roots.append(Root(path, is_complete=True))
-            _scan_folder(path, (*DEFAULT_EXCLUDES, *exclude), found)
+            _scan_folder(path, (*DEFAULT_EXCLUDES, *sources.exclude), found)
         elif not is_file(source):
             found.missing.append(path)
         elif is_shard(source) or source.lower().endswith((".csv", ".csv.gz", ".parquet")):
-            if not needs_folder(source, columns):  # the file holds its images
+            if not needs_folder(source, sources.columns):  # the file holds its images
                 found.roots.append(Root(path, is_complete=True))
-            elif image_path is not None:
-                found.roots.append(Root(os.path.abspath(image_path), is_complete=False))
+            elif sources.image_path is not None:
+                found.roots.append(Root(os.path.abspath(sources.image_path), is_complete=False))
             else:
                 raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
-            _scan_pairs(source, image_path, columns, keep_list, found)
+            _scan_pairs(source, sources, found)
         elif is_image_name(source):
             found.roots.append(Root(path, is_complete=True))
             found.add(path)
@@ -152,17 +168,12 @@ def _first_match(root: str, path: str, patterns: Sequence[str]) -> str | None:
     return next((p for p in patterns if fnmatch.fnmatch(inside if "/" in p else name, p.rstrip("/"))), None)
 
 
-def _scan_pairs(
-    file: str,
-    image_path: str | None,
-    columns: Mapping[str, str] | None,
-    keep_list: KeepList | None,
-    found: Found,
-) -> None:
-    if keep_list:
-        found.passed_over["pairs by the keep-list"] += keep_list.counts(file)[1]
+def _scan_pairs(file: str, sources: Sources, found: Found) -> None:
+    if sources.keep_list:
+        found.passed_over["pairs by the keep-list"] += sources.keep_list.counts(file)[1]
     missing = set()
-    for store, chunk in read_pair_files(file, image_path, columns, keep_list=keep_list):
+    pairs = read_pair_files(file, sources.image_path, sources.columns, keep_list=sources.keep_list)
+    for store, chunk in pairs:
         for locator, caption in zip(chunk["filename"].tolist(), chunk["text"].tolist(), strict=True):
             if not isinstance(store, ImageFolder):
                 shard = absolute(store.path)

@@ -30,7 +30,7 @@ from component.pairs.sources import check_pair_files, needs_folder
 from component.pairs.table_files import pair_files, require_own_names
 from component.search.embed import Loading, embed_files
 from component.search.open import PRECISIONS, load_on
-from component.search.scan import scan
+from component.search.scan import Sources, scan
 
 _ABOUT = b"clip_chinese"  # key of the metadata of a file
 _ROWS_AT_A_TIME = 8192
@@ -104,7 +104,7 @@ class VectorWriter:
         os.makedirs(self.folder, exist_ok=True)
         path = _path_of(self.folder, source)
         with sole_writer(path):
-            files = list(scan([source], keep_list=self.keep_list).files.values())
+            files = list(scan(Sources([source], keep_list=self.keep_list)).files.values())
             left_out = self.keep_list.counts(source)[1] if self.keep_list else 0
             about = {"image_half": asdict(self.image_half), "content": _content(files), "source": _digest(files)}
             old = _about(path)

@@ -140,7 +140,7 @@ def run_index(args: argparse.Namespace) -> int:
         from component.pairs.keep_list import KeepList
         from component.report.search import bad_images_csv, index_summary
         from component.search.embed import Loading
-        from component.search.index import Progress, update
+        from component.search.index import update
         from component.search.open import gallery_to_write
         from component.search.scan import Sources
 
@@ -154,8 +154,8 @@ def run_index(args: argparse.Namespace) -> int:
         ),
         tqdm(unit=" images", desc="index", disable=not is_first) as bar,
     ):
-        progress = Progress(on_total=bar.reset, on_batch=bar.update)
-        report = update(gallery, *model, sources, Loading(args.batch_size, args.num_workers), progress)
+        loading = Loading(args.batch_size, args.num_workers)
+        report = update(gallery, *model, sources, loading, on_total=bar.reset, on_batch=bar.update)
         if is_first:
             bar.close()
             print(index_summary(report, gallery))

@@ -5,7 +5,6 @@ Shapes: B images, D projection width.
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from accelerate import PartialState
@@ -23,21 +22,14 @@ from component.search.vector_files import read_vectors
 from component.search.writer import GalleryWriter
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Callbacks of the first process: `on_total` with the number of images to embed, `on_batch` with those done."""
-
-    on_total: Callable[[int], None] = lambda total: None
-    on_batch: Callable[[int], None] = lambda done: None
-
-
 def update(
     gallery: GalleryWriter | None,
     model: BertCLIPModel,
     processor: CLIPProcessor,
     sources: Sources,
     loading: Loading,
-    progress: Progress = Progress(),
+    on_total: Callable[[int], None] = lambda total: None,
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> IndexReport:
     """Scan the sources, and add, move and mark rows until the gallery describes what is there.
 
@@ -45,6 +37,8 @@ def update(
 
     Args:
         gallery: of `gallery_to_write`; None in all processes but the first.
+        on_total: called once in the first process, with the number of images to embed.
+        on_batch: called there after each batch, with the number of images in it.
     """
     state, report = PartialState(), IndexReport()
     new: list[ImageFile] = []
@@ -52,7 +46,7 @@ def update(
         new = settle(gallery, scan(sources), report)
         if sources.vectors is not None:
             new = _take_vectors(gallery, new, sources.vectors, report)
-        progress.on_total(len(new))
+        on_total(len(new))
     shared = [new]
     broadcast_object_list(shared)
     (new,) = shared
@@ -69,7 +63,7 @@ def update(
         report.vanished += batch.vanished
         report.bad_images |= {new[row].path: reason for row, reason in images.bad.items()}
         report.unreadable |= batch.unreadable
-        progress.on_batch(images.total + batch.vanished + len(batch.unreadable))
+        on_batch(images.total + batch.vanished + len(batch.unreadable))
     if state.is_main_process:
         _measure_presence(gallery)
     return report

@@ -91,7 +91,7 @@ def predict(args: argparse.Namespace, tasks: list[str], images: list[str], texts
     if args.csv:
         write_matches_csv(args.csv, similarities, args.top_k)
     if args.html:
-        from component.report.page import similarity_page
+        from component.report.similarity_page import similarity_page
 
         write_text(args.html, similarity_page(similarities, args.top_k))
     return int(bool(bad_images))

@@ -19,7 +19,7 @@ import predict_similarity
 from component.embedding import Embedded
 from component.ground import command
 from component.ground.lock import sole_writer
-from component.report.page import similarity_page
+from component.report.similarity_page import similarity_page
 from component.similarity import Similarity
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

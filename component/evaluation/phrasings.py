@@ -55,7 +55,7 @@ def read_phrasings(path: str = SHIPPED) -> list[Phrasing]:
         if line in line_of:
             raise ValueError(f"{where} repeats line {line_of[line]}: {line!r}.")
         line_of[line] = number
-        change = CHANGES[line](f"{where}: {line}") if line in CHANGES else parse_template(line, where).fill
+        change = _change(line, where) if line in CHANGES else parse_template(line, where).fill
         phrasings.append(Phrasing(line, group, change))
     if not phrasings:
         raise ValueError(f"{path} has no phrasing. Write one per line, such as {PLACEHOLDER}？")
@@ -103,16 +103,12 @@ def half_width(text: str) -> str:
     return text.translate(_HALF_WIDTH)
 
 
-def _opencc(config: str) -> Callable[[str], Callable[[str], str]]:
-    return lambda user: import_optional("opencc", user).OpenCC(config).convert
+_OWN = {"swapped": swapped, "dropped": dropped, "full-width": full_width, "half-width": half_width}
+_OPENCC = {"traditional": "s2t", "simplified": "t2s"}  # name → opencc's name for it
+CHANGES = (*_OWN, *_OPENCC)
 
 
-# Name → a function that is given who asks, for messages, and returns the change.
-CHANGES: dict[str, Callable[[str], Callable[[str], str]]] = {
-    **{
-        change.__name__.replace("_", "-"): lambda user, change=change: change
-        for change in (swapped, dropped, full_width, half_width)
-    },
-    "traditional": _opencc("s2t"),
-    "simplified": _opencc("t2s"),
-}
+def _change(name: str, where: str) -> Callable[[str], str]:
+    if name in _OWN:
+        return _OWN[name]
+    return import_optional("opencc", f"{where}: {name}").OpenCC(_OPENCC[name]).convert

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -772,6 +773,18 @@ def test_the_table_for_img2dataset_never_replaces_what_is_there(tmp_path):
         with pytest.raises(ValueError, match=message):
             write_img2dataset_table(str(table.parent), str(out))
     assert table.read_bytes() == before
+
+
+def test_a_file_that_is_not_a_table_of_urls_is_refused_with_what_it_is(tmp_path):
+    captions = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "猫"}]}
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(json.dumps(captions))
+    for use in (
+        lambda files: write_img2dataset_table(files, str(tmp_path / "links")),
+        lambda files: Rows(files, str(tmp_path / "images"), (1, 2)),
+    ):
+        with pytest.raises(ValueError, match="a.json holds captions as COCO's or Karpathy's JSON, not a table"):
+            use(str(tmp_path / "*.json"))
 
 
 def test_parts_of_many_files_without_file_names_read_only_their_own(tmp_path):

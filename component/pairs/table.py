@@ -42,20 +42,19 @@ def read_table(
         ImportError: the file is Parquet and pyarrow is not installed.
     """
     for part in parts_of(path):
-        if not is_file(part):
-            raise FileNotFoundError(f"{part}: no such file. Expected a table with the columns {', '.join(required)}.")
-        kind = kind_of(part)
-        if kind not in _READERS:
-            raise ValueError(f"{part} holds captions as {kind.value}, not a table with one row for each pair.")
         choice = _Choice(part, required, only_required, columns)
-        for chunk in _READERS[kind](part, choice, chunk_rows):
+        for chunk in choice.read(chunk_rows):
             yield choice.finished(chunk)
 
 
 def has_filenames(path: str, columns: Mapping[str, str] | None = None) -> bool:
-    """Whether a table of URLs has a column of file names; otherwise `read_table` makes them from the URLs."""
+    """Whether a table of URLs has a column of file names; otherwise `read_table` makes them from the URLs.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `read_table`.
+    """
     choice = _Choice(path, ("url", "filename"), True, columns)
-    next(_READERS[kind_of(path)](path, choice, 1), None)
+    next(choice.read(1), None)
     return not choice.makes_filenames
 
 
@@ -64,6 +63,17 @@ class _Choice:
 
     def __init__(self, path: str, required: Sequence[str], only_required: bool, given: Mapping[str, str] | None):
         self._path, self._required, self._only_required, self._given = path, required, only_required, given
+
+    def read(self, chunk_rows: int) -> Iterator[pd.DataFrame]:
+        """The frames of the table, before they are `finished`."""
+        path = self._path
+        if not is_file(path):
+            columns = ", ".join(self._required)
+            raise FileNotFoundError(f"{path}: no such file. Expected a table with the columns {columns}.")
+        kind = kind_of(path)
+        if kind not in _READERS:
+            raise ValueError(f"{path} holds captions as {kind.value}, not a table with one row for each pair.")
+        yield from _READERS[kind](path, self, chunk_rows)
 
     def __call__(self, names: Sequence[str]) -> list[tuple[str, int]]:
         columns = find_columns(self._path, names, self._required, self._given)

@@ -105,6 +105,17 @@ def test_shards_are_judged_once_and_again_when_they_change_and_a_damaged_one_kee
     assert kept == [f"{number:09d}" for number in (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)]
 
 
+def test_a_shard_without_images_needs_no_rows_in_a_keep_list(shards, tmp_path):
+    """img2dataset writes one when all of its links are dead."""
+    write(tmp_path / "shards" / "00002.tar")
+    assert judge(tmp_path, shards).files == 3
+    keep_list = join(tmp_path)
+    assert keep_list.counts(shards) == (10, 0) and len(keys(shards, keep_list=keep_list)) == 10
+    write(tmp_path / "shards" / "00003.tar", sample(9))
+    with pytest.raises(ValueError, match="00003.tar was not judged"):
+        keep_list.counts(shards)
+
+
 def verdict_table(folder, name="a.csv", rows=3, **columns) -> None:
     (folder / "verdicts").mkdir(exist_ok=True)
     known = {"file": name, "digest": "d", "row": range(rows), "key": "k", "image": range(rows), "status": "ok"}

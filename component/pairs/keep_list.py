@@ -23,7 +23,8 @@ import pandas as pd
 
 from component.pairs.image_stores import ImageStore, key_of
 from component.pairs.parquet import import_pyarrow, open_parquet
-from component.pairs.table_files import pair_files
+from component.pairs.shards import index_shard
+from component.pairs.table_files import is_shard, pair_files
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +139,8 @@ class KeepList:
         alike = self._by_name.get(os.path.basename(path), [])
         most = max((_common_end(path, entry.file) for entry in alike), default=0)
         found = [entry for entry in alike if _common_end(path, entry.file) == most]
+        if not found and is_shard(path) and not index_shard(path).locators:
+            return _Entry(path, PairsDigest().hexdigest())  # no row of the list can name a shard without images
         if len(found) != 1:
             why = "several files of that name, and none in the same folder" if found else "no file of that name"
             raise ValueError(f"{path} was not judged: the keep-list {self.path} has {why}.")

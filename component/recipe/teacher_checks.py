@@ -1,7 +1,5 @@
 """Checks of the keys by which a model learns from a teacher."""
 
-from dataclasses import fields
-
 from component.recipe.trainer_checks import require_number
 
 
@@ -15,9 +13,8 @@ def check_teacher(args) -> None:
         if args.distill_cache == "off":
             raise ValueError("`distill_cache` is off, but the teacher's embeddings are always kept: name a folder.")
         return
-    weight = next(f.default for f in fields(args) if f.name == "distill_weight")
     for key, is_given in (
-        ("distill_weight", args.distill_weight != weight),
+        ("distill_weight", args.distill_weight != type(args).distill_weight),
         ("distill_cache", args.distill_cache != "off"),
     ):
         if is_given:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertModel
+from transformers import BertModel, PretrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.clip.modeling_clip import CLIPOutput
@@ -80,12 +80,6 @@ class BertCLIPTextModel(_Quiet, BertCLIPPreTrainedModel):
         self.text_model = text_tower(config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.text_model.set_input_embeddings(value)
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -96,17 +90,15 @@ class BertCLIPTextModel(_Quiet, BertCLIPPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
         """BertModel's output: last_hidden_state (B, T, text_hidden), pooler_output (B, text_hidden)."""
-        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = fit_to_positions(
-            self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        )
-        return self.text_model(
+        inputs = fit_to_positions(
+            self.config,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            **kwargs,
         )
+        return self.text_model(**inputs, **kwargs)
 
 
 class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
@@ -141,34 +133,6 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
                 init.constant_(self.logit_bias, self.config.logit_bias_init_value)
 
     @classmethod
-    def from_text_pretrained(
-        cls,
-        bert_path: str,
-        projection_dim: int,
-        dtype: torch.dtype = torch.float32,
-        text_pooling: str = "pooler",
-        text_use: Use = TEXT_TOWER,
-    ) -> "BertCLIPModel":
-        """A pretrained BERT for vectors of `projection_dim` that another model made of images; it has no image half.
-
-        Arguments and errors as in `from_vision_text_pretrained`. text_projection is new.
-        """
-        bert, new_in_bert = load_pretrained(
-            BertModel, bert_path, text_use, dtype=dtype, add_pooling_layer=text_pooling == "pooler"
-        )
-        config = BertCLIPConfig(
-            text_config=bert.config,
-            projection_dim=projection_dim,
-            text_pooling=text_pooling,
-            has_image_half=False,
-        )
-        model = cls._from_config(config, dtype=dtype)
-        model.text_model.load_state_dict(
-            {name: value for name, value in bert.state_dict().items() if name not in new_in_bert}, strict=False
-        )
-        return model
-
-    @classmethod
     def from_vision_text_pretrained(
         cls,
         clip_path: str,
@@ -196,35 +160,59 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
             ValueError: a folder does not exist, is damaged or incomplete, or holds another kind of model.
         """
         clip_source = check_pretrained(clip_path, image_use)
-        has_pooler = text_pooling == "pooler"
-        bert, new_in_bert = load_pretrained(BertModel, bert_path, text_use, dtype=dtype, add_pooling_layer=has_pooler)
         with loading(clip_path):
-            clip_config = BertCLIPConfig.from_pretrained(clip_source)
+            config = BertCLIPConfig.from_pretrained(clip_source)
+        # The new weights are drawn before CLIP's are loaded, which also draws: the result of a seed must not change.
+        model = cls.from_text_pretrained(
+            bert_path, config.projection_dim, dtype, text_pooling, text_use, vision_config=config.vision_config
+        )
+        if read_config(clip_source).get("model_type") in VIT_TOWER.kinds:
+            tower = model.vision_model
+            vit, _ = load_pretrained(type(tower), clip_path, VIT_TOWER, config=tower.config, dtype=dtype)
+            tower.load_state_dict(vit.state_dict())
+            logger.warning("%s has no visual_projection: a new one is trained, with a new logit_scale.", clip_path)
+            return model
+        # The names of a single vision tower's weights have no prefix "vision_model.".
+        prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
+        clip, new = load_pretrained(cls, clip_path, image_use, config=model.config, dtype=dtype, key_mapping=prefix)
+        weights = {
+            name: value
+            for name, value in clip.state_dict().items()
+            if name not in new and not name.startswith("text_model.")
+        }
+        model.load_state_dict(weights, strict=False)
+        return model
+
+    @classmethod
+    def from_text_pretrained(
+        cls,
+        bert_path: str,
+        projection_dim: int,
+        dtype: torch.dtype = torch.float32,
+        text_pooling: str = "pooler",
+        text_use: Use = TEXT_TOWER,
+        vision_config: PretrainedConfig | None = None,
+    ) -> "BertCLIPModel":
+        """A pretrained BERT and a new text_projection, for image vectors of `projection_dim` from another model.
+
+        The other arguments and errors are those of `from_vision_text_pretrained`.
+
+        Args:
+            vision_config: of an image half, which is new too; None: the model has no image half.
+        """
+        bert, new = load_pretrained(
+            BertModel, bert_path, text_use, dtype=dtype, add_pooling_layer=text_pooling == "pooler"
+        )
         config = BertCLIPConfig(
             text_config=bert.config,
-            vision_config=clip_config.vision_config,
-            projection_dim=clip_config.projection_dim,
+            vision_config=vision_config,
+            projection_dim=projection_dim,
             text_pooling=text_pooling,
+            has_image_half=vision_config is not None,
         )
-        # Created before loading, which also draws random weights: the result of a seed must not change.
         model = cls._from_config(config, dtype=dtype)
-        weights = {f"text_model.{name}": value for name, value in bert.state_dict().items() if name not in new_in_bert}
-        if read_config(clip_source).get("model_type") in VIT_TOWER.kinds:
-            vit, _ = load_pretrained(
-                type(model.vision_model), clip_path, VIT_TOWER, config=config.vision_config, dtype=dtype
-            )
-            weights |= {f"vision_model.{name}": value for name, value in vit.state_dict().items()}
-            logger.warning("%s has no visual_projection: a new one is trained, with a new logit_scale.", clip_path)
-        else:
-            # The names of a single vision tower's weights have no prefix "vision_model.".
-            prefix = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."}
-            clip, new_in_clip = load_pretrained(
-                cls, clip_path, image_use, config=config, dtype=dtype, key_mapping=prefix
-            )
-            for name, value in clip.state_dict().items():
-                if not name.startswith("text_model.") and name not in new_in_clip:
-                    weights[name] = value
-        model.load_state_dict(weights, strict=False)
+        weights = {name: value for name, value in bert.state_dict().items() if name not in new}
+        model.text_model.load_state_dict(weights, strict=False)
         return model
 
     def lock_vision(self, trainable_blocks: int = 0, projection: bool = False):
@@ -384,7 +372,8 @@ class BertCLIPModel(_Quiet, modeling_bertclip.BertCLIPModel):
     @torch.compiler.disable(recursive=False)  # as above
     def _pool_texts(self, pool, input_ids, attention_mask, text_groups, recompute: bool) -> list[Tensor]:
         sizes, widths = zip(*text_groups, strict=True)
-        input_ids, attention_mask = fit_to_positions(self.config.text_config, input_ids, attention_mask)
+        texts = fit_to_positions(self.config.text_config, input_ids=input_ids, attention_mask=attention_mask)
+        input_ids, attention_mask = texts.values()
         if self.text_model.config._attn_implementation == "sdpa":
             # In the shape of the kernels, or the tower synchronises with the device to find out if there is padding.
             attention_mask = attention_mask[:, None, None].bool()

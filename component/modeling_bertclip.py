@@ -115,9 +115,10 @@ def text_tower(config: BertConfig) -> BertModel:
     return tower
 
 
-def fit_to_positions(config: BertConfig, *tensors: Tensor | None) -> list[Tensor | None]:
+def fit_to_positions(config: BertConfig, **tensors: Tensor | None) -> dict[str, Tensor | None]:
     """Cut (B, T, …) tensors to the positions of the tower; longer ones are an index error in BertModel."""
-    return [tensor if tensor is None else tensor[:, : config.max_position_embeddings] for tensor in tensors]
+    most = config.max_position_embeddings
+    return {name: tensor if tensor is None else tensor[:, :most] for name, tensor in tensors.items()}
 
 
 class BertCLIPPreTrainedModel(PreTrainedModel):
@@ -132,6 +133,12 @@ class BertCLIPPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # Older checkpoints store buffers that both towers create themselves, and some a pooler that "cls" pooling ignores.
     _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids$", r"^text_model\.pooler\."]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.set_input_embeddings(value)
 
 
 class BertCLIPModel(BertCLIPPreTrainedModel):
@@ -152,25 +159,17 @@ class BertCLIPModel(BertCLIPPreTrainedModel):
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.text_model.set_input_embeddings(value)
-
     def _encode_text(
         self, input_ids, attention_mask, token_type_ids, position_ids, **kwargs
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        input_ids, attention_mask, token_type_ids, position_ids = fit_to_positions(
-            self.config.text_config, input_ids, attention_mask, token_type_ids, position_ids
-        )
-        return self.text_model(
+        inputs = fit_to_positions(
+            self.config.text_config,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
-            **kwargs,
         )
+        return self.text_model(**inputs, **kwargs)
 
     def get_text_features(
         self,

@@ -83,7 +83,6 @@ def train(args) -> int | None:
 
     # Train
     begin(args, checkpoint, model, processor, teacher and teacher.identity)
-    write_arguments(args)
     train_dataset, test_dataset = cache_images(args, model, train_dataset, test_dataset)
     train_dataset, test_dataset = cache_texts(args, model, processor.tokenizer, train_dataset, test_dataset)
     if teacher:

@@ -269,6 +269,30 @@ def test_a_lost_process_ends_the_run_and_another_number_of_processes_resumes_it(
     assert list(losses(tmp_path / "output"))[-2:] == [step + 1, step + 2]
 
 
+CANNOT_BEGIN = """
+import sys
+sys.path.insert(0, {root!r})
+import train_clip
+from component.argument import load_arguments
+from component.training.interruption import leave_group
+
+try:
+    train_clip.train(load_arguments({args_file!r}))
+except OSError as error:
+    print("STOPPED", error, flush=True)
+leave_group()
+"""
+
+
+def test_all_processes_stop_with_the_error_of_the_first_one(train_args, tmp_path):
+    (tmp_path / "output" / "run.json").mkdir(parents=True)  # a file cannot take the place of a folder
+    script = tmp_path / "cannot_begin.py"
+    script.write_text(CANNOT_BEGIN.format(root=ROOT, args_file=train_args(ddp_backend="gloo")))
+    result = run_python(script, processes=2)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall("STOPPED .*run.json", result.stdout)) == 2
+
+
 def test_a_finished_run_started_again_takes_no_step_and_exits_normally(run, data, tmp_path):
     keys = dict(max_steps=3, save_steps=3, test_file=str(data / "train.csv"), resume_from_checkpoint="auto")
     assert run(**keys) is None  # 3 steps: in the middle of the second epoch

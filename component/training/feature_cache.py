@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -40,6 +40,7 @@ from component.training.bad_images import Reasons, require_few_lost
 from component.training.feature_blocks import NO_FEATURE, Block, Blocks, FeatureIndex, shares
 from component.training.feature_items import Items, images_of
 from component.training.fill_progress import FillProgress
+from component.training.first_process import on_first_process
 from component.training.interruption import naming_lost_process
 from component.training.shared_disk import sees
 
@@ -127,9 +128,8 @@ class FeatureCache:
     def common_blocks(self) -> Blocks:
         """All blocks that there are now, in one order in all processes, which call this together."""
         self.refresh()
-        names = [list(self._blocks)]
-        broadcast_object_list(names)  # another run may add blocks at the same time
-        names = sorted({*names[0], *chain.from_iterable(gather_object([self._written]))})
+        seen = on_first_process(lambda: list(self._blocks))  # another run may add blocks at the same time
+        names = sorted({*seen, *chain.from_iterable(gather_object([self._written]))})
         for name in names:
             if name not in self._blocks:
                 sees(os.path.join(self.folder, name))

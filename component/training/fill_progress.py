@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from component.ground.files import write_text
+from component.training.first_process import on_first_process
 from component.training.interruption import RunFailed
 from component.training.shared_disk import sees
 
@@ -38,9 +38,7 @@ class FillProgress:
     def __init__(self, cache, total: int):
         self._cache = cache
         self._process, self._total, self._done, self._noted = PartialState(), total, 0, 0.0
-        name = [f".progress-{secrets.token_hex(4)}"]
-        broadcast_object_list(name)
-        self._folder = os.path.join(cache.folder, name[0])
+        self._folder = os.path.join(cache.folder, on_first_process(lambda: f".progress-{secrets.token_hex(4)}"))
         if self._process.num_processes == 1:
             return
         os.makedirs(self._folder, exist_ok=True)

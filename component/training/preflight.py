@@ -11,6 +11,7 @@ from component.dataset import Pairs
 from component.ground.plain_text import one_line
 from component.model import BertCLIPModel
 from component.pairs.pair_table import PairTable
+from component.training.first_process import on_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -151,16 +152,19 @@ def _require_images(dataset: Pairs) -> None:
 
 def _require_hub_repository(args: CLIPTrainingArguments) -> None:
     """Create the repository that `push_to_hub` pushes to, as the Trainer does."""
-    if not args.push_to_hub or args.process_index:
-        return
     name = args.hub_model_id or os.path.basename(args.output_dir)
-    try:
-        create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
-    except Exception as error:  # of the Hub, or of the network library
-        raise ValueError(
-            f"`push_to_hub`: the repository {name} cannot be created on the Hub ({one_line(error)}). Check network, "
-            "token and hub_model_id, or leave push_to_hub out."
-        ) from error
+
+    def create() -> None:
+        try:
+            create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
+        except Exception as error:  # of the Hub, or of the network library
+            raise ValueError(
+                f"`push_to_hub`: the repository {name} cannot be created on the Hub ({one_line(error)}). Check "
+                "network, token and hub_model_id, or leave push_to_hub out."
+            ) from error
+
+    if args.push_to_hub:
+        on_first_process(create)
 
 
 def _warn_of_truncated_captions(args: CLIPTrainingArguments, model: BertCLIPModel, table: PairTable) -> None:

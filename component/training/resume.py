@@ -5,9 +5,6 @@ import logging
 import os
 import shutil
 from dataclasses import replace
-from typing import Any
-
-from accelerate.utils import broadcast_object_list
 
 from component.hub.identity import ModelIdentity, identity_of
 from component.training.bad_images import LEFT_OUT
@@ -24,7 +21,8 @@ from component.training.checkpoint_files import (
     run_of_record,
     saved_checkpoints,
 )
-from component.training.results import CURVES, RESULTS, remove_results
+from component.training.first_process import on_first_process
+from component.training.results import CURVES, RESULTS, remove_results, write_arguments
 from component.training.run_identity import RUN, Run, read_run, require_same_recipe, run_of, write_run
 
 logger = logging.getLogger(__name__)
@@ -51,22 +49,20 @@ def checkpoint_to_resume(args) -> str | None:
             its best with another test set; or a new run would mix its checkpoints with those of another run, which
             `overwrite_output_dir` allows to remove.
     """
-    choice: list[Any] = [None, None]
-    if args.process_index == 0:
-        try:
-            choice[0] = _find(args.resume_from_checkpoint, args.output_dir)
-            _require_own_folder(choice[0], args)
-            if choice[0]:
-                choice[1] = _require_continuable(choice[0], args)
-                logger.info("resuming from %s", choice[0])
-        except ValueError as error:
-            choice[0] = error
-    broadcast_object_list(choice)
-    if isinstance(choice[0], ValueError):
-        raise choice[0]
-    if choice[1] and args.auto_find_batch_size:
-        args.per_device_train_batch_size = choice[1]["per_device_train_batch_size"]
-    return choice[0]
+
+    def choose() -> tuple[str | None, dict[str, int]]:
+        checkpoint = _find(args.resume_from_checkpoint, args.output_dir)
+        _require_own_folder(checkpoint, args)
+        if checkpoint is None:
+            return None, {}
+        batch = _require_continuable(checkpoint, args)
+        logger.info("resuming from %s", checkpoint)
+        return checkpoint, batch
+
+    checkpoint, batch = on_first_process(choose)
+    if batch and args.auto_find_batch_size:
+        args.per_device_train_batch_size = batch["per_device_train_batch_size"]
+    return checkpoint
 
 
 def finished_step(args) -> int | None:
@@ -75,17 +71,18 @@ def finished_step(args) -> int | None:
     A finished run with a checkpoint at its end is resumed and takes no step. This is for runs that have no such
     checkpoint (save_strategy no, save_only_model): with resume_from_checkpoint auto they would train again.
     """
-    found = [None]
-    if args.process_index == 0 and args.resume_from_checkpoint in (True, "auto"):
+
+    def find() -> int | None:
         before = read_run(args.output_dir)
-        if before and before.finished and not any(map(_is_whole, _checkpoints_of_run(args.output_dir))):
-            found[0] = before.finished if run_of(args, before).recipe == before.recipe else None
-    broadcast_object_list(found)
-    return found[0]
+        if not (before and before.finished) or any(map(_is_whole, _checkpoints_of_run(args.output_dir))):
+            return None
+        return before.finished if run_of(args, before).recipe == before.recipe else None
+
+    return on_first_process(find) if args.resume_from_checkpoint in (True, "auto") else None
 
 
 def begin(args, checkpoint: str | None, model, processor, teacher: ModelIdentity | None = None) -> None:
-    """Record the run that output_dir belongs to from now on: that of the checkpoint, or a new one.
+    """Record the run that output_dir belongs to from now on, that of the checkpoint or a new one, and its arguments.
 
     Removes, and names, what `overwrite_output_dir` allows to remove for a new run.
 
@@ -95,31 +92,24 @@ def begin(args, checkpoint: str | None, model, processor, teacher: ModelIdentity
 
     Raises:
         ValueError: the checkpoint was started from another model, or learnt from another teacher.
+        OSError: output_dir cannot be written.
     """
-    error = [None]
-    if args.process_index == 0:
-        start = identity_of(model, processor)
-        try:
-            if checkpoint:
-                _require_same_start(checkpoint, start, teacher)
-            _begin(args, checkpoint, start, teacher)
-        except ValueError as fault:
-            error[0] = fault
-    broadcast_object_list(error)
-    if error[0]:
-        raise error[0]
 
+    def record() -> None:
+        start, before = identity_of(model, processor), read_run(args.output_dir)
+        if checkpoint:
+            _require_same_start(checkpoint, start, teacher)
+        run = run_of(args, before, {**start.to_dict(), **({"teacher": teacher.to_dict()} if teacher else {})})
+        if checkpoint and _is_inside(checkpoint, args.output_dir):
+            run = replace(run, id=run_id_of(checkpoint) or before and before.id)
+        else:
+            if args.overwrite_output_dir:
+                _remove_runs(args.output_dir)
+            remove_results(args, (*RESULTS, *CURVES, *LISTS))
+        write_run(run, args.output_dir)
+        write_arguments(args)
 
-def _begin(args, checkpoint: str | None, start: ModelIdentity, teacher: ModelIdentity | None) -> None:
-    before = read_run(args.output_dir)
-    run = run_of(args, before, {**start.to_dict(), **({"teacher": teacher.to_dict()} if teacher else {})})
-    if checkpoint and _is_inside(checkpoint, args.output_dir):
-        run = replace(run, id=run_id_of(checkpoint) or before and before.id)
-    else:
-        if args.overwrite_output_dir:
-            _remove_runs(args.output_dir)
-        remove_results(args, (*RESULTS, *CURVES, *LISTS))
-    write_run(run, args.output_dir)
+    on_first_process(record)
 
 
 def _require_same_start(checkpoint: str, start: ModelIdentity, teacher: ModelIdentity | None) -> None:

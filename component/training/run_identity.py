@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from component.ground.file_state import FileState
@@ -20,6 +19,7 @@ from component.pairs.file_content import content_of
 from component.pairs.known_files import contents_of, states_of
 from component.pairs.table_files import file_and_split, pair_files
 from component.pairs.templates import read_templates, templates_identity
+from component.training.first_process import on_first_process
 from component.training.image_vectors import open_vectors
 from component.training.sampler import ORDER
 from component.training.shared_work import SharedWork
@@ -166,12 +166,13 @@ def compare_tables(args) -> None:
     """Before a run is continued, find the contents of tables that are in another state than when it was begun, such as
     shards that were copied to the disk of each machine: with all processes, which must see the same."""
     given = {key: pair_files(getattr(args, key)) for key in TABLES if getattr(args, key)}
-    changed = [[]]
-    if args.process_index == 0 and (before := read_run(args.output_dir)):
-        known = {key: table[0] for key, table in before.tables.items()}
-        changed[0] = [key for key, names in given.items() if _state_of(names)[1] != known.get(key)]
-    broadcast_object_list(changed)
-    for key in changed[0]:
+
+    def changed() -> list[str]:
+        before = read_run(args.output_dir)
+        known = {key: table[0] for key, table in before.tables.items()} if before else {}
+        return [key for key, names in given.items() if before and _state_of(names)[1] != known.get(key)]
+
+    for key in on_first_process(changed):
         contents_of(states_of(given[key]), None, SharedWork(args.dataloader_num_workers))
 
 

@@ -5,9 +5,10 @@ import platform
 import time
 from contextlib import suppress
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from component.ground.files import hidden_sibling
+from component.training.first_process import on_first_process
 
 PATIENCE = 10  # seconds: a network file system may show a new file late
 REMEDIES = {
@@ -23,9 +24,7 @@ def require_shared_folders(args) -> None:
     """
     folders = {key: getattr(args, key) for key in ("output_dir", *REMEDIES)}
     folders = {key: folder for key, folder in folders.items() if folder != "off"}
-    probes = [{key: _write_probe(folder) for key, folder in folders.items()} if args.process_index == 0 else None]
-    broadcast_object_list(probes)
-    (probes,) = probes
+    probes = on_first_process(lambda: {key: _write_probe(folder) for key, folder in folders.items()})
     where = f"process {args.process_index} on {platform.node()}"
     blind = {key: [where] for key, probe in probes.items() if probe and not sees(probe)}
     found = gather_object([blind])  # all have looked

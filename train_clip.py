@@ -53,8 +53,9 @@ def train(args) -> int | None:
     with quick_imports():
         from component.report.curves import draw_training
         from component.trainer import CLIPTrainer
-        from component.training.build import load_datasets, load_model
+        from component.training.build import load_model
         from component.training.curves import WriteCurves
+        from component.training.data import load_datasets
         from component.training.interruption import Interrupted
         from component.training.locked_towers import cache_images, cache_texts
         from component.training.preflight import preflight

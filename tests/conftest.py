@@ -269,7 +269,8 @@ def train_here(train_args, monkeypatch, caplog):
 def build_trainer(args):
     """The CLIPTrainer that train_clip.py builds from these arguments."""
     from component.trainer import CLIPTrainer
-    from component.training.build import load_datasets, load_model
+    from component.training.build import load_model
+    from component.training.data import load_datasets
     from component.training.locked_towers import cache_images, cache_texts
     from component.training.teacher import load_teacher, with_teacher
 

@@ -37,7 +37,8 @@ from component.filter.clip_score import ClipScorer
 from component.hub import pretrained
 from component.hub.model_card import license_of
 from component.hub.tokenizer import load_tokenizer, save_tokenizer
-from component.training.build import load_datasets, load_model
+from component.training.build import load_model
+from component.training.data import load_datasets
 from component.training.preflight import preflight
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40)

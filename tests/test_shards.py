@@ -456,7 +456,8 @@ sys.path.insert(0, {ROOT!r})
 from component.argument import load_arguments
 from component.training.interruption import leave_group
 from component.trainer import CLIPTrainer
-from component.training.build import load_datasets, load_model
+from component.training.build import load_model
+from component.training.data import load_datasets
 
 
 class Recorded(CLIPTrainer):

@@ -39,7 +39,8 @@ from component.pairs.image_source import DecodedImages
 from component.processor import load_processor
 from component.shorten import shorten
 from component.trainer import CLIPTrainer
-from component.training.build import load_datasets, load_model
+from component.training.build import load_model
+from component.training.data import load_datasets
 from component.training.early_stopping import StopEarly
 from component.training.interruption import RunFailed
 from component.training.preflight import preflight

@@ -23,9 +23,9 @@ from component.processor import load_processor
 from component.report.curves import draw_training
 from component.report.data_check import REASONS
 from component.report.figures import load_pyplot
-from component.training.build import load_datasets
 from component.training.check_data import check_data
 from component.training.curves import WriteCurves, curves
+from component.training.data import load_datasets
 from component.training.survey import survey_texts
 
 

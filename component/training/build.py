@@ -1,7 +1,6 @@
-"""Builds what train_clip.py trains: model, processor and datasets."""
+"""Builds what train_clip.py trains: the model and its processor."""
 
 import logging
-from typing import Any
 
 import torch
 from transformers import CLIPProcessor, set_seed
@@ -10,26 +9,15 @@ from component.argument import CLIPTrainingArguments
 from component.checkpoint import ancestor_digest, read_ancestors
 from component.checkpoint import load_model as load_bert_clip
 from component.configuration import BertCLIPConfig
-from component.dataset import PairDataset, Pairs
 from component.ground.cores import limit_threads
 from component.hub.identity import identity_of, image_differences
 from component.hub.pretrained import check_pretrained, find_pretrained, loading
 from component.hub.use import BERT_CLIP, IMAGE_HALF, IMAGE_TOWER, LOCKED_TEXT_TOWER, TEXT_TOWER, Use
-from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
-from component.pairs.columns import parse_columns
-from component.pairs.keep_list import open_keep_list
-from component.pairs.pair_table import ChunkEncoder, PairTable
-from component.pairs.prepared import load_pair_table
-from component.pairs.templates import read_templates
-from component.pairs.text_augmentation import TextAugmentation
 from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting
-from component.training.image_vectors import VectorImages, gallery_fingerprint, open_vectors
+from component.training.image_vectors import gallery_fingerprint, open_vectors
 from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
-from component.training.shared_work import SharedWork
-
-WHOLE_TEXTS = 2**31  # tokens: longer than any text
 
 logger = logging.getLogger(__name__)
 
@@ -146,67 +134,3 @@ def _check_pretrained(args: CLIPTrainingArguments, **uses: Use) -> None:
             check_pretrained(getattr(args, key), use)
         except ValueError as error:
             raise ValueError(f"`{key}`: {error}") from error
-
-
-def load_datasets(
-    args: CLIPTrainingArguments, processor: CLIPProcessor | TextProcessor, whole_texts: bool = False
-) -> tuple[Pairs, Pairs | None]:
-    """Load the training pairs, with the random changes that the arguments ask for, and the test pairs, if any.
-
-    With image_vectors, the images of both are these vectors.
-
-    All processes call it together, because they share the work of reading.
-
-    Args:
-        whole_texts: do not truncate captions to max_seq_length. Such a table is not kept on disk.
-
-    Raises:
-        ValueError: a table cannot be read, or the tokenizer cannot make the random changes.
-    """
-    max_seq_length = WHOLE_TEXTS if whole_texts else args.max_seq_length
-    augmentation = None if whole_texts else text_augmentation(args, processor.tokenizer)
-    reading = _reading(args)
-    if whole_texts:
-        reading["folder"] = None
-    keep_list = open_keep_list(args.keep_list, args.train_file)
-    if args.image_vectors:
-        vectors, encoder = open_vectors(args.image_vectors), ChunkEncoder(processor.tokenizer, max_seq_length)
-
-        def with_vectors(file, augmentation=None, keep_list=None) -> Pairs:
-            table = load_pair_table(file, args.image_path or "", encoder, keep_list=keep_list, **reading)
-            images = VectorImages(table, vectors, args.image_vector_ids, args.image_path)
-            return Pairs(table, images, augmentation)
-
-        test = with_vectors(args.test_file) if args.test_file else None
-        return with_vectors(args.train_file, augmentation, keep_list), test
-    # The fast JPEG decoder is for images that are decoded in every epoch; all others get the exact one.
-    augmented = ImageTransform(
-        processor.image_processor, args.min_crop_area, args.random_flip, draft=args.images_change
-    )
-    of_training = {"transform": augmented, "augmentation": augmentation, "keep_list": keep_list}
-    return tuple(
-        PairDataset(file, args.image_path, processor, max_seq_length, **own, **reading) if file else None
-        for file, own in ((args.train_file, of_training), (args.test_file, {}))
-    )
-
-
-def _reading(args: CLIPTrainingArguments) -> dict[str, Any]:
-    """How tables are read: arguments of `load_pair_table`."""
-    columns = parse_columns(args.columns) if args.columns else None
-    folder = None if args.pair_table == "off" else args.pair_table
-    return {"columns": columns, "folder": folder, "work": SharedWork(args.dataloader_num_workers)}
-
-
-def load_train_table(args: CLIPTrainingArguments, tokenizer, max_seq_length: int) -> PairTable:
-    """The table of the training pairs, in the tokens of another tokenizer. All processes call it together."""
-    keep_list = open_keep_list(args.keep_list, args.train_file)
-    encoder = ChunkEncoder(tokenizer, max_seq_length)
-    return load_pair_table(args.train_file, args.image_path or "", encoder, keep_list=keep_list, **_reading(args))
-
-
-def text_augmentation(args: CLIPTrainingArguments, tokenizer) -> TextAugmentation | None:
-    """The random changes of the training texts; None if there are none. Raises ValueError as `TextAugmentation`."""
-    if not (args.text_templates or args.text_noise):
-        return None
-    templates = read_templates(args.text_templates) if args.text_templates else ()
-    return TextAugmentation(tokenizer, args.max_seq_length, templates, args.text_template_probability, args.text_noise)

@@ -1,5 +1,6 @@
 """Read all data as training would, and report what is found, without training."""
 
+import copy
 import logging
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_source import DecodedImages
 from component.processor import image_size
-from component.training.build import load_datasets, text_augmentation
+from component.training.data import load_datasets, text_augmentation
 from component.training.locked_towers import feature_encoder
 from component.training.preflight import require_known_tokens, require_steps
 from component.training.survey import Texts, join, read_images, survey_texts
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 SAMPLES = 32
 NAMED = 10  # bad images in the log
 TIMED_BATCHES = 3
+WHOLE_TEXTS = 2**31  # tokens: longer than any text
 
 
 class Sample(NamedTuple):
@@ -105,7 +107,9 @@ def check_data(args: CLIPTrainingArguments, model: BertCLIPModel, processor: CLI
         ValueError: a table cannot be read.
     """
     tokenizer = processor.tokenizer
-    datasets = [dataset for dataset in load_datasets(args, processor, whole_texts=True) if dataset is not None]
+    whole = copy.copy(args)  # captions as they are; such a table is not kept on disk
+    whole.max_seq_length, whole.pair_table, whole.text_templates, whole.text_noise = WHOLE_TEXTS, "off", None, 0.0
+    datasets = [dataset for dataset in load_datasets(whole, processor) if dataset is not None]
     found = DataCheck(args.max_seq_length, tokenizer.unk_token, args.per_device_train_batch_size * args.world_size)
     train, seconds, num_images, digests = datasets[0], 0.0, 0, np.empty(0, np.uint64)
     for dataset in datasets:

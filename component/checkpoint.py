@@ -16,7 +16,7 @@ from component.hub.quiet import quiet_transformers
 from component.hub.sentence_transformers import write_sentence_transformers
 from component.hub.use import BERT_CLIP
 from component.model import BertCLIPModel
-from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting, save_processor
+from component.processor import TextProcessor, load_processor_of, save_processor
 
 ANCESTORS = "ancestors.json"  # next to the weights
 
@@ -41,12 +41,7 @@ def load_text_checkpoint(path: str) -> tuple[BertCLIPModel, CLIPProcessor | Text
     """`load_checkpoint` for embedding texts only: the model may have no image half."""
     limit_threads()
     model = load_model(path)
-    positions = model.config.text_config.max_position_embeddings
-    if model.config.has_image_half:
-        processor = load_processor(path, max_length=positions)
-    else:
-        processor = load_text_processor(path, positions)
-    require_fitting(processor, model.config, path)
+    processor = load_processor_of(model.config, path)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

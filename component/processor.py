@@ -4,7 +4,7 @@ import logging
 import os
 
 import transformers
-from transformers import BertTokenizerFast, CLIPProcessor
+from transformers import BertTokenizerFast, CLIPProcessor, PretrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -58,9 +58,33 @@ class TextProcessor:
         save_tokenizer(self.tokenizer, path)
 
 
-def load_text_processor(path: str, max_length: int) -> TextProcessor:
-    """The processor of a text tower alone. Arguments and errors as in `load_processor`."""
-    return TextProcessor(_load_tokenizer(path, max_length))
+def load_processor_of(
+    config: BertCLIPConfig, path: str | None, tokenizer_path: str | None = None
+) -> CLIPProcessor | TextProcessor:
+    """Load the processor of a model, that of its text tower if it has no image half. Warns of a larger tokenizer.
+
+    Args:
+        config: of the model.
+        path, tokenizer_path: see `load_processor`.
+
+    Raises:
+        ValueError: as `load_processor`, or the image processor does not fit the image tower.
+    """
+    positions = config.text_config.max_position_embeddings
+    if config.has_image_half:
+        processor = load_processor(path, tokenizer_path, positions)
+        _require_fitting(processor.image_processor, config.vision_config, path)
+    else:
+        processor = TextProcessor(_load_tokenizer(tokenizer_path or path, positions))
+    tokens, embeddings = len(processor.tokenizer), config.text_config.vocab_size
+    if tokens > embeddings:
+        logger.warning(
+            "%s has %d tokens, but the text tower has embeddings for %d: texts with one of the others are refused.",
+            processor.tokenizer.name_or_path,
+            tokens,
+            embeddings,
+        )
+    return processor
 
 
 def load_processor(path: str, tokenizer_path: str | None = None, max_length: int | None = None) -> CLIPProcessor:
@@ -121,27 +145,13 @@ def _load_tokenizer(path: str, max_length: int | None) -> BertTokenizerFast:
     return tokenizer
 
 
-def require_fitting(processor: CLIPProcessor, config: BertCLIPConfig, path: str) -> None:
-    """Raise ValueError if the image processor does not fit the tower; warn if the tokenizer has too many tokens.
-
-    Args:
-        path: folder or Hub name of the image processor, for the message.
-    """
-    if config.has_image_half:
-        (height, width), vision_config = image_size(processor.image_processor), config.vision_config
-        edge = height if vision_config.model_type in _TAKE_ANY_SIZE else vision_config.image_size
-        if (height, width) != (edge, edge):
-            raise ValueError(
-                f"{path}: its preprocessor_config.json makes images of {height} × {width} pixels, but its image tower "
-                f"takes {edge} × {edge}. Use the preprocessor_config.json that belongs to the weights."
-            )
-    tokens, embeddings = len(processor.tokenizer), config.text_config.vocab_size
-    if tokens > embeddings:
-        logger.warning(
-            "%s has %d tokens, but the text tower has embeddings for %d: texts with one of the others are refused.",
-            processor.tokenizer.name_or_path,
-            tokens,
-            embeddings,
+def _require_fitting(image_processor: CLIPImageProcessorPil, vision_config: PretrainedConfig, path: str) -> None:
+    height, width = image_size(image_processor)
+    edge = height if vision_config.model_type in _TAKE_ANY_SIZE else vision_config.image_size
+    if (height, width) != (edge, edge):
+        raise ValueError(
+            f"{path}: its preprocessor_config.json makes images of {height} × {width} pixels, but its image tower "
+            f"takes {edge} × {edge}. Use the preprocessor_config.json that belongs to the weights."
         )
 
 

@@ -25,7 +25,7 @@ from component.hub.quiet import quiet_transformers
 from component.hub.use import IMAGE_HALF
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
-from component.processor import image_size, load_processor, require_fitting
+from component.processor import image_size, load_processor, load_processor_of
 from component.search.embed import Loading
 from component.search.index import update
 from component.search.open import gallery_to_write, open_searcher
@@ -335,12 +335,11 @@ def test_images_of_another_size_are_refused_unless_the_tower_takes_any(edited, b
     for name in ("siglip", "dinov2"):
         path = edited(name, "preprocessor_config.json", **sizes)
         model = BertCLIPModel.from_vision_text_pretrained(path, bert_path)
-        processor = load_processor(path, bert_path)
         if name == "siglip":
             with pytest.raises(ValueError, match="makes images of 48 × 48 pixels, but its image tower takes 32 × 32"):
-                require_fitting(processor, model.config, path)
+                load_processor_of(model.config, path, bert_path)
         else:
-            require_fitting(processor, model.config, path)
+            processor = load_processor_of(model.config, path, bert_path)
             assert model.get_image_features(torch.zeros(1, 3, *image_size(processor.image_processor))).isfinite().all()
 
 

@@ -20,7 +20,7 @@ from component.checkpoint import load_checkpoint, load_text_checkpoint, save_che
 from component.embedding import embed_images, embed_texts
 from component.export.formats import export as write_export
 from component.model import BertCLIPModel
-from component.processor import load_text_processor
+from component.processor import load_processor_of
 from component.training.image_vectors import open_vectors
 
 pytest_plugins = ["galleries"]
@@ -181,7 +181,7 @@ def text_tower(tmp_path, bert_path) -> str:
     """A checkpoint without an image half."""
     torch.manual_seed(4)
     model = BertCLIPModel.from_text_pretrained(bert_path, projection_dim=16)
-    save_checkpoint(model, load_text_processor(bert_path, max_length=24), str(tmp_path / "text_tower"))
+    save_checkpoint(model, load_processor_of(model.config, bert_path), str(tmp_path / "text_tower"))
     return str(tmp_path / "text_tower")
 
 

@@ -20,8 +20,9 @@ from PIL import Image
 from test_keep_list import keep_list
 from test_keep_list import rows_of as judged
 
-from component.checkpoint import load_model, load_processor, save_checkpoint
+from component.checkpoint import load_model, save_checkpoint
 from component.gallery.reader import Gallery
+from component.processor import load_processor
 from component.search.embed import Loading
 from component.search.index import update
 from component.search.open import gallery_to_write

@@ -14,7 +14,7 @@ from component.hub.identity import identity_of, image_differences
 from component.hub.pretrained import check_pretrained, find_pretrained, loading
 from component.hub.use import BERT_CLIP, IMAGE_HALF, IMAGE_TOWER, LOCKED_TEXT_TOWER, TEXT_TOWER, Use
 from component.model import BertCLIPModel
-from component.processor import TextProcessor, load_processor, load_text_processor, require_fitting
+from component.processor import TextProcessor, load_processor_of
 from component.training.image_vectors import gallery_fingerprint, open_vectors
 from component.training.learning_rates import rates_of
 from component.training.lora import add_lora
@@ -49,11 +49,7 @@ def load_model(args: CLIPTrainingArguments) -> tuple[BertCLIPModel, CLIPProcesso
     if args.max_seq_length > positions:
         raise ValueError(f"`max_seq_length` is {args.max_seq_length}, but the text tower has {positions} positions.")
     tokenizer_path = None if args.load_from_bert_clip else args.bert_pretrain_path
-    if model.config.has_image_half:
-        processor = load_processor(args.clip_pretrain_path, tokenizer_path, max_length=positions)
-    else:
-        processor = load_text_processor(tokenizer_path or args.clip_pretrain_path, positions)
-    require_fitting(processor, model.config, args.clip_pretrain_path)
+    processor = load_processor_of(model.config, args.clip_pretrain_path, tokenizer_path)
     if args.image_vectors:
         _require_vectors_of(args, model, processor)
     return model, processor

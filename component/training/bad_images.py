@@ -114,7 +114,6 @@ class BadImages:
     def __init__(self, folder: str, is_writer: bool, *splits: str):
         self._folder, self._is_writer = folder, is_writer
         self._rows = {split: RowSet() for split in splits}
-        self._known = dict.fromkeys(splits, 0)
         self._said: dict[str, RowSet] = {}  # file → rows
         self._counts: Counter[str] = Counter()  # file → number of these
         self._told: dict[str, int] = {}  # file → number in the last line of the log
@@ -123,7 +122,8 @@ class BadImages:
 
     def know(self, split: str, file: str, bad_images: Mapping[int, str]) -> None:
         """Take the images that were left out from the start, row → reason, the same in all processes."""
-        self._known[split] = len(bad_images)
+        for row in bad_images:
+            self._rows[split].add(row)
         if file in self._said or not bad_images:
             return
         self._said[file] = RowSet()
@@ -164,7 +164,7 @@ class BadImages:
     def restore(self, split: str, rows: str | list[int]) -> None:
         """Count rows that were named before the run was resumed, see `to_text`; a list by an older version."""
         if isinstance(rows, str):
-            self._rows[split] = RowSet.from_text(rows)
+            self._rows[split] = RowSet.union([self._rows[split], RowSet.from_text(rows)])
         else:
             for row in rows:
                 self._rows[split].add(row)
@@ -179,7 +179,7 @@ class BadImages:
 
     def count(self, split: str) -> int:
         """Number of images left out by all processes, which call this together."""
-        return self._known[split] or len(RowSet.union(gather_object([self._rows[split]])))
+        return len(RowSet.union(gather_object([self._rows[split]])))
 
     def _say(self, file: str, row: int, reason: str) -> bool:
         """Count an image, and name it if it is one of the first. False if it was counted before."""

@@ -271,6 +271,19 @@ def write_half_a_file(tmp_path):
     (tmp_path / "v.npy").write_bytes(content[:-100])
 
 
+def write_half_an_archive(tmp_path):
+    np.savez(tmp_path / "v.npz", np.load(tmp_path / "v.npy"))
+    content = (tmp_path / "v.npz").read_bytes()
+    (tmp_path / "v.npy").write_bytes(content[:-100])
+
+
+def write_a_flipped_bit(tmp_path):
+    np.savez(tmp_path / "v.npz", np.load(tmp_path / "v.npy"))
+    content = bytearray((tmp_path / "v.npz").read_bytes())
+    content[300] ^= 1
+    (tmp_path / "v.npy").write_bytes(content)
+
+
 def write_pickle(tmp_path):
     np.save(tmp_path / "v.npy", np.array([{}] * 8), allow_pickle=True)
 
@@ -295,6 +308,8 @@ def remove_ids(tmp_path):
         (write_other_ids, {}, "has no vector of any image .* 0.jpg, the first of the table is 0.png"),
         (write_an_int, {}, "`image_vectors`: .* type int64; expected floats"),
         (write_half_a_file, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
+        (write_half_an_archive, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
+        (write_a_flipped_bit, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
         (write_pickle, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
         (write_wider, {}, "vectors of 17 numbers, but .* has 16"),
         (write_other_vectors, {}, r"does not hold the vectors .* \(median cosine"),

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -47,7 +49,7 @@ class ImageVectors:
         self.file, self._sources = file, sources
         try:
             self._arrays = [source() for source in sources]
-        except (OSError, EOFError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{file} cannot be read as vectors: {str(error).splitlines()[0]}") from None
         for array in self._arrays:
             if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1:] != self._arrays[0].shape[1:]:

@@ -594,6 +594,20 @@ def test_a_failing_disk_is_reported_in_one_line(trainer, data, workers):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_of_images_is_reported_in_one_line(trainer, data, workers):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [(data / "images" / f"{row}.png").read_bytes() for row in range(8)]
+    path = data / "pairs.parquet"
+    parquet.write_table(pyarrow.table({"text": CAPTIONS, "image": images}), path, use_dictionary=False)
+    with open(path, "r+b") as file:  # the texts stay whole
+        file.seek(parquet.read_metadata(path).row_group(0).column(1).data_page_offset)
+        file.write(bytes(16))
+    with pytest.raises(ValueError, match="^.*pairs.parquet cannot be read as Parquet") as error:
+        trainer(train_file=str(path), image_feature_cache="off", dataloader_num_workers=workers).train()
+    assert "\n" not in str(error.value)
+
+
 def test_a_killed_worker_is_reported_in_one_line(trainer):
     built = trainer(dataloader_num_workers=1, num_train_epochs=100)
     built.add_callback(AtStep(1, lambda: [process.kill() for process in multiprocessing.active_children()]))

@@ -142,7 +142,7 @@ class SaveAndStop(TrainerCallback):
 
 @contextmanager
 def naming_lost_process() -> Iterator[None]:
-    """Turn what torch raises after a process has died into `LostProcess`, and an error of the environment in a
+    """Turn what torch raises after a process has died into `LostProcess`, and an error that a user can mend in a
     DataLoader worker, whose text is a traceback, into its last line."""
     try:
         try:
@@ -163,7 +163,7 @@ def naming_lost_process() -> Iterator[None]:
             f"process {dist.get_rank()} has lost another process of this run ({reason}). The reason is further up in "
             "the log, or on another node. Start again with resume_from_checkpoint auto."
         ) from error
-    except (OSError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         if "DataLoader worker" not in str(error):
             raise
         line = str(error).strip().rpartition("\n")[2]

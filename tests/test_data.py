@@ -285,6 +285,7 @@ def test_a_csv_read_by_pandas_and_written_as_parquet_is_the_same_table(data, pro
     [
         ([("text", ["a"]), ("size", ["b"])], "no column `filename` .found: text, size"),
         ([("text", [{"a": 1}]), ("filename", ["b"])], "cannot be read as Parquet"),
+        ([("text", ["a"]), ("filename", [["b", "c"]])], "the column `filename` holds lists"),
         ([("text", [b"\xb0\xad"]), ("filename", ["b"])], "the column `text` holds bytes that are not UTF-8"),
         ([("text", ["a"]), ("filename", ["b"]), ("text", ["c"])], "2 columns for `text`"),
         (None, "cannot be read as Parquet"),

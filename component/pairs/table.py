@@ -38,7 +38,7 @@ def read_table(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a table, or a required column is missing.
+        ValueError: the file is not a table, or a required column is missing, or it holds lists of file names or URLs.
         ImportError: the file is Parquet and pyarrow is not installed.
     """
     for part in parts_of(path):
@@ -91,6 +91,12 @@ class _Choice:
     def finished(self, chunk: pd.DataFrame) -> pd.DataFrame:
         if "text" in self._columns:
             chunk = with_one_text(chunk)
+        for name in {"filename", "url"} & self._columns.keys():
+            if self._columns[name] and _has_lists(chunk[name]):
+                raise ValueError(
+                    f"{self._path}: the column `{self._columns[name]}` holds lists, and a row needs one {name}. Write "
+                    "a row for each."
+                )
         if "url" in self._columns:
             chunk["url"] = chunk["url"].map(clean_url)
         if self.makes_filenames:
@@ -100,9 +106,13 @@ class _Choice:
 
 def with_one_text(chunk: pd.DataFrame) -> pd.DataFrame:
     """The rows, with one for each text of a list of texts."""
-    if any(isinstance(text, list) for text in chunk["text"]):
+    if _has_lists(chunk["text"]):
         return chunk.explode("text", ignore_index=True).fillna({"text": ""})
     return chunk
+
+
+def _has_lists(cells: pd.Series) -> bool:
+    return list in set(map(type, cells.tolist()))
 
 
 def check_table_name(path: str) -> None:

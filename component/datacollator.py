@@ -32,15 +32,12 @@ class PairCollator:
     group_costs: GroupCosts = FEWEST_GROUPS
 
     def __call__(self, examples: dict) -> dict:
-        lengths = examples.get("lengths")
-        if lengths is None:
-            groups = group_by_cost(np.ones(len(examples["rows"]), np.int64), largest=self.group_size)
-        else:
-            groups = group_by_cost(lengths, self.group_costs, self.group_size)
+        lengths = examples.get("lengths", np.ones(len(examples["rows"]), np.int64))
+        groups = group_by_cost(lengths, self.group_costs, self.group_size)
         text_groups = [(len(rows), width) for rows, width in groups]
         order = torch.cat([torch.from_numpy(rows) for rows, _ in groups]) if groups else torch.arange(0)
         tensors = {**examples["texts"], **examples["images"]}
-        if lengths is not None:
+        if "tokens" in examples:
             widest = max((width for _, width in groups), default=0)
             padded = pad_texts(examples["tokens"], lengths, widest, self.pad_token_id)
             tensors |= zip(("input_ids", "attention_mask"), padded, strict=True)

@@ -110,9 +110,8 @@ class Pairs(Dataset):
 
     def some_rows(self, count: int = 100) -> np.ndarray:
         """Up to `count` of the rows with an image, from all over the table, always the same."""
-        if count >= len(self):
-            return self.images.rows[range(len(self))]
-        return self.images.rows[np.sort(np.random.default_rng(0).choice(len(self), count, replace=False))]
+        chosen = np.random.default_rng(0).choice(len(self), min(count, len(self)), replace=False)
+        return self.images.rows[np.sort(chosen)]
 
     def require_an_image(self) -> None:
         """Raise ValueError if no image of the table can be read. Stops at the first good one."""

@@ -182,8 +182,7 @@ class CLIPTrainer(SavingTrainer):
 
     def compute_loss(self, model, batch, return_outputs=False, num_items_in_batch=None):
         inputs, pairs = dict(batch["model_inputs"]), len(batch["rows"])
-        names = {side: f"teacher_{side}_embeds" for side in ("text", "image")}
-        taught = {side: inputs.pop(name) for side, name in names.items() if name in inputs}
+        taught = {side: inputs.pop(name) for side in ("text", "image") if (name := f"teacher_{side}_embeds") in inputs}
         if not pairs:
             inputs = self._placeholder_pair(inputs)
         recompute = model.training and self.args.contrastive_chunk_size is not None

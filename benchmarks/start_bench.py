@@ -45,7 +45,8 @@ from component.pairs.file_content import content_of
 from component.pairs.shards import Shard, ShardIndex
 from component.pairs.work import Work
 from component.processor import load_processor, save_processor
-from component.training.feature_cache import FeatureCache, cache_features
+from component.training.feature_cache import FeatureCache
+from component.training.image_features import cache_features
 from component.training.sampler import SharedBatches
 
 WIDTH, BATCH, BATCHES = 8, 1024, 20

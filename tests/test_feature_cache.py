@@ -25,7 +25,8 @@ from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training import feature_cache
 from component.training.bad_images import Reasons, RowSet
-from component.training.feature_cache import FeatureCache, cache_features
+from component.training.feature_cache import FeatureCache
+from component.training.image_features import cache_features
 from component.training.interruption import RunFailed
 
 
@@ -401,7 +402,7 @@ def test_two_processes_may_build_one_cache_at_once(train_args, data, bert_clip_p
         _, errors = process.communicate()
         assert process.returncode == 0, errors
     keys = keys_of(data, bert_clip_path, *(f"{n}.png" for n in range(len(CAPTIONS))))
-    assert (assert_whole(tmp_path / "cache").find(keys) >= 0).all()
+    assert (assert_whole(tmp_path / "cache").blocks().find(keys) >= 0).all()
 
 
 def test_ranks_share_the_work(train_args, data, bert_clip_path, tmp_path):
@@ -410,7 +411,7 @@ def test_ranks_share_the_work(train_args, data, bert_clip_path, tmp_path):
     assert done.returncode == 0, done.stderr
     cache = assert_whole(tmp_path / "image_features")
     keys = keys_of(data, bert_clip_path, *(f"{n}.png" for n in range(len(CAPTIONS))))
-    assert (cache.find(keys) >= 0).all()
+    assert (cache.blocks().find(keys) >= 0).all()
     assert len(blocks(tmp_path / "image_features")) == 2
 
 
@@ -422,7 +423,8 @@ from accelerate import PartialState
 from component.dataset import PairDataset
 from component.training import fill_progress, shared_disk
 from component.training.bad_images import Reasons, RowSet
-from component.training.feature_cache import FeatureCache, cache_features
+from component.training.feature_cache import FeatureCache
+from component.training.image_features import cache_features
 from component.training.interruption import RunFailed
 from component.training.interruption import leave_group
 from component.processor import load_processor

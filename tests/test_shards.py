@@ -23,7 +23,8 @@ from component.dataset import PairDataset
 from component.pairs.sources import read_pair_files
 from component.pairs.work import Work
 from component.processor import load_processor
-from component.training.feature_cache import CachedImages, FeatureCache, cache_features
+from component.training.feature_cache import FeatureCache
+from component.training.image_features import CachedImages, cache_features
 
 PAIRS = 11  # in shards of 5, 4 and 2
 TWO_WORKERS = {"work": Work(num_workers=2)}

@@ -1,6 +1,6 @@
 """What of a table has features: its distinct images, or the texts of its rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -41,3 +41,23 @@ def texts_of(table: PairTable) -> Items:
         states=lambda rows: np.zeros(len(rows), np.int64),
         keys=lambda rows, _: table.text_ids[rows].view(np.int64),
     )
+
+
+class ItemsToCheck(NamedTuple):
+    """Items of a table that have changed since the index was written, or have no feature: n of them, rising.
+
+    Attributes:
+        numbers, keys, states: (n,), see `Items`.
+    """
+
+    numbers: np.ndarray
+    keys: np.ndarray
+    states: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> "ItemsToCheck":
+        return ItemsToCheck(*(array[chosen] for array in self))
+
+    @classmethod
+    def join(cls, pieces: Iterable["ItemsToCheck"]) -> "ItemsToCheck":
+        empty = np.empty(0, np.int64)
+        return cls(*map(np.concatenate, zip(cls(empty, empty, empty), *pieces, strict=True)))

@@ -11,7 +11,8 @@ from component.hub.identity import image_tower, text_tower
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.pair_table import KEY_FORMAT
-from component.training.feature_cache import FeatureCache, cache_features
+from component.training.feature_cache import FeatureCache
+from component.training.image_features import cache_features
 from component.training.text_features import text_features
 
 

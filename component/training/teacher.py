@@ -20,7 +20,8 @@ from component.pairs.image_source import DecodedImages, GoodRows
 from component.pairs.pair_table import KEY_FORMAT
 from component.processor import TextProcessor
 from component.training.data import load_train_table
-from component.training.feature_cache import CachedImages, FeatureCache, cache_features
+from component.training.feature_cache import FeatureCache
+from component.training.image_features import CachedImages, cache_features
 from component.training.locked_towers import feature_autocast, feature_precision
 from component.training.text_features import text_features
 

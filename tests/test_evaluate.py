@@ -201,7 +201,7 @@ def test_a_malformed_tsv_is_named_with_the_line(data, tmp_path, content, message
 
 def test_a_folder_instead_of_the_tsv_is_refused(data, tmp_path):
     texts = write_jsonl(tmp_path / "t.jsonl", [{"text": "红", "image_ids": [1]}])
-    with pytest.raises(ValueError, match="is not a file; .*t.jsonl needs the tsv"):
+    with pytest.raises(ValueError, match="is neither that file nor a folder with it; .*t.jsonl needs the tsv"):
         read_retrieval_data(texts, str(data / "images"))
     with pytest.raises(ValueError, match="is not a folder"):
         read_retrieval_data(str(data / "train.csv"), str(data / "train.csv"))
@@ -260,8 +260,10 @@ def test_a_recipe_takes_every_format_and_is_refused_without_the_images(data, tra
         keys = {"train_file": files["test_file"], **files}
         assert load_arguments(train_args(**keys)).image_path == files["image_path"]
     texts = write_jsonl(data / "t.jsonl", [{"text": "红", "image_ids": [1]}])
-    with pytest.raises(ValueError, match="`train_file`: .* is not a file; .*t.jsonl needs the tsv"):
+    with pytest.raises(ValueError, match="`train_file`: .* is neither that file nor .*t.jsonl needs the tsv"):
         load_arguments(train_args(train_file=texts))
+    with pytest.raises(ValueError, match="`train_file`: [^ ]*t.jsonl needs the tsv"):
+        load_arguments(train_args(train_file=texts, image_path=None))
     (data / "t.tar.gz").touch()
     with pytest.raises(ValueError, match="`test_file`: .*t.tar.gz is a packed tar"):
         load_arguments(train_args(test_file=str(data / "t.tar.gz")))

@@ -59,9 +59,10 @@ def tsv_of(path: str, image_path: str | None) -> str:
     for candidate in filter(None, (image_path, *(os.path.join(folder, name) for folder in folders))):
         if os.path.isfile(candidate):
             return candidate
+    given = f"{image_path} is neither that file nor a folder with it; " if image_path else ""
     raise ValueError(
-        f"{image_path} is not a file; {path} needs the tsv of its images (id<TAB>base64) as image_path, or as {name} "
-        "in that folder or next to it."
+        f"{given}{path} needs the tsv of its images (id<TAB>base64) as image_path, or as {name} in that folder or "
+        "next to it."
     )
 
 

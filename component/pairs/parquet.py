@@ -14,7 +14,8 @@ from component.ground.reading import open_to_read
 from component.image.load import SINCE_INDEXED, BadImageError
 from component.pairs.columns import KNOWN_NAMES, ChooseColumns, find_columns, is_image_column
 
-ROW_GROUP_ROWS = 100_000
+ROW_GROUP_ROWS = 100_000  # that are written
+CHUNK_ROWS = 20_000  # that are read at a time
 
 
 def import_pyarrow():
@@ -44,7 +45,7 @@ def read_parquet(path: str, choose: ChooseColumns, chunk_rows: int) -> Iterator[
 
 
 def read_parquet_images(
-    path: str, columns: Mapping[str, str] | None = None, chunk_rows: int = 20_000
+    path: str, columns: Mapping[str, str] | None
 ) -> Iterator[tuple["ParquetImages", pd.DataFrame]]:
     """Yield the pairs of a file that holds its images, as `image_column` finds them.
 
@@ -59,7 +60,7 @@ def read_parquet_images(
         images = ParquetImages(path, FileState.of(path), _image_column(file))
         for group in range(file.num_row_groups):
             first = 0
-            for chunk in _frames(file, path, {"text": text}, chunk_rows, [group]):
+            for chunk in _frames(file, path, {"text": text}, CHUNK_ROWS, [group]):
                 chunk["filename"] = [f"{group} {first + row}" for row in range(len(chunk))]
                 first += len(chunk)
                 yield images, chunk

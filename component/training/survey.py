@@ -16,6 +16,7 @@ from component.pairs.image_source import DecodedImages
 from component.pairs.pair_table import PairTable
 
 ROWS_AT_ONCE = 100_000
+MOST_REPEATED = 10  # texts that are named
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Texts:
         repeated: number of pairs whose text occurs in an earlier pair.
         repeated_pairs: number of pairs whose text and image both occur in an earlier pair.
         meetings: mean number of other pairs with the same text in a pair's batch.
-        most_repeated: (a row, number of pairs with its text), the most frequent first.
+        most_repeated: (a row, number of pairs with its text), the most frequent MOST_REPEATED first.
         share_of_unknown, highest_token_id: of the tokens that are left when the texts are truncated, as in training.
     """
 
@@ -40,18 +41,17 @@ class Texts:
     highest_token_id: int
 
 
-def survey_texts(table: PairTable, batch: int, max_seq_length: int, unknown_id: int, most: int = 10) -> Texts:
+def survey_texts(table: PairTable, batch: int, max_seq_length: int, unknown_id: int) -> Texts:
     """Count lengths, repetitions and unknown tokens.
 
     Args:
         batch: pairs per batch over all processes.
         max_seq_length: to which training truncates the texts.
         unknown_id: of [UNK].
-        most: length of `most_repeated`.
     """
     rows = np.arange(len(table))
     _, first, counts = np.unique(table.text_ids, return_index=True, return_counts=True)
-    frequent = [index for index in np.argsort(-counts, kind="stable")[:most] if counts[index] > 1]
+    frequent = [index for index in np.argsort(-counts, kind="stable")[:MOST_REPEATED] if counts[index] > 1]
     return Texts(
         lengths=table.tokens(rows)[1],
         repeated=len(rows) - len(counts),

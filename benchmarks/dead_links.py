@@ -19,7 +19,8 @@ import numpy as np
 from accelerate import PartialState
 from peak_memory import PeakMemory
 
-from component.training.bad_images import BadImages, Reasons, RowSet
+from component.training.bad_images import BadImages, RowSet
+from component.training.reasons import Reasons
 
 
 class Lines(logging.Handler):

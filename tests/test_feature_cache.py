@@ -24,10 +24,11 @@ from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.trainer import CLIPTrainer
 from component.training import feature_cache
-from component.training.bad_images import Reasons, RowSet
+from component.training.bad_images import RowSet
 from component.training.feature_cache import FeatureCache
 from component.training.image_features import cache_features
 from component.training.interruption import RunFailed
+from component.training.reasons import Reasons
 
 
 @pytest.fixture
@@ -422,10 +423,8 @@ sys.path.insert(0, {root!r})
 from accelerate import PartialState
 from component.dataset import PairDataset
 from component.training import fill_progress, shared_disk
-from component.training.bad_images import Reasons, RowSet
 from component.training.feature_cache import FeatureCache
 from component.training.image_features import cache_features
-from component.training.interruption import RunFailed
 from component.training.interruption import leave_group
 from component.processor import load_processor
 

@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from component.ground.file_state import MISSING
 from component.pairs.image_source import GoodRows
-from component.training.bad_images import Reasons
 from component.training.feature_blocks import NO_FEATURE
 from component.training.feature_cache import FeatureCache, KeysAndFeatures
 from component.training.feature_index import FeatureIndex, shares
 from component.training.feature_items import Items, ItemsToCheck
 from component.training.fill_progress import FillProgress
 from component.training.interruption import naming_lost_process
+from component.training.reasons import Reasons
 
 
 class Features:

@@ -20,9 +20,9 @@ from component.ground.files import new_folder
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays
 from component.pairs.pair_table import PairTable
 from component.pairs.ragged import RaggedArray
-from component.training.bad_images import Reasons
 from component.training.feature_blocks import NO_FEATURE, Blocks
 from component.training.feature_items import Items, ItemsToCheck
+from component.training.reasons import Reasons
 
 logger = logging.getLogger(__name__)
 

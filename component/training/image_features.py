@@ -14,11 +14,12 @@ from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
 from component.pairs.image_source import DecodedImages, GoodRows
 from component.pairs.pair_table import PairTable
-from component.training.bad_images import Reasons, require_few_lost
+from component.training.bad_images import require_few_lost
 from component.training.feature_cache import FeatureCache, KeysAndFeatures
 from component.training.feature_filling import Features, filled_index
 from component.training.feature_index import FeatureIndex
 from component.training.feature_items import ItemsToCheck, images_of
+from component.training.reasons import Reasons
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from component.pairs.pair_table import PairTable
 from component.pairs.text_groups import costs_on, group_by_cost, pad_texts
-from component.training.bad_images import Reasons
 from component.training.feature_cache import FeatureCache, KeysAndFeatures
 from component.training.feature_filling import Features, filled_index
 from component.training.feature_items import ItemsToCheck, texts_of
+from component.training.reasons import Reasons
 
 AT_ONCE = 4096  # texts that are sorted by length
 

@@ -14,8 +14,8 @@ from component.pairs.text_groups import GroupCosts, costs_on
 from component.recipe.checks import check_recipe, check_with_devices
 from component.recipe.json_file import as_type, read_json, read_overrides
 from component.recipe.old_keys import translate
+from component.recipe.require import in_one_line
 from component.recipe.resolve import resolve
-from component.recipe.trainer_checks import in_one_line
 
 PROCESSES_CANNOT_CONNECT = (
     "the processes of this run cannot connect to each other. Check the network interface (GLOO_SOCKET_IFNAME or "

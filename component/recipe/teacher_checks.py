@@ -1,15 +1,13 @@
 """Checks of the keys by which a model learns from a teacher."""
 
-from component.recipe.trainer_checks import require_number
+from component.recipe.require import require_apart, require_number
 
 
 def check_teacher(args) -> None:
     """What can be checked without the teacher; `component.training.teacher` compares the models. Raises ValueError."""
     require_number("distill_weight", args.distill_weight, "a number above 0", lambda n: n > 0)
     if args.distill_from:
-        for key in ("fsdp", "deepspeed"):
-            if getattr(args, key):
-                raise ValueError(f"`distill_from` does not work with `{key}`: leave one of them out.")
+        require_apart(args, "distill_from", "fsdp", "deepspeed")
         if args.distill_cache == "off":
             raise ValueError("`distill_cache` is off, but the teacher's embeddings are always kept: name a folder.")
         return

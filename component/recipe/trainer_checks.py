@@ -5,7 +5,6 @@ Each raises ValueError and assigns nothing.
 
 import copy
 import logging
-import math
 import os
 from collections.abc import Callable
 from enum import Enum
@@ -20,6 +19,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from component.metrics import retrieval_metrics
+from component.recipe.require import in_one_line, require_known, require_number
 
 logger = logging.getLogger(__name__)
 
@@ -69,21 +69,11 @@ def check_numbers(args) -> None:
                 require_number(key, getattr(args, key), expected, is_valid)
 
 
-def require_number(key: str, number: float, expected: str, is_valid: Callable[[float], bool]) -> None:
-    if not (math.isfinite(number) and is_valid(number)):
-        raise ValueError(f"`{key}` is {number}; expected {expected}.")
-
-
 def check_words(args) -> None:
     for key, words in WORDS.items():
-        _require(key, getattr(args, key), [word.value for word in words])
+        require_known(key, getattr(args, key), [word.value for word in words])
     for key in ("log_level", "log_level_replica"):
-        _require(key, getattr(args, key), trainer_log_levels)
-
-
-def _require(key: str, value, known) -> None:
-    if getattr(value, "value", value) not in list(known):
-        raise ValueError(f"`{key}` is {value!r}; expected one of {', '.join(known)}.")
+        require_known(key, getattr(args, key), trainer_log_levels)
 
 
 def check_evaluation(args) -> None:
@@ -108,7 +98,7 @@ def check_evaluation(args) -> None:
         )
     one = torch.ones(1, 1)
     known = ["loss", *retrieval_metrics(one, one, np.zeros(1), np.zeros(1))]
-    _require("metric_for_best_model", metric.removeprefix("eval_"), known)
+    require_known("metric_for_best_model", metric.removeprefix("eval_"), known)
 
 
 def check_workers(args) -> None:
@@ -122,7 +112,7 @@ def check_packages(args) -> None:
     if args.deepspeed and find_spec("deepspeed") is None:
         raise ValueError("`deepspeed` needs a package that is not installed: pip install deepspeed")
     for name in args.report_to:
-        _require("report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+        require_known("report_to", name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
         if name in INTEGRATION_TO_CALLBACK and name not in [*get_available_reporting_integrations(), "flyte"]:
             raise ValueError(
                 f"`report_to` is {name}, whose package is not installed. Install it, or set report_to to none."
@@ -212,14 +202,10 @@ def check_compiler(args) -> None:
     if not args.torch_compile:
         return
     backend, mode = args.torch_compile_backend.lower(), args.torch_compile_mode
-    _require("torch_compile_backend", backend, [known.value.lower() for known in DynamoBackend])
+    require_known("torch_compile_backend", backend, [known.value.lower() for known in DynamoBackend])
     try:
         torch.compile(nn.Linear(1, 1), backend=backend, mode=mode)
     except Exception as error:  # each backend raises its own classes
         raise ValueError(
             f"`torch_compile_backend` {backend}, `torch_compile_mode` {mode}: {in_one_line(error)}"
         ) from error
-
-
-def in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

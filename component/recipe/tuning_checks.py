@@ -1,7 +1,7 @@
 """Checks of a locked text tower, of LoRA and of learning rates by part. Each raises ValueError and assigns nothing."""
 
 from component.ground.optional import import_optional
-from component.recipe.trainer_checks import require_number
+from component.recipe.require import require_apart, require_number
 
 TOWERS = ("text_model", "vision_model")
 
@@ -28,12 +28,8 @@ def check_lora(args) -> None:
             if getattr(args, key):
                 raise ValueError(f"`{key}` is given, but without `lora_rank` there is no LoRA: set it, e.g. to 8.")
         return
-    for key in ("fsdp", "deepspeed"):
-        if getattr(args, key):
-            raise ValueError(
-                f"`lora_rank` does not work with `{key}`, which shards an optimizer state that LoRA hardly has: "
-                "leave one of them out."
-            )
+    why = ", which shards an optimizer state that LoRA hardly has"
+    require_apart(args, "lora_rank", "fsdp", "deepspeed", why=why)
     import_optional("peft", "`lora_rank`")
 
 
@@ -52,9 +48,9 @@ def check_learning_rates(args) -> None:
             _require_decay(f"layer_decay.{tower}", factor)
     elif decay is not None:
         _require_decay("layer_decay", decay)
-    if args.optim_target_modules and not (rates is None and decay is None):
-        key = "layer_decay" if rates is None else "learning_rates"
-        raise ValueError(f"`{key}` does not work with `optim_target_modules`: leave one of them out.")
+    for key in ("learning_rates", "layer_decay"):
+        if getattr(args, key) is not None:
+            require_apart(args, key, "optim_target_modules")
 
 
 def _require_decay(key: str, factor: float) -> None:

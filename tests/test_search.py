@@ -312,6 +312,19 @@ def test_files_that_a_table_names_in_vain_are_counted(index, data, tmp_path):
     assert report.added == 1 and report.passed_over == {"files named by tables, but missing": 2}
 
 
+def test_a_missing_image_path_is_named_unless_its_images_are_known(index, data, tmp_path):
+    folder, away = data / "images", tmp_path / "away"
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder or file"):
+        index(data / "train.csv", image_path=str(tmp_path / "nowhere"))
+    assert index(data / "train.csv", image_path=str(folder)).added == 8
+    os.rename(folder, away)
+    report = index(data / "train.csv", image_path=str(folder))
+    os.rename(away, folder)
+    assert (report.absent, report.deleted) == (8, 0)
+    report = index(data / "train.csv", image_path=str(folder))
+    assert (report.added, Gallery(str(tmp_path / "gallery")).counts()["absent"]) == (0, 0)
+
+
 def test_the_columns_of_a_table_may_have_other_names(index, data, tmp_path):
     rows = [(f"{number}.png", "words") for number in range(3)]
     table = write_csv(tmp_path / "a.csv", rows, header=("file", "what"))

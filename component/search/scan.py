@@ -70,7 +70,7 @@ class Found:
     Attributes:
         files: path → image, in order.
         roots: of the sources that were there.
-        missing: roots of the sources that were not.
+        missing: roots of the sources that were not, and a missing image_path.
         unreadable: path of a folder or file → reason.
         passed_over: kind of thing → number of those that were left out.
         other_files: files that do not have the name of an image.
@@ -116,10 +116,13 @@ def scan(sources: Sources) -> Found:
         elif is_shard(source) or source.lower().endswith((".csv", ".csv.gz", ".parquet")):
             if not needs_folder(source, sources.columns):  # the file holds its images
                 found.roots.append(Root(path, is_complete=True))
-            elif sources.image_path is not None:
+            elif sources.image_path is None:
+                raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
+            elif os.path.isdir(sources.image_path):
                 found.roots.append(Root(os.path.abspath(sources.image_path), is_complete=False))
             else:
-                raise ValueError(f"{source} is a table: give the folder of its images with --image_path.")
+                found.missing.append(os.path.abspath(sources.image_path))
+                continue
             _scan_pairs(source, sources, found)
         elif is_image_name(source):
             found.roots.append(Root(path, is_complete=True))

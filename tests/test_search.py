@@ -785,6 +785,8 @@ def test_exported_vectors_are_those_of_the_gallery(searcher, tmp_path):
     vectors = np.load(tmp_path / "v.npy")
     names = (tmp_path / "v.txt").read_text(encoding="utf-8").splitlines()
     assert table["path"] == names == [image.path for image in searcher.gallery.images()]
+    with pytest.raises(ValueError, match="v.txt is where the paths go"):
+        export_gallery(searcher.gallery, str(tmp_path / "v.txt"), "npy")
     assert np.abs(np.array(table["vector"]) - vectors).max() == 0 and vectors.shape == (24, searcher.gallery.width)
 
 

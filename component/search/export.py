@@ -25,6 +25,7 @@ def export_gallery(gallery: Gallery, path: str, kind: str) -> int:
         kind: "parquet" or "npy".
 
     Raises:
+        ValueError: `path` is that of the paths.
         ImportError: "parquet" without pyarrow.
     """
     with gallery.snapshot():
@@ -50,9 +51,12 @@ def _export_parquet(gallery: Gallery, path: str) -> int:
 
 
 def _export_npy(gallery: Gallery, path: str) -> int:
+    paths = f"{os.path.splitext(path)[0]}.txt"
+    if os.path.realpath(paths) == os.path.realpath(path):
+        raise ValueError(f"{path} is where the paths go: give the vectors a name that ends in .npy.")
     count = gallery.counts()["images"]
     header = {"descr": "<f2", "fortran_order": False, "shape": (count, gallery.width)}
-    with new_file(path, "wb") as file, new_file(f"{os.path.splitext(path)[0]}.txt") as names:
+    with new_file(path, "wb") as file, new_file(paths) as names:
         np.lib.format.write_array_header_1_0(file, header)
         for images, vectors in _chunks(gallery):
             file.write(np.ascontiguousarray(vectors))

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,17 +88,14 @@ class Bodies:
         """
         from starlette.requests import ClientDisconnect
 
-        slots = []
-        try:
-            yield _parse(await self._read(request, slots))
-        except ClientDisconnect:
-            raise Refused(400, "aborted", "the upload was aborted") from None
-        finally:
-            for slot in slots:
-                slot.release()
+        with ExitStack() as held:
+            try:
+                yield _parse(await self._read(request, held))
+            except ClientDisconnect:
+                raise Refused(400, "aborted", "the upload was aborted") from None
 
-    async def _read(self, request, slots: list) -> bytes:
-        chunks, size, stream = [], 0, request.stream()
+    async def _read(self, request, held: ExitStack) -> bytes:
+        chunks, size, is_large, stream = [], 0, False, request.stream()
         end = asyncio.get_running_loop().time() + BODY_SECONDS
         while True:
             seconds = min(CHUNK_SECONDS, end - asyncio.get_running_loop().time())
@@ -113,12 +110,13 @@ class Bodies:
             size += len(chunk)
             if size > MAX_UPLOAD_BYTES:
                 raise Refused(413, "too_large", f"the image has more than {MAX_UPLOAD_BYTES >> 20} MB")
-            if size > SMALL_BYTES and not slots:
+            if size > SMALL_BYTES and not is_large:
+                is_large = True
                 try:
                     await asyncio.wait_for(self._free.acquire(), QUEUE_SECONDS)
                 except asyncio.TimeoutError:
                     raise Refused(503, "busy", f"{MAX_BODIES} other images are being read; try again") from None
-                slots.append(self._free)
+                held.callback(self._free.release)
 
 
 def _parse(body: bytes) -> Question:

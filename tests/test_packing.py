@@ -67,6 +67,14 @@ def test_a_wrong_folder_of_images_is_an_error(tmp_path):
     assert "no pair was packed: the file names must be relative to --image_path" in done.stderr
 
 
+def test_a_table_without_rows_is_an_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    write_csv(tmp_path / "train.csv", [], ("text", "filename"))
+    done = pack(tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith("pack_shards.py: no pair was packed.\n")
+    assert not (tmp_path / "shards").exists()
+
+
 def test_shards_of_others_and_those_that_are_read_are_never_replaced(tmp_path):
     (tmp_path / "images").mkdir()
     for number in range(4):

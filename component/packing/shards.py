@@ -78,11 +78,12 @@ def pack_shards(
         for result in results:
             count += 1
             yield result
-    names = {f"{number:05d}.tar" for number in range(count)}
-    if others := sorted(name for name in os.listdir(folder) if is_shard(name) and name not in names):
-        raise ValueError(
-            f"{folder} has {len(others)} shards more than this data ({others[0]}, …), of an earlier run: remove them."
-        )
+        names = {f"{number:05d}.tar" for number in range(count)}
+        if others := sorted(name for name in os.listdir(folder) if is_shard(name) and name not in names):
+            raise ValueError(
+                f"{folder} has {len(others)} shards more than this data ({others[0]}, …), of an earlier run: remove "
+                "them."
+            )
 
 
 def _require_own_shards(folder: str, read: Sequence[str]) -> None:

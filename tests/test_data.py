@@ -305,6 +305,14 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         next(read_table(path))
 
 
+def test_a_column_is_not_renamed_to_that_of_another(tmp_path):
+    path = table(tmp_path / "t.csv", "text,filename,path\n猫,a,b\n")
+    (chunk,) = read_table(path, only_required=True, columns={"filename": "path"})
+    assert chunk.values.tolist() == [["猫", "b"]]
+    with pytest.raises(ValueError, match="`path` is read as `filename`, but another column has that name"):
+        list(read_table(path, columns={"filename": "path"}))
+
+
 def test_a_list_of_files_of_all_kinds_is_one_table(data, processor):
     first = table(data / "first.csv", "text,filename\n小狗,0.png\n小猪,none.png\n")
     second = parquet(data / "second.parquet", text=["红色", ""], filename=["2.png", "3.png"])

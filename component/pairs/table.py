@@ -82,6 +82,12 @@ class _Choice:
         if self._only_required:
             return known
         target = {position: name for name, position in known}
+        for position, name in enumerate(names):
+            if position not in target and name in target.values():
+                raise ValueError(
+                    f"{self._path}: `{columns[name]}` is read as `{name}`, but another column has that name. Rename "
+                    "or remove it."
+                )
         return [(target.get(position, name), position) for position, name in enumerate(names)]
 
     @property

@@ -97,16 +97,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def problems_with_table(args: argparse.Namespace) -> Iterator[str]:
+    from component.pairs.sources import needs_folder
     from component.pairs.table import check_table_name
-    from component.pairs.table_files import is_shard, pair_files
+    from component.pairs.table_files import pair_files
 
     missing = [f"--{name}" for name in ("train_file", "image_path") if not getattr(args, name)]
     if missing:
         yield f"the following arguments are required: {', '.join(missing)}"
     if args.keep_list or args.part != (1, 1):
         yield f"--{'keep_list' if args.keep_list else 'part'} needs --verdicts"
-    if any(map(is_shard, pair_files(args.train_file))):
-        yield "shards are not written again: judge them with --verdicts FOLDER, and keep pairs by a --keep_list"
+    if not all(needs_folder(file, args.columns) for file in pair_files(args.train_file)):
+        yield "files with images are not written again: judge them with --verdicts FOLDER, then write a --keep_list"
     if not args.out_file and not args.dry_run:
         yield "give --out_file, or --dry_run to see what would be dropped"
     if args.min_similarity is not None and not args.clip_model:

@@ -210,6 +210,15 @@ def test_options_that_do_not_go_together(monkeypatch, tmp_path, capsys, options,
     assert message in capsys.readouterr().err
 
 
+def test_parquet_with_images_is_judged_as_shards_are(monkeypatch, tmp_path, capsys):
+    pd.DataFrame({"text": ["狗"], "image": [image_bytes(0)]}).to_parquet(tmp_path / "a.parquet")
+    options = ["--train_file", str(tmp_path / "a.parquet"), "--image_path", str(tmp_path), "--dry_run"]
+    monkeypatch.setattr("sys.argv", ["filter_data.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        filter_data.parse_args()
+    assert "judge them with --verdicts FOLDER" in capsys.readouterr().err
+
+
 def test_two_files_of_one_name_need_two_folders():
     with pytest.raises(ValueError, match="a/0.tar and b/0.tar have the same name"):
         verdict_files(["a/0.tar", "b/0.tar"], "verdicts")

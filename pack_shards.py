@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections import Counter
 
-from component.ground.command import Parser, input_folder, output_folder, run_script, whole_number
+from component.ground.command import Parser, output_folder, run_script, whole_number
 from component.pairs.columns import columns_option
 
 
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--columns", type=columns_option, help="other names of its columns, such as text=caption,filename=path"
     )
-    parser.add_argument("--image_path", type=input_folder, help="folder of the images")
+    parser.add_argument("--image_path", help="folder of the images, or the tsv of Chinese-CLIP's texts")
     parser.add_argument(
         "--keep_list", metavar="PARQUET", help="pack only the pairs that it keeps; filter_data.py writes it"
     )

@@ -1,5 +1,6 @@
 """pack_shards.py: a table and its images as WebDataset shards, by its command line."""
 
+import base64
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_a_wrong_folder_of_images_is_an_error(tmp_path):
     done = pack(tmp_path)
     assert done.returncode == 2
     assert "no pair was packed: the file names must be relative to --image_path" in done.stderr
+
+
+def test_a_tsv_of_images_is_packed_too(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text_id": 1, "text": "小狗", "image_ids": ["7"]}\n', encoding="utf-8")
+    (tmp_path / "images.tsv").write_bytes(b"7\t" + base64.b64encode(image_bytes(7)) + b"\n")
+    done = pack(tmp_path, "--train_file", tmp_path / "texts.jsonl", "--image_path", tmp_path / "images.tsv")
+    assert done.returncode == 0, done.stderr
+    (pair,) = webdataset.WebDataset([str(tmp_path / "shards" / "00000.tar")], shardshuffle=False)
+    assert (pair["txt"].decode(), pair["jpg"]) == ("小狗", image_bytes(7))
+    write_csv(tmp_path / "train.csv", [("小狗", "7.jpg")], ("text", "filename"))
+    wrong = pack(tmp_path, "--image_path", tmp_path / "nowhere")
+    assert wrong.returncode == 2 and "nowhere does not exist; the file names in " in wrong.stderr
 
 
 def test_a_table_without_rows_is_an_error(tmp_path):

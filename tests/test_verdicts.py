@@ -116,6 +116,19 @@ def test_a_shard_without_images_needs_no_rows_in_a_keep_list(shards, tmp_path):
         keep_list.counts(shards)
 
 
+def test_a_table_without_rows_needs_no_rows_in_a_keep_list(tmp_path):
+    """Spark writes such parts."""
+    (tmp_path / "parts").mkdir()
+    for number, rows in enumerate(([("小狗", "0.jpg")], [])):
+        write_csv(tmp_path / "parts" / f"part-{number}.csv", rows, ("text", "filename"))
+    assert judge(tmp_path, str(tmp_path / "parts"), str(tmp_path)).files == 2
+    keep_list = join(tmp_path)
+    assert keep_list.counts(str(tmp_path / "parts")) == (0, 1)
+    write_csv(tmp_path / "parts" / "part-2.csv", [("小狗", "0.jpg")], ("text", "filename"))
+    with pytest.raises(ValueError, match="part-2.csv was not judged"):
+        keep_list.counts(str(tmp_path / "parts"))
+
+
 def verdict_table(folder, name="a.csv", rows=3, **columns) -> None:
     (folder / "verdicts").mkdir(exist_ok=True)
     known = {"file": name, "digest": "d", "row": range(rows), "key": "k", "image": range(rows), "status": "ok"}

@@ -24,7 +24,8 @@ import pandas as pd
 from component.pairs.image_stores import ImageStore, key_of
 from component.pairs.parquet import import_pyarrow, open_parquet
 from component.pairs.shards import index_shard
-from component.pairs.table_files import is_shard, pair_files
+from component.pairs.table import read_table
+from component.pairs.table_files import Kind, is_shard, kind_of, pair_files
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +140,8 @@ class KeepList:
         alike = self._by_name.get(os.path.basename(path), [])
         most = max((_common_end(path, entry.file) for entry in alike), default=0)
         found = [entry for entry in alike if _common_end(path, entry.file) == most]
-        if not found and is_shard(path) and not index_shard(path).locators:
-            return _Entry(path, PairsDigest().hexdigest())  # no row of the list can name a shard without images
+        if not found and _is_empty(path):
+            return _Entry(path, PairsDigest().hexdigest())  # no row of the list can name a file without pairs
         if len(found) != 1:
             why = "several files of that name, and none in the same folder" if found else "no file of that name"
             raise ValueError(f"{path} was not judged: the keep-list {self.path} has {why}.")
@@ -205,6 +206,14 @@ def _read(path: str) -> Iterator[tuple[int, int, pd.DataFrame]]:
                 frame = batch.to_pandas(ignore_metadata=True).assign(keep=keep.to_numpy(zero_copy_only=False))
                 yield group, first, frame
                 first += len(frame)
+
+
+def _is_empty(path: str) -> bool:
+    """Whether a shard has no image, as img2dataset writes it, or a table no row, as Spark does."""
+    if is_shard(path):
+        return not index_shard(path).locators
+    is_table = kind_of(path) in (Kind.CSV, Kind.PARQUET, Kind.JSON_TABLE)
+    return is_table and not any(map(len, read_table(path, required=())))
 
 
 def _starts_of_runs(frame: pd.DataFrame) -> list[int]:

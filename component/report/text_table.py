@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import accumulate
 
 from component.ground.plain_text import one_line, shown_path
 
@@ -33,9 +34,9 @@ def percent(share: float) -> str:
 def fit(text: str, columns: int, align_right: bool = False, keep_end: bool = False) -> str:
     """The text in exactly `columns` columns: padded with spaces, or cut at its end or start with an ellipsis."""
     if display_width(text) > columns:
-        while display_width(text) > columns - 1:
-            text = text[1:] if keep_end else text[:-1]
-        text = f"…{text}" if keep_end else f"{text}…"
+        widths = accumulate(map(_width, reversed(text) if keep_end else text))
+        kept = sum(width < columns for width in widths)  # characters that fit next to the ellipsis
+        text = f"…{text[len(text) - kept :]}" if keep_end else f"{text[:kept]}…"
     space = " " * (columns - display_width(text))
     return space + text if align_right else text + space
 

@@ -297,6 +297,16 @@ def write_shard(path, numbers, data):
     return path
 
 
+def test_images_that_overflow_in_half_precision_are_tried_again(folder, tmp_path, bert_clip_path):
+    model, processor = load_checkpoint(bert_clip_path)
+    model.visual_projection.weight.data *= 1e6
+    save_checkpoint(model, processor, str(tmp_path / "large"))
+    for precision, added in (("fp16", 0), ("fp32", 24)):
+        with gallery_to_write(str(tmp_path / "gallery"), str(tmp_path / "large"), "cpu", precision) as opened:
+            report = update(*opened, Sources([str(folder)]), Loading(5, 0))
+        assert (report.added, len(report.unreadable), report.known_bad) == (added, 24 - added, 0)
+
+
 def test_tables_and_shards(index, data, tmp_path):
     write_shard(tmp_path / "a.tar", range(3), data)
     assert index(data / "train.csv", tmp_path / "a.tar", image_path=str(data / "images")).added == 11

@@ -25,6 +25,8 @@ from component.pairs.shards import Shard
 from component.pairs.table_files import is_shard
 from component.search.shot_date import shot_date
 
+COMPUTES_NAN = "the model computes NaN for it"  # why an image is bad; in another precision it may be good
+
 
 @dataclass(frozen=True)
 class Loading:
@@ -124,4 +126,4 @@ def _with_vectors(images: ImageBatch, transform: ImageTransform, model: BertCLIP
     vectors = F.normalize(model.get_image_features(pixel_values).float(), dim=-1).half().cpu().numpy()
     kept = {name: np.asarray(images.columns[name]) for name in ("digests", "taken")}
     images = images._replace(columns={**kept, "vectors": vectors})
-    return images.keep(np.isfinite(vectors).all(axis=1), lambda row: "the model computes NaN for it")
+    return images.keep(np.isfinite(vectors).all(axis=1), lambda row: COMPUTES_NAN)

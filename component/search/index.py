@@ -14,7 +14,7 @@ from transformers import CLIPProcessor
 from component.gallery.rows import ImageFile
 from component.hub.identity import ModelIdentity
 from component.model import BertCLIPModel
-from component.search.embed import EmbeddedBatch, Loading, embed_files
+from component.search.embed import COMPUTES_NAN, EmbeddedBatch, Loading, embed_files
 from component.search.presence import absence_threshold
 from component.search.scan import Sources, scan
 from component.search.settle import IndexReport, settle
@@ -58,11 +58,13 @@ def update(
             digests = [digest.tobytes() for digest in images.columns["digests"]]
             taken = [None if np.isnan(moment) else moment.item() for moment in images.columns["taken"]]
             gallery.add([new[row] for row in images.rows], digests, taken, images.columns["vectors"])
-        gallery.add_bad([new[row] for row in images.bad], list(images.bad.values()))
+        bad = {row: reason for row, reason in images.bad.items() if reason != COMPUTES_NAN}
+        gallery.add_bad([new[row] for row in bad], list(bad.values()))
         report.added += len(images.rows)
         report.vanished += batch.vanished
-        report.bad_images |= {new[row].path: reason for row, reason in images.bad.items()}
+        report.bad_images |= {new[row].path: reason for row, reason in bad.items()}
         report.unreadable |= batch.unreadable
+        report.unreadable |= {new[row].path: COMPUTES_NAN for row in images.bad.keys() - bad.keys()}
         on_batch(images.total + batch.vanished + len(batch.unreadable))
     if state.is_main_process:
         _measure_presence(gallery)

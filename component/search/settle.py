@@ -31,7 +31,8 @@ class IndexReport:
         known_bad: could not be decoded before, and have not changed since.
         vanished: were listed, but gone when they were to be read.
         bad_images: path → reason, of images that this run could not decode.
-        unreadable: path of a file or folder → reason; tried again at the next update.
+        unreadable: path of a file or folder → reason, also of images for which the model computes NaN; tried again at
+            the next update.
         passed_over: kind of thing → number, see `Found`.
     """
 

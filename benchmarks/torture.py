@@ -470,7 +470,8 @@ def images(folder: Path, args) -> Iterator[tuple[str, int, list[str]]]:
     from PIL import Image
 
     from component.image.check import check_image
-    from component.image.load import BadImageError, load_image
+    from component.image.load import load_image
+    from component.image.reading import BadImageError
 
     pixels = np.random.default_rng(args.seed).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     formats = {"JPEG": {}, "progressive": {"format": "JPEG", "progressive": True}, "PNG": {}, "GIF": {}, "WEBP": {}}

@@ -18,7 +18,8 @@ from component.embedded import Embedded
 from component.ground.cores import usable_cores
 from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
-from component.image.load import BadImageError, check_aspect, load_image
+from component.image.load import check_aspect, load_image
+from component.image.reading import BadImageError
 from component.image.rgb import to_rgb
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel

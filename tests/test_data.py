@@ -16,7 +16,8 @@ from PIL import Image
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.filter.rules import FilterRules, PairCheck
-from component.image.load import BadImageError, load_image
+from component.image.load import load_image
+from component.image.reading import BadImageError
 from component.pairs.caption import is_caption
 from component.pairs.csv_table import csv_writer
 from component.pairs.image_stores import ImageFolder

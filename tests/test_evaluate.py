@@ -30,7 +30,7 @@ from component.evaluation.retrieval_data import read_retrieval_data
 from component.evaluation.zero_shot import evaluate_zero_shot
 from component.ground.command import run_script
 from component.ground.lock import sole_writer
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.metrics import classification_metrics, retrieval_ranks
 from component.processor import load_processor
 from component.prompts import PROMPTS, embed_classes

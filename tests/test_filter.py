@@ -23,9 +23,10 @@ from component.filter.judge import judge_pairs
 from component.filter.output import REASONS, Funnel, filter_output
 from component.filter.rules import FilterRules, PairCheck, chinese_share
 from component.image.check import check_image
-from component.image.load import BadImageError, load_image
+from component.image.load import load_image
 from component.image.other_formats import SIGNATURES
 from component.image.perceptual_hash import NearDuplicates, perceptual_hash
+from component.image.reading import BadImageError
 from component.pairs.image_stores import ImageFolder
 from component.pairs.table import read_table
 

@@ -23,15 +23,9 @@ from component.embedding import open_image
 from component.image.check import check_image, shrink_image
 from component.image.fast_jpeg import packages
 from component.image.folder import image_files
-from component.image.load import (
-    MAX_ASPECT,
-    MAX_SCANS,
-    BadImageError,
-    decode,
-    load_image,
-    read_bytes,
-)
+from component.image.load import MAX_ASPECT, MAX_SCANS, decode, load_image
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
+from component.image.reading import BadImageError, read_bytes
 from component.image.rgb import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000")
@@ -672,7 +666,8 @@ def test_a_disk_error_names_the_file():
 
 WITH_LITTLE_MEMORY = """
 import resource, sys
-from component.image.load import BadImageError, load_image
+from component.image.load import load_image
+from component.image.reading import BadImageError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 12 * 2**20,) * 2)
 for path in sys.argv[1:]:

@@ -10,7 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from component.image.load import BadImageError, decode, load_image
+from component.image.load import decode, load_image
+from component.image.reading import BadImageError
 from component.image.transform import ImageTransform
 
 IMAGES = sorted(glob.glob(os.path.join(ROOT, "images", "test", "*.png")))

@@ -15,7 +15,7 @@ from conftest import CAPTIONS
 from component.datacollator import PairCollator
 from component.dataset import PairDataset
 from component.evaluation.retrieval_data import read_retrieval_data
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.loss import clip_loss
 from component.model import BertCLIPModel
 from component.pairs.columns import filename_from_url

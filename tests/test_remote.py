@@ -12,7 +12,7 @@ from object_store import ObjectStore
 
 from component.ground import remote
 from component.ground.file_state import FileState
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.pairs.image_stores import expect_images
 from component.pairs.shards import index_shard, index_shards
 from component.pairs.sources import check_pair_files, read_pair_files

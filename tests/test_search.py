@@ -25,7 +25,7 @@ from component.gallery.reader import ROWS, VECTORS, Gallery, is_gallery
 from component.gallery.rows import ImageFile
 from component.ground.file_state import FileState
 from component.hub.identity import weights_digest
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.report.search import index_summary
 from component.search.approximate import APPROXIMATE_INDEX, open_index
 from component.search.embed import Loading

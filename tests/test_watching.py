@@ -17,7 +17,7 @@ from transformers import TrainerState
 
 from component.argument import load_arguments
 from component.dataset import PairDataset
-from component.image.load import SINCE_INDEXED
+from component.image.reading import SINCE_INDEXED
 from component.model import BertCLIPModel
 from component.processor import load_processor
 from component.report.curves import draw_training

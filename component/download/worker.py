@@ -32,7 +32,7 @@ from component.download.patience import Patience, TryAgain
 from component.download.report_rows import ReportRows
 from component.ground.files import new_file
 from component.image.check import check_image, shrink_image
-from component.image.load import BadImageError, read_bytes
+from component.image.reading import BadImageError, read_bytes
 
 IN_MEMORY_BYTES = 2**20  # per image in progress; larger ones go to a temporary file
 FATAL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS} | OUR_ERRNO  # every further row would fail the same way

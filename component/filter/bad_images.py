@@ -8,7 +8,7 @@ from contextlib import suppress
 from component.ground.file_state import FileState
 from component.image.check import check_image
 from component.image.folder import is_image_name
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.pairs.paths import writable_file
 
 # What no program would show as an image: nothing, half a file, or the answer of a server in place of one. Anything

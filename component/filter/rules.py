@@ -10,8 +10,9 @@ import numpy as np
 
 from component.image.centre_crop import CentreCrop
 from component.image.check import check_image
-from component.image.load import BadImageError, MissingImageError, decode
+from component.image.load import decode
 from component.image.perceptual_hash import HASH_SIDE, perceptual_hash
+from component.image.reading import BadImageError, MissingImageError
 from component.pairs.caption import is_caption
 from component.pairs.image_stores import ImageStore, expect_images
 

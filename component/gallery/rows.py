@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from component.ground.file_state import FileState
-from component.image.load import BadImageError, read_bytes
+from component.image.reading import BadImageError, read_bytes
 
 if TYPE_CHECKING:
     from component.pairs.parquet import ParquetImages

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 
 
 class ImageBatch(NamedTuple):

@@ -7,7 +7,8 @@ from PIL import Image
 
 from component.image.container import format_of
 from component.image.fast_jpeg import packages, shrink_jpeg
-from component.image.load import BadImageError, DecodedImage, decode, opened
+from component.image.load import DecodedImage, decode, opened
+from component.image.reading import BadImageError
 
 JPEG_QUALITY = 95
 MAX_JPEG_SIDE = 65_500  # libjpeg's limit

@@ -1,14 +1,12 @@
 """One image file → one upright RGB image, or the reason why not. Every part of the project decodes images here.
 
-The cost of an image is bounded before its pixels are allocated: MAX_FILE_BYTES to read, MAX_DECODE_BYTES to decode,
-MAX_ASPECT when it is scaled, MAX_SCANS in time.
+The cost of an image is bounded before its pixels are allocated: MAX_DECODE_BYTES to decode, MAX_ASPECT when it is
+scaled, MAX_SCANS in time.
 """
 
 import ctypes
 import io
 import logging
-import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,13 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from component.ground.retries import NOT_A_FILE, has_entries, with_retries
 from component.image.container import BadContainerError, format_of, read_container
 from component.image.other_formats import what_else
+from component.image.reading import BadImageError, check_size, read_bytes
 from component.image.rgb import own_orientation, to_rgb
 from component.image.tiff import Samples
 
-MAX_FILE_BYTES = 2**27
 MAX_DECODE_BYTES = 2**30  # peak of decoder and result together, in addition to the file
 # Peak bytes per pixel. 12: four for the image, and eight for the decoder (16 bits of four channels, coefficients of a
 # progressive JPEG) or for turning the image. It leads to Pillow's own limit of 89 megapixels.
@@ -32,9 +29,6 @@ USUAL_BYTES_PER_PIXEL = 12
 MAX_ASPECT = 200  # longer side / shorter: scaled for the tower, 65,000 x 1 pixels would be 14,560,000 x 224
 MAX_SCANS = 100  # of a JPEG: encoders write at most 20, and each costs the time of a decoding,
 MAX_SCANNED_PIXELS = 2**31  # which is 3 ns a pixel where nothing changes; limit for all scans together
-
-# Ends the reason of an image whose shard or table was removed or replaced while it was in use.
-SINCE_INDEXED = "since it was indexed; start again"
 
 _MODES = {*"1 L LA P PA RGB RGBX RGBA RGBa CMYK YCbCr HSV I I;16 I;16B I;16L I;16N F".split()}
 _LIBRARIES = {"JPEG": "jpg", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif", "TIFF": "libtiff", "JPEG2000": "jpg_2000"}
@@ -50,26 +44,6 @@ with suppress(AttributeError, OSError):  # a Pillow without libtiff, or with lib
     for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         getattr(ctypes.CDLL(Image.core.__file__), _handler)(None)
 _WITHOUT_LIBRARY = {name for name, library in _LIBRARIES.items() if not features.check(library)}
-
-
-class BadImageError(ValueError):
-    """A verdict on an image, from its bytes or its name. Reading it again gives the same verdict.
-
-    An error of the environment (a disk that does not answer, too many open files, no memory) is not a verdict: it
-    stays the OSError or MemoryError that it is.
-
-    Attributes:
-        reason: one word to count by, if the verdict is on a file.
-        detail: more about it.
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
-
-
-class MissingImageError(BadImageError):
-    """There is no such file, although its folder exists."""
 
 
 class DecodedImage(NamedTuple):
@@ -122,7 +96,7 @@ def decode(
         BadImageError, OSError, MemoryError: as `load_image`.
     """
     content = read_bytes(image, folder) if isinstance(image, str) else image
-    _check_bytes(len(content))
+    check_size(len(content))
     if edge is not None and format_of(content) == "JPEG":
         with suppress(BadImageError):  # libjpeg does not scale a lossless JPEG, for example
             return _decode(content, stills_only, ("L" if grey else None, (edge, edge)))
@@ -209,57 +183,6 @@ def check_aspect(image: Image.Image) -> None:
     """Raise BadImageError for an image that would take gigabytes once its shorter side is scaled up to the tower's."""
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise BadImageError("long_and_narrow", f"{image.width} x {image.height}; at most {MAX_ASPECT} : 1")
-
-
-def read_bytes(path: str, folder: str | None = None) -> bytes:
-    """Read an image file.
-
-    Args:
-        folder: must exist, and hold anything, for a missing file to be a verdict; default: the file's own folder.
-
-    Raises:
-        BadImageError: `no such file`, `bad_filename`, `not_a_file` or `too_large`.
-        OSError: anything else that prevents reading, after three attempts; it names the path.
-        MemoryError: not enough memory for the file.
-    """
-    folder = folder or os.path.dirname(path) or "."
-    try:
-        return with_retries(lambda: _read_path(path), folder)
-    except BadImageError:
-        raise
-    except ValueError as error:
-        raise BadImageError("bad_filename", str(error)) from None
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            if has_entries(folder):
-                raise MissingImageError("no such file") from None
-            message = f"no such file, and the folder {folder} is missing, empty or unreadable; check its path and disk"
-            raise FileNotFoundError(error.errno, message, path) from None
-        if error.errno in NOT_A_FILE:
-            raise BadImageError("not_a_file", error.strerror) from None
-        raise
-
-
-def _read_path(path: str) -> bytes:
-    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImageError("not_a_file", "a folder, a pipe or a device")
-        _check_bytes(status.st_size)
-        try:
-            return file.read()
-        except OSError as error:  # raised by `read`, it does not name the file
-            raise OSError(error.errno, error.strerror, path) from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a named pipe too without waiting for its writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _check_bytes(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise BadImageError("too_large", f"{size:,} bytes; at most {MAX_FILE_BYTES:,}")
 
 
 def _cost(name: str, pixels: int) -> int:

@@ -18,7 +18,7 @@ from component.ground.files import new_file, write_json
 from component.ground.lock import sole_writer
 from component.ground.processes import ordered_results
 from component.image.container import format_of
-from component.image.load import BadImageError, MissingImageError
+from component.image.reading import BadImageError, MissingImageError
 from component.pairs.caption import is_caption
 from component.pairs.image_stores import ImageStore, expect_images, key_of
 from component.pairs.keep_list import KeepList

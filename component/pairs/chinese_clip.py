@@ -10,7 +10,7 @@ import pandas as pd
 
 from component.ground.file_state import MISSING, FileState
 from component.ground.reading import open_to_read
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.pairs.json_text import name_at, parse_json, take
 from component.pairs.labelled import labelled_frames
 from component.pairs.shards import Shard

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from component.ground.file_state import MISSING, FileState
 from component.ground.remote import expect, is_remote
-from component.image.load import BadImageError, read_bytes
+from component.image.reading import BadImageError, read_bytes
 from component.pairs.chinese_clip import ImageTsv
 from component.pairs.parquet import ParquetImages
 from component.pairs.paths import image_file

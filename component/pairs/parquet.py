@@ -11,7 +11,7 @@ import pandas as pd
 from component.ground.file_state import FileState
 from component.ground.optional import import_optional
 from component.ground.reading import open_to_read
-from component.image.load import SINCE_INDEXED, BadImageError
+from component.image.reading import SINCE_INDEXED, BadImageError
 from component.pairs.columns import KNOWN_NAMES, ChooseColumns, find_columns, is_image_column
 
 ROW_GROUP_ROWS = 100_000  # that are written

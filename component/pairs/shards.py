@@ -15,7 +15,7 @@ from component.ground.file_state import FileState
 from component.ground.reading import open_unbuffered
 from component.ground.retries import with_retries
 from component.image.folder import IMAGE_ENDINGS
-from component.image.load import SINCE_INDEXED, BadImageError
+from component.image.reading import SINCE_INDEXED, BadImageError
 from component.pairs.file_content import FileContent, content_of
 from component.pairs.json_text import parse_json, require_unicode
 from component.pairs.paths import normal_name

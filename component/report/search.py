@@ -36,7 +36,8 @@ def answer_table(answer: dict[str, Any]) -> str:
 
 def answers_page(answers: dict[str, dict[str, Any]], gallery: Gallery) -> str:
     """HTML of one page that contains the images of each answer (query → answer, see `Answer.as_json`)."""
-    from component.image.load import BadImageError, load_image
+    from component.image.load import load_image
+    from component.image.reading import BadImageError
     from component.report.html import data_uri, render
     from component.search.thumbnails import original
 

@@ -17,7 +17,7 @@ from component.gallery.rows import ImageFile, digest_of
 from component.ground.cores import usable_cores
 from component.ground.shared_memory import ToSharedMemory, worker_options
 from component.image.batch import ImageBatch
-from component.image.load import BadImageError, MissingImageError
+from component.image.reading import BadImageError, MissingImageError
 from component.image.transform import ImageTransform
 from component.model import BertCLIPModel
 from component.pairs.image_stores import expect_images

@@ -18,7 +18,8 @@ from component.gallery.reader import cut
 from component.gallery.rows import GalleryImage
 from component.ground.optional import import_optional
 from component.ground.plain_text import one_line
-from component.image.load import BadImageError, decode
+from component.image.load import decode
+from component.image.reading import BadImageError
 from component.prompts import embed_classes
 from component.search.guard import Access, Guard, Refused, json_response, refusal
 from component.search.query import Query

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from component.gallery.rows import ABSENT, DELETED, GalleryImage, ImageFile, digest_of, is_same_state
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.pairs.file_content import content_of
 from component.search.scan import Found, Root
 from component.search.writer import GalleryWriter

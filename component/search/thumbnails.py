@@ -8,7 +8,8 @@ from PIL import Image
 
 from component.gallery.rows import GalleryImage, digest_of
 from component.ground.files import new_file
-from component.image.load import BadImageError, decode, load_image
+from component.image.load import decode, load_image
+from component.image.reading import BadImageError
 
 THUMBNAILS = "thumbnails"  # folder in the gallery
 SIDE = 320  # pixels, of the longer side

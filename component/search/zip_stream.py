@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 
 from component.gallery.rows import GalleryImage
-from component.image.load import BadImageError
+from component.image.reading import BadImageError
 from component.search.thumbnails import original
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from component.ground.files import new_file
 from component.ground.plain_text import one_line, spreadsheet_cell
-from component.image.load import SINCE_INDEXED
+from component.image.reading import SINCE_INDEXED
 from component.training.interruption import RunFailed
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from bisect import bisect_left
 
 import numpy as np
 
-from component.image.load import SINCE_INDEXED
+from component.image.reading import SINCE_INDEXED
 
 
 class Reasons:

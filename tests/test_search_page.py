@@ -1,10 +1,12 @@
 """The page of a gallery, driven by a real browser; skipped where there is none."""
 
+import json
 import os
 import zipfile
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -99,9 +101,13 @@ def test_more_results_are_loaded_on_scroll(page, index, folder):
         Image.fromarray(pixels).save(folder / f"more{number}.png")
     index()
     search(page, "红色的圆")
+    page.fill("#text", "蓝色的方块")  # typed, but not yet searched for
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     expect(page.locator("#results li")).to_have_count(84)
-    assert len(set(names(page))) == 84 and "84 个结果" in page.text_content("#status")
+    assert "“红色的圆”：84 个结果" in page.text_content("#status")
+    body = json.dumps({"texts": ["红色的圆"], "top_k": 84}).encode() + b"\n"
+    hits = requests.post(f"{page.url.partition('?')[0]}api/search", body).json()["hits"]
+    assert names(page) == [os.path.basename(hit["path"]) for hit in hits]
 
 
 def test_the_viewer_steps_zooms_and_shows_a_tiff_in_full(page, index, folder):

@@ -6,6 +6,7 @@ const images = { search: null, classify: null };  // form → chosen file
 let like = null;  // the gallery image to search by: {id, digest, path}
 let latest = 0;  // number of the last request; answers to earlier ones are dropped
 let shown = [];  // the images on the page, in order
+let asked = null;  // what the results answer: { options, image, meaning }; the form may have changed since
 let loaded = 0;  // hits on the page; opened duplicates do not count
 const selected = new Map();  // id → path
 
@@ -204,10 +205,10 @@ function describe() {
 }
 byId("search").addEventListener("input", describe);
 
-function options(offset) {
+function options() {
   return {
     texts: lines("text"), minus: lines("minus"), like: like ? [like.id] : [], folder: byId("folder").value || null,
-    since: day("since", 0), until: day("until", 1), threshold: number("threshold"), top_k: PER_REQUEST, offset,
+    since: day("since", 0), until: day("until", 1), threshold: number("threshold"), top_k: PER_REQUEST,
     image_weight: number("image_weight"), fold: byId("fold").checked ? FOLD : null,
   };
 }
@@ -219,7 +220,8 @@ function search() {
 }
 function run() {
   describe();
-  ask("api/search", options(0), images.search, (answer) => {
+  asked = { options: options(), image: images.search, meaning: meaning() };
+  ask("api/search", asked.options, asked.image, (answer) => {
     byId("absent").hidden = !answer.probably_absent || !answer.hits.length;
     showHits(answer.hits);
     if (!answer.hits.length) say("没有符合条件的图片。");
@@ -242,7 +244,7 @@ function showHits(hits) {
   shown.push(...hits);
   loaded += hits.length;
   const isAll = hits.length < PER_REQUEST || loaded >= MOST_RESULTS;
-  say(`${meaning()}：${loaded} 个结果${isAll ? "" : "，往下滚动加载更多"}`);
+  say(`${asked.meaning}：${loaded} 个结果${isAll ? "" : "，往下滚动加载更多"}`);
   byId("end").textContent = isAll ? "" : "正在加载更多……";
   byId("end").dataset.more = isAll ? "" : "yes";
   isLoading = false;
@@ -252,7 +254,7 @@ new IntersectionObserver(async (entries) => {
   isLoading = true;
   const mine = latest;
   try {
-    const { hits } = await post("api/search", options(loaded), images.search);
+    const { hits } = await post("api/search", { ...asked.options, offset: loaded }, asked.image);
     if (mine === latest) showHits(hits);
   } catch (error) {
     if (mine === latest) { byId("end").textContent = error.message; byId("end").dataset.more = ""; }

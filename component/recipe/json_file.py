@@ -78,44 +78,49 @@ def as_type(key: str, value: Any, hint: Any) -> Any:
         ValueError: the value has another type.
     """
     options = _options(hint)
-    types_of_values = options - {type(None)}
     if value is None and type(None) in options:
         return None
+    if isinstance(value, str) and str in options:
+        return value
+    if isinstance(value, list) and list[str] in options and all(isinstance(text, str) for text in value):
+        return value
     if isinstance(value, dict) and dict[str, float] in options:
         return {name: as_type(f"{key}.{name}", number, float) for name, number in value.items()}
-    if types_of_values <= {str, list[str]}:
-        texts = value if isinstance(value, list) and list[str] in options else [value]
-        if all(isinstance(text, str) for text in texts):
-            return value
-    elif not types_of_values <= {bool, int, float, dict[str, float]}:
-        return value  # TrainingArguments checks enums, lists and other dictionaries itself
-    elif bool in types_of_values:
-        word = str(value).lower()
-        if word in ("true", "false", "1", "0"):
-            return word in ("true", "1")
-    elif not isinstance(value, bool):
-        try:
-            number = float(value)
-        except (OverflowError, TypeError, ValueError):
-            number = math.nan
-        if float in types_of_values and not math.isnan(number):
-            return number
-        if int in types_of_values and number.is_integer():
-            return int(number)
-    names = {
-        str: "a string",
-        list[str]: "a list of strings",
-        bool: "true/false",
-        int: "a whole number",
-        float: "a number",
-        dict[str, float]: '{"name": number}',
-        type(None): "null",
-    }
-    expected = " or ".join(name for type_, name in names.items() if type_ in options)
+    if bool in options and (word := str(value).lower()) in ("true", "false", "1", "0"):
+        return word in ("true", "1")
+    number = _number(value)
+    if float in options and not math.isnan(number):
+        return number
+    if int in options and number.is_integer():
+        return int(number)
+    if type(value) in {typing.get_origin(option) or option for option in options - _CHECKED.keys()}:
+        return value  # TrainingArguments checks what is in other lists and dictionaries
+    expected = " or ".join(name for type_, name in {**_CHECKED, **_OTHERS}.items() if type_ in options)
     raise ValueError(f"`{key}` is {value!r}; expected {expected}.")
 
 
+_CHECKED = {
+    str: "a string",
+    list[str]: "a list of strings",
+    bool: "true/false",
+    int: "a whole number",
+    float: "a number",
+    dict[str, float]: '{"name": number}',
+    type(None): "null",
+}
+_OTHERS = {list[int]: "a list of whole numbers", dict: "an object", dict[str, Any]: "an object"}
+
+
+def _number(value: Any) -> float:
+    """The number that a value is or spells; NaN if there is none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (OverflowError, TypeError, ValueError):
+        return math.nan
+
+
 def _options(hint: Any) -> set[Any]:
-    """The members of a union, or the type itself."""
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return set(typing.get_args(hint)) if is_union else {hint}
+    """The members of a union, the types of literals, or the type itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return set().union(*map(_options, typing.get_args(hint)))
+    return set(map(type, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else {hint}

@@ -34,8 +34,8 @@ def resolve(args) -> None:
     """Resolve every key in place.
 
     Raises:
-        ValueError: a path begins with `~name`, but there is no such user; a path is not ASCII and the locale not
-            UTF-8; a config file does not exist.
+        ValueError: a path is empty, or begins with `~name`, but there is no such user; a path is not ASCII and the
+            locale not UTF-8; a config file does not exist.
     """
     _resolve_paths(args)
     _resolve_words(args)
@@ -81,6 +81,8 @@ def _resolve_paths(args) -> None:
 
 
 def _absolute(key: str, path: str) -> str:
+    if not path.strip():  # it would be the current folder
+        raise ValueError(f"`{key}` is empty: name a path, or leave it out.")
     if is_remote(path):
         if key not in REMOTE:
             raise ValueError(f"`{key}` is {path}, but only {' and '.join(REMOTE)} may be in a store.")

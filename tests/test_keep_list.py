@@ -101,6 +101,9 @@ def test_a_list_of_other_data_is_an_error(shards, tmp_path, change, message):
         (lambda rows: rows[rows["row"] != 2], "does not have the rows"),
         (lambda rows: pd.concat([rows, rows]), "does not have the rows"),
         (lambda rows: rows.drop(columns="keep"), r"not a keep-list: .* and has file \(.*"),
+        (lambda rows: rows.drop(columns="digest"), r"not a keep-list: .* and has file \(.*"),
+        (lambda rows: pd.concat([rows, rows[:1].assign(file=None)]), "rows without file, digest or row"),
+        (lambda rows: rows.assign(file=7), r"not a keep-list: .*file \(int64\)"),
         (lambda rows: rows.astype({"keep": int}), r"keep \(true or false\), and has .*keep \(int64\)"),
     ],
 )

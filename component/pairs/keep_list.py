@@ -190,18 +190,13 @@ def open_keep_list(path: str | None, files: str | Sequence[str]) -> KeepList | N
 
 def _read(path: str) -> Iterator[tuple[int, int, pd.DataFrame]]:
     """Yield the rows of one Parquet file: row group, first row in it, and a frame."""
-    types = import_pyarrow().types
+    _require_columns(path)
     with open_parquet(path, read_dictionary=["file", "digest"]) as file:
-        schema = file.schema_arrow
-        missing = [name for name in COLUMNS if name not in schema.names]
-        if missing or not (types.is_boolean(schema.field("keep").type) and types.is_integer(schema.field("row").type)):
-            raise ValueError(
-                f"{path} is not a keep-list: it needs the columns file and digest (text), row (whole number) and keep "
-                f"(true or false), and has {', '.join(f'{one.name} ({one.type})' for one in schema)}."
-            )
         for group in range(file.num_row_groups):
             first = 0
             for batch in file.iter_batches(BATCH_ROWS, [group], COLUMNS):
+                if any(batch.column(name).null_count for name in ("file", "digest", "row")):
+                    raise ValueError(f"{path} has rows without file, digest or row, as an outer join makes them.")
                 keep = batch.column("keep").fill_null(False)  # a comparison with a score that is NULL
                 frame = batch.to_pandas(ignore_metadata=True).assign(keep=keep.to_numpy(zero_copy_only=False))
                 yield group, first, frame
@@ -214,6 +209,24 @@ def _is_empty(path: str) -> bool:
         return not index_shard(path).locators
     is_table = kind_of(path) in (Kind.CSV, Kind.PARQUET, Kind.JSON_TABLE)
     return is_table and not any(map(len, read_table(path, required=())))
+
+
+def _require_columns(path: str) -> None:
+    types = import_pyarrow().types
+    texts = types.is_string, types.is_large_string, types.is_string_view, types.is_dictionary
+
+    def is_text(kind) -> bool:
+        return any(is_it(kind) for is_it in texts)
+
+    kinds = {"file": is_text, "digest": is_text, "row": types.is_integer, "keep": types.is_boolean}
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+    found = {field.name: field.type for field in schema}
+    if not all(name in found and is_kind(found[name]) for name, is_kind in kinds.items()):
+        raise ValueError(
+            f"{path} is not a keep-list: it needs the columns file and digest (text), row (whole number) and keep "
+            f"(true or false), and has {', '.join(f'{name} ({kind})' for name, kind in found.items())}."
+        )
 
 
 def _starts_of_runs(frame: pd.DataFrame) -> list[int]:

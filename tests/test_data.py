@@ -3,6 +3,7 @@
 import gzip
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -297,6 +298,14 @@ def test_a_bad_parquet_is_named_with_its_fault(tmp_path, columns, message):
     with pytest.raises(ValueError, match=message) as error:
         list(read_table(path))
     assert path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_parquet_with_damaged_names_of_columns_is_named(tmp_path):
+    path = parquet(tmp_path / "t.parquet", text=["a"], filename=["b"])
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content.replace(b"filename", b"file\xffame"))
+    with pytest.raises(ValueError, match="t.parquet cannot be read as Parquet"):
+        list(read_table(path))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

@@ -280,6 +280,8 @@ def test_a_parquet_that_changes_in_use_gives_bad_images(data, trained):
     pairs = PairDataset(path, None, trained[1], 16)
     store, locator = pairs.table.image(0)
     assert store.read(locator) == (data / "images" / "0.png").read_bytes()
+    with pytest.raises(BadImageError, match="fewer images than it says"):
+        store.read("0 4")
     status = os.stat(path)
     parquet(Path(path), image=pyarrow.array([None] * 4, HF_IMAGE), caption=CAPTIONS[:4])
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))

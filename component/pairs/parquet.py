@@ -101,8 +101,8 @@ class ParquetImages:
             image = _images_of(self, group)[row].as_py()
         except FileNotFoundError:
             raise BadImageError(f"the file was removed {SINCE_INDEXED}") from None
-        if isinstance(image, dict):
-            image = image["bytes"]
+        except IndexError:
+            raise BadImageError("the file is damaged: it has fewer images than it says") from None
         if image is None:
             raise BadImageError("the row has no image")
         return image
@@ -111,7 +111,9 @@ class ParquetImages:
 @functools.lru_cache(maxsize=1)
 def _images_of(images: ParquetImages, group: int) -> Any:
     with open_parquet(images.path) as file:
-        return file.read_row_group(group, columns=[images.column]).column(images.column)
+        column = file.read_row_group(group, columns=[images.column]).column(images.column)
+    is_struct = import_pyarrow().types.is_struct(column.type)
+    return column.flatten()[column.type.get_field_index("bytes")] if is_struct else column
 
 
 class ParquetWriter:
@@ -163,7 +165,7 @@ def open_parquet(path: str, **options) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 

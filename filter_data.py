@@ -198,14 +198,14 @@ def filter_table(args: argparse.Namespace) -> None:
     from component.filter.judge import count_rows, judge_pairs
     from component.filter.output import Funnel, filter_output
     from component.filter.rules import FilterRules
-    from component.ground.files import require_apart, require_writable
     from component.ground.lock import sole_writer
+    from component.ground.output_paths import require_not_an_input, require_writable
     from component.pairs.table_files import pair_files
 
     rules = FilterRules(**{name: getattr(args, name) for name in RULES})
     out_file = None if args.dry_run else args.out_file
     for path in filter(None, (out_file, args.report, args.histogram)):
-        require_apart(path, pair_files(args.train_file))
+        require_not_an_input(path, pair_files(args.train_file))
     bad_images = BadImages(args.image_path) if args.delete_bad_images and not args.dry_run else None
     scorer = histogram = None
     funnel = Funnel()

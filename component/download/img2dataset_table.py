@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from component.ground.files import new_file, new_folder, require_apart, require_empty_folder
+from component.ground.files import new_file, new_folder
+from component.ground.output_paths import require_empty_folder, require_not_an_input
 from component.pairs.parquet import ParquetWriter
 from component.pairs.table import has_filenames, read_table
 from component.pairs.table_files import pair_files
@@ -46,7 +47,7 @@ def write_img2dataset_table(train_file: str, path: str, columns: Mapping[str, st
     """
     files, is_one_file = pair_files(train_file), path.endswith(".parquet")
     if is_one_file:
-        require_apart(path, files)
+        require_not_an_input(path, files)
     else:
         require_empty_folder(path)
     named = any(has_filenames(file, columns) for file in files)

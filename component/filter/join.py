@@ -13,8 +13,9 @@ import numpy as np
 from component.filter.output import REASONS
 from component.filter.rules import FilterRules
 from component.filter.verdicts import COLUMNS, OK
-from component.ground.files import new_file, require_apart, scratch_folder
+from component.ground.files import new_file, scratch_folder
 from component.ground.optional import import_optional
+from component.ground.output_paths import require_not_an_input
 from component.image.perceptual_hash import MAX_DISTANCE
 from component.pairs.keep_list import SCHEMA
 from component.pairs.parquet import import_pyarrow
@@ -55,7 +56,7 @@ def write_keep_list(
         ImportError: DuckDB or pyarrow is not installed.
     """
     duckdb = import_optional("duckdb", "joining verdicts")
-    require_apart(out_file, verdicts)
+    require_not_an_input(out_file, verdicts)
     with scratch_folder(out_file) as folder:
         with duckdb.connect(os.path.join(folder, "pairs.db")) as database:
             try:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from component.ground.cores import spin_briefly
-from component.ground.files import require_writable, require_writable_folder
 from component.ground.output import LastingStream, give_up_stdout, open_closed_streams
+from component.ground.output_paths import require_writable, require_writable_folder
 from component.ground.plain_text import one_line
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -83,49 +83,6 @@ def _finite(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def require_writable(path: str) -> None:
-    """Raise ValueError, with the reason, if `new_file` could not write to this path."""
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} is not a regular file")
-    if not os.path.isdir(folder):
-        raise ValueError(f"the folder {folder} does not exist; create it first")
-    try:
-        temporary, descriptor = _open_temporary(os.path.realpath(path))
-        os.close(descriptor)
-        os.unlink(temporary)
-        with suppress(FileNotFoundError):
-            os.lstat(path)  # fails if the name is too long; the temporary name is not
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror})") from None
-
-
-def require_writable_folder(path: str) -> None:
-    """Raise ValueError, with the reason, if the folder, or the nearest existing parent of it, cannot be written to."""
-    nearest = os.path.abspath(path)
-    while not os.path.lexists(nearest):
-        nearest = os.path.dirname(nearest)
-    if not os.path.isdir(nearest):
-        raise ValueError(f"{path} cannot be a folder: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be written: no permission in {nearest}")
-
-
-def require_empty_folder(path: str) -> None:
-    """As `require_writable_folder`, and raise ValueError if there is anything in the folder, for `new_folder`."""
-    require_writable_folder(path)
-    if os.path.isdir(path) and os.listdir(path):
-        raise ValueError(f"{path} is not empty; give a new folder")
-
-
-def require_apart(path: str, inputs: Iterable[str]) -> None:
-    """Raise ValueError if `new_file` would replace one of the files that are read."""
-    if os.path.realpath(path) in map(os.path.realpath, inputs):
-        raise ValueError(f"{path} is one of the files that are read; give the output another name")
 
 
 @contextmanager

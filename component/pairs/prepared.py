@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from component.ground.files import new_folder, require_writable, sweep
+from component.ground.files import new_folder, sweep
+from component.ground.output_paths import require_writable
 from component.ground.remote import is_remote
 from component.pairs.file_content import known
 from component.pairs.flat_arrays import ArrayWriter, FlatArrays

@@ -5,7 +5,7 @@ import re
 import shlex
 from dataclasses import fields
 
-from component.ground.files import require_writable_folder
+from component.ground.output_paths import require_writable_folder
 from component.hub.model_path import is_hub_name
 from component.modeling_bertclip import POOLINGS
 from component.pairs.columns import parse_columns

@@ -12,8 +12,9 @@ from typing import BinaryIO
 import numpy as np
 
 from component.gallery.reader import Gallery, chunks
-from component.ground.files import new_file, require_writable
+from component.ground.files import new_file
 from component.ground.optional import import_optional
+from component.ground.output_paths import require_writable
 
 logger = logging.getLogger(__name__)
 

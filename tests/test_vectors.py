@@ -20,7 +20,7 @@ from PIL import Image
 from test_keep_list import keep_list
 from test_keep_list import rows_of as judged
 
-from component.checkpoint import load_model, save_checkpoint
+from component.checkpoint import load_checkpoint, load_model, save_checkpoint
 from component.gallery.reader import Gallery
 from component.processor import load_processor
 from component.search.embed import Loading
@@ -99,6 +99,16 @@ def test_a_shard_that_is_staged_again_is_not_embedded_again(shards, bert_clip_pa
 def test_a_mistyped_folder_of_vectors_is_named_and_not_embedded_again(shards, tmp_path):
     with pytest.raises(ValueError, match="nowhere is not a folder of vectors"):
         Sources(shards, vectors=str(tmp_path / "nowhere"))
+
+
+def test_images_that_overflow_in_half_precision_are_embedded_again_in_another(shards, bert_clip_path, tmp_path):
+    model, processor = load_checkpoint(bert_clip_path)
+    model.visual_projection.weight.data *= 1e6
+    save_checkpoint(model, processor, str(tmp_path / "large"))
+    for precision, images, is_new in (("fp16", 0, True), ("fp16", 0, False), ("fp32", 10, True), ("fp16", 10, False)):
+        options = Loading(4, num_workers=0), "cpu", precision
+        written = open_vector_writer(str(tmp_path / "vectors"), str(tmp_path / "large"), *options).write(shards[0])
+        assert (written.images, len(written.bad_images), written.is_new) == (images, 10 - images, is_new)
 
 
 def test_images_without_vectors_are_embedded(writer, shards, bert_clip_path, tmp_path):

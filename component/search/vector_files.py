@@ -28,7 +28,7 @@ from component.pairs.keep_list import KeepList
 from component.pairs.parquet import import_pyarrow, open_parquet
 from component.pairs.sources import check_pair_files, needs_folder
 from component.pairs.table_files import pair_files, require_own_names
-from component.search.embed import Loading, embed_files
+from component.search.embed import COMPUTES_NAN, Loading, embed_files
 from component.search.open import PRECISIONS, load_on
 from component.search.scan import Sources, scan
 
@@ -107,10 +107,12 @@ class VectorWriter:
             files = list(scan(Sources([source], keep_list=self.keep_list)).files.values())
             left_out = self.keep_list.counts(source)[1] if self.keep_list else 0
             about = {"image_half": asdict(self.image_half), "content": _content(files), "source": _digest(files)}
-            old = _about(path)
-            if old and about.items() <= old.items():
+            old, dtype = _about(path), str(self.model.dtype)
+            # Images for which the model computes NaN in half precision may be good in another one.
+            is_last_word = old and (old.get("dtype") == dtype or COMPUTES_NAN not in old["bad_images"].values())
+            if is_last_word and about.items() <= old.items():
                 return Written(path, old["images"], old["bad_images"], left_out, is_new=False)
-            images, bad_images = self._write(path, files, about, on_batch)
+            images, bad_images = self._write(path, files, {**about, "dtype": dtype}, on_batch)
             return Written(path, images, bad_images, left_out, is_new=True)
 
     def _write(

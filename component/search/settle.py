@@ -1,19 +1,23 @@
 """The part of an update that needs no model: unchanged, moved, copied, deleted and absent images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 from component.gallery.rows import ABSENT, DELETED, GalleryImage, ImageFile, digest_of, is_same_state
+from component.ground.file_state import FileState
 from component.image.reading import BadImageError
-from component.pairs.file_content import content_of
+from component.pairs.file_content import FileContent, content_of
 from component.search.scan import Found, Root
 from component.search.writer import GalleryWriter
 
 # If more images of one source than this are missing at once, they were probably not deleted by the user.
 MAX_VANISHED, MAX_VANISHED_SHARE = 10, 0.2
 _FILES_PER_TRANSACTION = 1000
+
+Known = Mapping[str, GalleryImage]  # by path, see `GalleryWriter.images_by_path`
+Contents = Mapping[tuple[str, FileState], FileContent]  # see `GalleryWriter.shard_contents`
 
 
 @dataclass
@@ -77,7 +81,7 @@ def settle(gallery: GalleryWriter, found: Found, report: IndexReport) -> list[Im
     return new
 
 
-def _missing_roots(found: Found, known: dict[str, GalleryImage]) -> list[Root]:
+def _missing_roots(found: Found, known: Known) -> list[Root]:
     roots = [Root(path, is_complete=True) for path in found.missing]
     for root in roots:
         if not any(image.status != DELETED and root.is_above(path) for path, image in known.items()):
@@ -91,7 +95,9 @@ def _is_gone(path: str, roots: Sequence[Root]) -> bool:
     return any(root.is_complete for root in above) or (bool(above) and not os.path.lexists(path))
 
 
-def _settle_unchanged(gallery, files, known, report) -> list[ImageFile]:
+def _settle_unchanged(
+    gallery: GalleryWriter, files: Mapping[str, ImageFile], known: Known, report: IndexReport
+) -> list[ImageFile]:
     """Settle what has the state that it had, or is in a copy of its shard, and return the rest."""
     contents = gallery.shard_contents()
     shards = {(file.shard, file.state) for file in files.values() if file.shard}
@@ -115,13 +121,15 @@ def _settle_unchanged(gallery, files, known, report) -> list[ImageFile]:
     return changed
 
 
-def _is_in_copy(file: ImageFile, known: ImageFile, now, contents) -> bool:
+def _is_in_copy(file: ImageFile, known: ImageFile, now: Contents, contents: Contents) -> bool:
     """Whether an image is at the same place in a shard of the same content, in whatever state its copy is."""
     is_same_place = (file.shard, file.locator) == (known.shard, known.locator)
     return is_same_place and contents.get((known.shard, known.state)) == now[file.shard, file.state]
 
 
-def _settle_known_content(gallery, changed, known, report) -> list[ImageFile]:
+def _settle_known_content(
+    gallery: GalleryWriter, changed: Sequence[ImageFile], known: Known, report: IndexReport
+) -> list[ImageFile]:
     """Give files whose content the gallery knows a row without embedding them, and return the rest.
 
     Only after `_settle_unchanged`: this takes over deleted rows, but not those of images that are back unchanged.
@@ -163,7 +171,14 @@ def _take_over(gallery: GalleryWriter, file: ImageFile, before: GalleryImage | N
     return True
 
 
-def _settle_vanished(gallery, vanished, found, roots, known, report) -> None:
+def _settle_vanished(
+    gallery: GalleryWriter,
+    vanished: Sequence[GalleryImage],
+    found: Found,
+    roots: Sequence[Root],
+    known: Known,
+    report: IndexReport,
+) -> None:
     """Mark missing images as deleted, or as absent if their disk may be away."""
     left = [image for image in vanished if (now := gallery.image(image.row)) and now.path == image.path and now.status]
     away = _away(found)
@@ -183,7 +198,7 @@ def _settle_vanished(gallery, vanished, found, roots, known, report) -> None:
     report.deleted, report.absent = len(deleted), len(left) - len(deleted)
 
 
-def _away(found: Found):
+def _away(found: Found) -> Callable[[str, str], bool]:
     """Whether a path is below a folder that is unreadable, or empty like the mount point of an unmounted disk."""
 
     @cache

@@ -110,8 +110,9 @@ def problems_with_table(args: argparse.Namespace) -> Iterator[str]:
         yield "files with images are not written again: judge them with --verdicts FOLDER, then write a --keep_list"
     if not args.out_file and not args.dry_run:
         yield "give --out_file, or --dry_run to see what would be dropped"
-    if args.min_similarity is not None and not args.clip_model:
-        yield "--min_similarity needs --clip_model, the checkpoint that measures it"
+    if not args.clip_model and (args.min_similarity is not None or args.histogram):
+        option = "min_similarity" if args.min_similarity is not None else "histogram"
+        yield f"--{option} needs --clip_model, the checkpoint that measures the similarity"
     if args.report and not args.report.lower().endswith((".csv", ".txt")):
         yield f"--report {args.report} will be a plain CSV; give a name that ends in .csv"
     if args.out_file:
@@ -134,6 +135,9 @@ def problems_with_verdicts(args: argparse.Namespace) -> Iterator[str]:
     given = [name for name in (*RULES, "min_similarity") if getattr(args, name) not in (None, False)]
     if given and not args.keep_list:
         yield f"--{given[0]}: verdicts are without rules; give it with --keep_list"
+    given = [name for name in ("image_path", "columns", "clip_model") if getattr(args, name)]
+    if given and args.keep_list:
+        yield f"--{given[0]} is for judging files, not for joining verdicts into a --keep_list"
     if args.keep_list and not args.keep_list.lower().endswith(".parquet"):
         yield f"--keep_list {args.keep_list} will be Parquet; give a name that ends in .parquet"
 

@@ -212,6 +212,8 @@ def test_verdicts_on_no_pairs_are_joined_into_an_empty_keep_list(tmp_path):
         ("--train_file t.tar --verdicts v w", "give one folder"),
         ("--verdicts v", "--verdicts needs --train_file"),
         ("--verdicts v --keep_list k.csv", "give a name that ends in .parquet"),
+        ("--verdicts v --keep_list k.parquet --clip_model m", "--clip_model is for judging files"),
+        ("--train_file t.csv --image_path . --dry_run --histogram h.png", "--histogram needs --clip_model"),
         ("--train_file t.csv --image_path . --part 1/2 --dry_run", "--part needs --verdicts"),
     ],
 )

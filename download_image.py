@@ -88,19 +88,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--allow_private_hosts", action="store_true", help="also fetch from loopback, link-local and private addresses"
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--to_img2dataset",
         "--to_webdataset_input",
         metavar="FOLDER",
         help="download nothing: write the table for img2dataset into this new folder, or into one file whose name "
         "ends in .parquet, and print its command",
     )
-    parser.add_argument(
+    instead.add_argument(
         "--join_reports", action="store_true", help="download nothing: write the reports of all parts into one"
     )
     args = parser.parse_args()
-    if not args.image_path and not args.to_img2dataset and not args.join_reports:
+    downloads = not args.to_img2dataset and not args.join_reports
+    if downloads and not args.image_path:
         parser.error("the following arguments are required: --image_path")
+    if not downloads and args.part != (1, 1):
+        parser.error("--part is for downloading; leave it out")
     parser.require_distinct(args, "train_file", "report", "to_img2dataset")
     return args
 

@@ -726,7 +726,16 @@ def test_a_file_of_another_program_is_never_taken_for_a_report(tmp_path, server)
     assert (tmp_path / "notes.csv").read_text() == "my,notes\n1,2\n"
 
 
-@pytest.mark.parametrize("option", [("--part", "0/2"), ("--proxy", "socks5://127.0.0.1:1"), ("--num_threads", "0")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--part", "0/2"),
+        ("--part", "1/2", "--join_reports"),
+        ("--to_img2dataset", "links", "--join_reports"),
+        ("--proxy", "socks5://127.0.0.1:1"),
+        ("--num_threads", "0"),
+    ],
+)
 def test_impossible_options_are_refused(tmp_path, option):
     write_csv(tmp_path / "train.csv", [])
     done = run_script(tmp_path, *option)

@@ -284,6 +284,11 @@ def write_a_flipped_bit(tmp_path):
     (tmp_path / "v.npy").write_bytes(content)
 
 
+def write_a_damaged_header(tmp_path):
+    content = (tmp_path / "v.npy").read_bytes()
+    (tmp_path / "v.npy").write_bytes(content.replace(b"'descr': ", b"'descr':,"))
+
+
 def write_pickle(tmp_path):
     np.save(tmp_path / "v.npy", np.array([{}] * 8), allow_pickle=True)
 
@@ -310,6 +315,7 @@ def remove_ids(tmp_path):
         (write_half_a_file, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
         (write_half_an_archive, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
         (write_a_flipped_bit, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
+        (write_a_damaged_header, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
         (write_pickle, {}, "`image_vectors`: .*v.npy cannot be read as vectors"),
         (write_wider, {}, "vectors of 17 numbers, but .* has 16"),
         (write_other_vectors, {}, r"does not hold the vectors .* \(median cosine"),

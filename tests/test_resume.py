@@ -584,6 +584,12 @@ def blank(path):
     os.truncate(path, size)
 
 
+def unknown_compression(path):
+    with open(path, "rb+") as file:
+        file.seek(file.read().index(b"PK\1\2") + 10)  # of the first entry in the directory of a zip
+        file.write(b"\x63\0")
+
+
 WITHOUT_CHECKSUMS = [
     ("scheduler.pt", os.remove),
     ("model.safetensors", blank_middle),
@@ -609,6 +615,7 @@ WITHOUT_CHECKSUMS = [
         ("model.safetensors", blank_middle),
         ("optimizer.pt", blank_middle),
         ("rng_state.pth", truncate),
+        ("rng_state.pth", unknown_compression),
     ],
 )
 def test_a_damaged_checkpoint_is_skipped_or_named(run, train_args, tmp_path, caplog, name, damage, written_by):

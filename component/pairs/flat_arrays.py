@@ -59,7 +59,7 @@ class FlatArrays:
             raise ValueError(f"{path} was replaced while it was in use. Start again.")
         try:
             record = parse_json(content)
-            facts, arrays = record["facts"], {}
+            facts, arrays = dict(record["facts"]), {}
             for name, (dtype, length) in record["arrays"].items():
                 arrays[name] = _map(_file(path, name), np.dtype(dtype), length)
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -80,8 +80,9 @@ def require_whole(path: str) -> None:
             _read(os.path.join(path, name))
             if name in record["checksums"] and _checksum(os.path.join(path, name)) != record["checksums"][name]:
                 raise ValueError("its content is not what was written")
-        except (OSError, ValueError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-            raise ValueError(f"{path} is damaged: {name} cannot be read ({error}).") from None
+        except Exception as error:  # each library raises a class of its own for each kind of damage
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{path} is damaged: {name} cannot be read ({reason}).") from None
     if not any(name.startswith("rng_state") for name in files):
         raise ValueError(f"{path} holds a model, but no optimizer and RNG states: save_only_model was set.")
 

@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from component.gallery.reader import VECTORS, Gallery, is_gallery
+from component.ground.plain_text import one_line
 from component.hub.identity import ModelIdentity
 from component.image.batch import ImageBatch
 from component.pairs.image_source import GoodRows
@@ -49,8 +48,10 @@ class ImageVectors:
         self.file, self._sources = file, sources
         try:
             self._arrays = [source() for source in sources]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{file} cannot be read as vectors: {str(error).splitlines()[0]}") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # numpy, zipfile and zlib raise a class of their own for each kind of damage
+            raise ValueError(f"{file} cannot be read as vectors: {one_line(error) or type(error).__name__}") from None
         for array in self._arrays:
             if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1:] != self._arrays[0].shape[1:]:
                 raise ValueError(

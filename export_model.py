@@ -5,6 +5,7 @@ import sys
 
 from component.export.formats import FORMATS, export
 from component.ground.command import Parser, output_folder, run_script, whole_number
+from component.ground.quick_imports import quick_imports
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,32 +46,42 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    options, test = {"int8": True} if args.int8 else {}, None
+    options = {"int8": True} if args.int8 else {}
     if args.test_file or args.train_file:
-        from component.evaluation.retrieval_data import read_retrieval_data
+        with quick_imports():
+            from component.checkpoint import load_checkpoint
+            from component.evaluation.retrieval import evaluate_retrieval
+            from component.evaluation.retrieval_data import read_retrieval_data
+            from component.export.folder import require_free
 
-        if args.test_file:
-            test = read_retrieval_data(args.test_file, args.image_path)
-        if args.train_file:
-            train = read_retrieval_data(args.train_file, args.image_path)
-            options = {"dim": args.dim, "texts": train.texts, "images": train.images}
+        require_free(args.model, args.output)
+    if args.test_file:
+        test = read_retrieval_data(args.test_file, args.image_path)
+        model, processor = load_checkpoint(args.model)
+        whole = evaluate_retrieval(model, processor, test).metrics  # first: it finds what is wrong with the pairs
+        del model
+    if args.train_file:
+        train = read_retrieval_data(args.train_file, args.image_path)
+        options = {"dim": args.dim, "texts": train.texts, "images": train.images}
     export(args.model, args.format, args.output, **options)
     print(
         f"Saved to {args.output}; its embeddings equal those of the model{' in its main dimensions' * bool(args.dim)}."
     )
-    if test:
-        print(recall_lost(args, test))
+    if args.test_file:
+        print(recall_lost(args, whole, evaluate_retrieval(load_smaller(args), processor, test).metrics))
 
 
-def recall_lost(args: argparse.Namespace, data) -> str:
+def load_smaller(args: argparse.Namespace):
+    """The exported model that may have lost recall."""
     from component.checkpoint import load_checkpoint
-    from component.evaluation.retrieval import evaluate_retrieval
     from component.export.onnx import load_graphs
 
-    model, processor = load_checkpoint(args.model)
-    smaller = load_graphs(args.output, "_quantized") if args.int8 else load_checkpoint(args.output)[0]
-    whole, lossy = (evaluate_retrieval(one, processor, data).metrics for one in (model, smaller))
-    before, after = 100 * whole["mean_recall"], 100 * lossy["mean_recall"]
+    return load_graphs(args.output, "_quantized") if args.int8 else load_checkpoint(args.output)[0]
+
+
+def recall_lost(args: argparse.Namespace, whole: dict[str, float], smaller: dict[str, float]) -> str:
+    """A line for people, from the metrics of the model and of the export."""
+    before, after = 100 * whole["mean_recall"], 100 * smaller["mean_recall"]
     what = "int8" if args.int8 else f"{args.dim} dimensions"
     return (
         f"Mean recall with {what}: {after:.1f}, {after - before:+.1f} points against the model's {before:.1f}, on "

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import CAPTIONS, ENVIRONMENT, EVERY_TRANSFORMERS
+from conftest import CAPTIONS, ENVIRONMENT, EVERY_TRANSFORMERS, write_csv
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -33,6 +33,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import export_model
 from component.checkpoint import load_checkpoint, save_checkpoint
 from component.embedding import embed_images, embed_texts
+from component.evaluation.retrieval import evaluate_retrieval
 from component.evaluation.retrieval_data import read_retrieval_data
 from component.export.formats import FORMATS, export
 from component.export.onnx import load_graphs
@@ -367,13 +368,26 @@ def test_int8_graphs_are_close_to_the_model_and_their_loss_of_recall_is_printed(
     for near, exact in zip(found, embeddings(bert_clip_path, images), strict=True):
         assert 1e-5 < (near - exact).abs().max() < 0.1
     (data / "images" / "7.png").write_bytes(b"no image")
-    args = argparse.Namespace(model=bert_clip_path, output=onnx_path, int8=True)
+    args = argparse.Namespace(output=onnx_path, int8=True)
     pairs = read_retrieval_data(str(data / "train.csv"), str(data / "images"))
+    models = load_checkpoint(bert_clip_path)[0], export_model.load_smaller(args)
+    metrics = [evaluate_retrieval(model, processor, pairs).metrics for model in models]
     assert re.fullmatch(
         r"Mean recall with int8: [0-9.]+, [+-][0-9.]+ points against the model's [0-9.]+, on 7 texts and "
         r"7 images \(1 could not be read\)\.",
-        export_model.recall_lost(args, pairs),
+        export_model.recall_lost(args, *metrics),
     )
+
+
+def test_pairs_that_cannot_measure_the_loss_are_refused_before_anything_is_written(
+    bert_clip_path, data, tmp_path, command, capsys
+):
+    gone = write_csv(tmp_path / "gone.csv", [("gone.png", "x")], header=("filename", "text"))
+    train = ("--train_file", data / "train.csv", "--image_path", data / "images")
+    options = ("--model", bert_clip_path, "--format", "checkpoint", "--dim", "4", *train, "--test_file", gone)
+    assert "No image with a text can be read" in refused(command, capsys, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+    assert "is not empty" in refused(command, capsys, tmp_path, *options)  # before it evaluates anything
 
 
 @needs_onnx

@@ -18,8 +18,20 @@ def export_folder(model_path: str, output: str, overwrite: bool | None = None) -
             error does not suggest --overwrite, because the script has no such option.
 
     Raises:
-        ValueError: `output` is not empty, cannot be a new folder, or is in use by another process.
+        ValueError: as `require_free`; or `output` is in use by another process.
     """
+    output = os.path.realpath(output)
+    os.makedirs(os.path.dirname(output), exist_ok=True)
+    with sole_writer(output):
+        require_free(model_path, output, overwrite)
+        with new_folder(output) as folder:
+            yield folder
+            if os.path.isdir(output):
+                shutil.copytree(output, folder, symlinks=True, copy_function=_keep, dirs_exist_ok=True)
+
+
+def require_free(model_path: str, output: str, overwrite: bool | None = None) -> None:
+    """Raise ValueError if `output` is not empty, or cannot be a new folder. Arguments as of `export_folder`."""
     output = os.path.realpath(output)
     if os.path.exists(output) and not os.path.isdir(output):
         raise ValueError(f"{output} is a file. Give a folder.")
@@ -27,15 +39,9 @@ def export_folder(model_path: str, output: str, overwrite: bool | None = None) -
         raise ValueError(f"{output} is the model itself. Give another folder.")
     if os.path.ismount(output):
         raise ValueError(f"{output} is a mount point, which cannot be replaced. Give a folder inside it.")
-    os.makedirs(os.path.dirname(output), exist_ok=True)
-    with sole_writer(output):
-        if os.path.isdir(output) and os.listdir(output) and not overwrite:
-            instead = "" if overwrite is None else ", or write into it with --overwrite"
-            raise ValueError(f"{output} is not empty. Choose another folder{instead}.")
-        with new_folder(output) as folder:
-            yield folder
-            if os.path.isdir(output):
-                shutil.copytree(output, folder, symlinks=True, copy_function=_keep, dirs_exist_ok=True)
+    if os.path.isdir(output) and os.listdir(output) and not overwrite:
+        instead = "" if overwrite is None else ", or write into it with --overwrite"
+        raise ValueError(f"{output} is not empty. Choose another folder{instead}.")
 
 
 def _keep(old: str, new: str) -> None:

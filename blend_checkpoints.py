@@ -11,7 +11,8 @@ import re
 import sys
 from decimal import Decimal
 
-from component.ground.command import Parser, expected, output_folder, run_script, whole_number
+from component.ground.command import run_script
+from component.ground.options import Parser, expected, output_folder, whole_number
 from component.ground.plain_text import one_line
 from component.ground.quick_imports import quick_imports
 

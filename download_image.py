@@ -5,16 +5,8 @@ import contextlib
 import os
 import sys
 
-from component.ground.command import (
-    Parser,
-    number,
-    output_file,
-    output_folder,
-    part,
-    run_script,
-    share,
-    whole_number,
-)
+from component.ground.command import run_script
+from component.ground.options import Parser, number, output_file, output_folder, part, share, whole_number
 from component.pairs.columns import columns_option
 
 

@@ -5,14 +5,8 @@ import sys
 from functools import partial
 
 from component.evaluation.phrasings import SHIPPED
-from component.ground.command import (
-    Parser,
-    input_file,
-    output_file,
-    output_folder,
-    run_script,
-    whole_number,
-)
+from component.ground.command import run_script
+from component.ground.options import Parser, input_file, output_file, output_folder, whole_number
 from component.ground.plain_text import one_line
 from component.ground.quick_imports import quick_imports
 from component.pairs.columns import columns_option

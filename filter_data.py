@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Iterator
 
-from component.ground.command import Parser, input_folder, number, output_file, part, run_script, share, whole_number
+from component.ground.command import run_script
+from component.ground.options import Parser, input_folder, number, output_file, part, share, whole_number
 from component.pairs.columns import columns_option
 
 RULES = "min_text max_text min_chinese min_side max_aspect exact_duplicates near_duplicates".split()

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections import Counter
 
-from component.ground.command import Parser, output_folder, run_script, whole_number
+from component.ground.command import run_script
+from component.ground.options import Parser, output_folder, whole_number
 from component.pairs.columns import columns_option
 
 

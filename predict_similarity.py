@@ -4,15 +4,8 @@ import argparse
 import os
 import sys
 
-from component.ground.command import (
-    Parser,
-    expected,
-    input_file,
-    output_file,
-    run_script,
-    unicode_text,
-    whole_number,
-)
+from component.ground.command import run_script
+from component.ground.options import Parser, expected, input_file, output_file, unicode_text, whole_number
 from component.ground.plain_text import one_line
 from component.ground.quick_imports import quick_imports
 from component.pairs.caption import is_caption

@@ -3,7 +3,8 @@
 import sys
 
 from component.export.formats import export
-from component.ground.command import Parser, output_folder, run_script
+from component.ground.command import run_script
+from component.ground.options import Parser, output_folder
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 
-from component.ground.command import (
+from component.ground.command import run_script
+from component.ground.options import (
     Parser,
     expected,
     input_file,
@@ -12,7 +13,6 @@ from component.ground.command import (
     output_file,
     output_folder,
     part,
-    run_script,
     share,
     unicode_text,
     whole_number,

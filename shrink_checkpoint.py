@@ -2,7 +2,8 @@
 
 import sys
 
-from component.ground.command import Parser, output_folder, run_script
+from component.ground.command import run_script
+from component.ground.options import Parser, output_folder
 from component.ground.quick_imports import quick_imports
 
 

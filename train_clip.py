@@ -6,7 +6,8 @@ import shlex
 import signal
 import sys
 
-from component.ground.command import TRY_AGAIN, Parser, input_file, run_script
+from component.ground.command import TRY_AGAIN, run_script
+from component.ground.options import Parser, input_file
 from component.ground.quick_imports import quick_imports
 
 logger = logging.getLogger("train_clip")

@@ -15,7 +15,8 @@ import download_image
 import evaluate_clip
 import filter_data
 import predict_similarity
-from component.ground.command import LineFormatter, decode_argument, run_script
+from component.ground.command import LineFormatter, run_script
+from component.ground.options import decode_argument
 from component.ground.plain_text import cell_text, one_line, spreadsheet_cell
 from component.ground.quick_imports import quick_imports
 
@@ -235,7 +236,7 @@ def test_a_text_of_the_command_line_is_what_was_typed_in_any_locale(content, enc
 
 
 def test_a_process_in_a_locale_without_chinese_reads_its_texts():
-    code = "import sys; from component.ground.command import unicode_text; print(ascii(unicode_text(sys.argv[1])))"
+    code = "import sys; from component.ground.options import unicode_text; print(ascii(unicode_text(sys.argv[1])))"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code, "小狗"], capture_output=True, text=True, cwd=ROOT, env=environment

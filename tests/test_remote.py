@@ -10,7 +10,7 @@ from conftest import CAPTIONS, run_python
 from image_server import image_bytes
 from object_store import ObjectStore
 
-from component.ground import remote
+from component.ground import file_systems, remote
 from component.ground.file_state import FileState
 from component.image.reading import BadImageError
 from component.pairs.image_stores import expect_images
@@ -94,7 +94,7 @@ def test_worker_processes_open_their_own_after_a_fork(store):
 def test_a_store_that_fails_for_a_while_is_asked_again(store, monkeypatch, road, faults):
     if faults[0] == 0.0 and road == "s3":
         pytest.skip("its limit of 15 s is s3fs's own")
-    monkeypatch.setattr(remote, "STALL_SECONDS", 0.4)
+    monkeypatch.setattr(file_systems, "STALL_SECONDS", 0.4)
     monkeypatch.setattr("component.ground.retries.RETRY_SECONDS", (0.01, 0.01))
     store.objects["/b/0.tar"], store.faults["/b/0.tar"] = shard(20), list(faults)
     assert len(index_shard(url(store, road, "0.tar")).texts) == 20

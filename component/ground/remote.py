@@ -1,7 +1,6 @@
-"""Files in object stores and on web servers, such as s3://bucket/key and https://host/file, through fsspec.
+"""Files in object stores and on web servers, such as s3://bucket/key and https://host/file.
 
-Each protocol is a file system of its own package (s3fs, ossfs, aiohttp for https), with the credentials and settings
-that the package finds by itself. Nothing that is open is handed to another process: each opens its own.
+Nothing that is open is handed to another process: each opens its own.
 """
 
 import errno
@@ -11,15 +10,13 @@ import io
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from component.ground.optional import import_optional
+from component.ground.file_systems import errors_in_words, file_system, is_web
 from component.ground.retries import with_retries
 
-STALL_SECONDS = 30  # without a byte, after which a web server counts as not answering; s3fs has its own limit
 # One request takes about as long as the transfer of a few MB.
 FIRST_BLOCK, LARGEST_BLOCK = 2**16, 2**23
 SKIPPED_BYTES = 2**20  # a gap below this is part of reading on from front to back
@@ -83,8 +80,8 @@ def remote_glob(pattern: str) -> list[str]:
     """The files that match a pattern, sorted. Raises as `remote_info`."""
 
     def glob() -> list[str]:
-        with _in_words(pattern):
-            files, inside = _file_system(pattern)
+        with errors_in_words(pattern):
+            files, inside = file_system(pattern)
             return sorted(map(files.unstrip_protocol, files.glob(inside)))
 
     return with_retries(glob)
@@ -150,9 +147,9 @@ class _Source:
     """A remote file as one process has it open, with the block that was fetched last. Several threads may share it."""
 
     def __init__(self, path: str):
-        with _in_words(path):
-            files, inside = _file_system(path)
-            if _is_web(path):
+        with errors_in_words(path):
+            files, inside = file_system(path)
+            if is_web(path):
                 details = files.info(inside)
                 etag = details.get("ETag", "W/")
                 headers = {} if etag.startswith("W/") else {"If-Match": etag}  # a weak one never matches
@@ -175,7 +172,7 @@ class _Source:
 
     def _fetch(self, start: int, stop: int) -> bytes:
         try:
-            with _in_words(self.path):
+            with errors_in_words(self.path):
                 self._file.seek(start)
                 content = self._file.read(stop - start)
         except OSError:  # the next attempt asks the store again, instead of an earlier list of its files
@@ -201,69 +198,3 @@ def _info(path: str, details: dict[str, Any]) -> RemoteInfo:
             digest = hashlib.blake2b(str(value).strip('"').encode(), digest_size=16).digest()
             return RemoteInfo(details["size"], int.from_bytes(digest, "little") >> 1)
     raise ValueError(f"{path}: its server gives neither ETag nor Last-Modified, by which a change would be noticed.")
-
-
-def _is_web(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
-
-
-def _file_system(path: str) -> tuple[Any, str]:
-    """fsspec's file system, which it keeps for each process, and the path in it."""
-    protocol, options = path.partition("://")[0], {}
-    fsspec = import_optional("fsspec", path, "remote")
-    try:
-        if _is_web(path):
-            aiohttp = import_optional("aiohttp", path, "remote")
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-            known = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
-            # trust_env: proxies and .netrc, as for the other programs on this machine.
-            options["client_kwargs"] = {"timeout": timeout, "trust_env": True, **known}
-        return fsspec.core.url_to_fs(path, **options)
-    except ImportError as error:
-        package = getattr(error.__cause__, "name", None)
-        if package is None:
-            raise
-        raise ModuleNotFoundError(f"{path} needs {package}: pip install {package}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: there is no file system {protocol}:// ({error}).") from None
-
-
-@contextmanager
-def _in_words(path: str) -> Iterator[None]:
-    """Turn the errors of all file systems into OSError, of which `with_retries` knows those that will not go away."""
-    try:
-        yield
-    except (ModuleNotFoundError, ValueError, MemoryError):
-        raise
-    except Exception as error:  # each file system has classes of its own
-        status = _status(error)
-        name = type(error).__name__
-        if status in (401, 403) or (status is None and (isinstance(error, PermissionError) or "Credential" in name)):
-            raise PermissionError(
-                errno.EPERM, f"the store refuses access: check credentials and rights ({_first_line(error)})", path
-            ) from None
-        if status in (404, 410) or (isinstance(error, FileNotFoundError) and error.__cause__ is None):
-            raise FileNotFoundError(errno.ENOENT, "no such file", path) from None
-        is_final = status is not None and 400 <= status < 500 and status not in (408, 409, 412, 425, 429)
-        number = errno.EINVAL if is_final else errno.EIO
-        raise OSError(number, f"the store does not answer: {_first_line(error)}", path) from None
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error. fsspec's web files call every failed look at a file a missing one."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):  # botocore
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:
-            status = getattr(error, "status", None) or getattr(response, "status_code", None)
-        if isinstance(status, int):
-            return status
-        error = error.__cause__
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -5,6 +5,7 @@ Shapes: B images of a batch, D projection width.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -63,42 +64,6 @@ class EmbeddedBatch(NamedTuple):
     unreadable: dict[str, str]
 
 
-class _Files:
-    """Reads and decodes images in worker processes."""
-
-    def __init__(self, files: Sequence[ImageFile], transform: ImageTransform):
-        self.files, self.transform = files, transform
-
-    def load(self, rows: Sequence[int]) -> EmbeddedBatch:
-        good: list[tuple[bytes, float | None]] = []
-        vanished: set[int] = set()
-        unreadable: dict[int, str] = {}
-
-        def read(row: int) -> np.ndarray:
-            try:
-                content = self.files[row].read()
-                pixels = self.transform.read(content)
-            except MissingImageError:
-                vanished.add(row)
-                raise
-            except (OSError, MemoryError) as error:
-                unreadable[row] = getattr(error, "strerror", None) or str(error)
-                raise BadImageError("unreadable") from None
-            good.append((digest_of(content), shot_date(content)))
-            return pixels
-
-        inside = (self.files[row] for row in rows if is_shard(self.files[row].shard or ""))
-        expect_images((Shard(file.shard, file.state), file.locator) for file in inside)
-        images = ImageBatch.read(rows, read)
-        if good:
-            digests, taken = zip(*good, strict=True)
-            images.columns["digests"] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
-            images.columns["taken"] = np.array(taken, np.float64)
-        bad = {row: reason for row, reason in images.bad.items() if row not in vanished and row not in unreadable}
-        reasons = {self.files[row].path: reason for row, reason in unreadable.items()}
-        return EmbeddedBatch(images._replace(bad=bad), len(vanished), reasons)
-
-
 def embed_files(
     model: BertCLIPModel,
     processor: CLIPProcessor,
@@ -111,12 +76,43 @@ def embed_files(
     loader = DataLoader(
         range(len(files)),
         batch_sampler=batches,
-        collate_fn=ToSharedMemory(_Files(files, transform).load),
+        collate_fn=ToSharedMemory(partial(_load, files, transform)),
         pin_memory=model.device.type == "cuda",
         **worker_options(loading.workers_for(len(files)), loading.batch_size * transform.bytes_per_image),
     )
     for batch in loader:
         yield batch._replace(images=_with_vectors(batch.images, transform, model)) if len(batch.images.rows) else batch
+
+
+def _load(files: Sequence[ImageFile], transform: ImageTransform, rows: Sequence[int]) -> EmbeddedBatch:
+    """Read and decode the images of a batch, in a worker process."""
+    good: list[tuple[bytes, float | None]] = []
+    vanished: set[int] = set()
+    unreadable: dict[int, str] = {}
+
+    def read(row: int) -> np.ndarray:
+        try:
+            content = files[row].read()
+            pixels = transform.read(content)
+        except MissingImageError:
+            vanished.add(row)
+            raise
+        except (OSError, MemoryError) as error:
+            unreadable[row] = getattr(error, "strerror", None) or str(error)
+            raise BadImageError("unreadable") from None
+        good.append((digest_of(content), shot_date(content)))
+        return pixels
+
+    inside = (files[row] for row in rows if is_shard(files[row].shard or ""))
+    expect_images((Shard(file.shard, file.state), file.locator) for file in inside)
+    images = ImageBatch.read(rows, read)
+    if good:
+        digests, taken = zip(*good, strict=True)
+        images.columns["digests"] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
+        images.columns["taken"] = np.array(taken, np.float64)
+    bad = {row: reason for row, reason in images.bad.items() if row not in vanished and row not in unreadable}
+    reasons = {files[row].path: reason for row, reason in unreadable.items()}
+    return EmbeddedBatch(images._replace(bad=bad), len(vanished), reasons)
 
 
 @torch.inference_mode()

@@ -21,9 +21,11 @@ from PIL import Image
 
 from component.image import load
 from component.search import serving
+from component.search.client import ask_running
 from component.search.open import open_searcher
-from component.search.query import Query
+from component.search.query import Filter, Query
 from component.search.question import MAX_BODIES, Question
+from component.search.writer import GalleryWriter
 
 pytest_plugins = ["galleries"]
 
@@ -330,6 +332,15 @@ def test_huge_images_posted_at_once_take_no_more_memory_than_one_may(index, tmp_
         assert post([huge, cut] * 6, address) <= {200, 400, 503}
         assert memory(server, "VmHWM") - before < load.MAX_DECODE_BYTES
         assert memory(server, "VmRSS") - before < 2**27  # goes back to the system
+
+
+def test_a_server_answers_the_command_line_as_long_as_its_model_is_the_gallerys(server, searcher):
+    gallery, query = searcher.gallery, Query(texts=["红"])
+    with serving.announced(gallery, serving.Address(None, None, "", f"{server()}/{{}}")):
+        assert len(ask_running(gallery.folder, query, 3, Filter())["hits"]) == 3
+        with contextlib.closing(GalleryWriter(gallery.folder)) as writer:  # as indexing with another text half does
+            writer.take_texts_of(fingerprint={**gallery.about["fingerprint"], "text": {}})
+        assert ask_running(gallery.folder, query, 3, Filter()) is None
 
 
 def test_the_running_server_answers_a_query_and_ends_at_once(index, folder, tmp_path):

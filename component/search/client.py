@@ -14,7 +14,8 @@ _SECONDS = 60
 def ask_running(gallery_folder: str, query: Query, top_k: int, where: Filter) -> dict[str, Any] | None:
     """The answer of the server, see `Answer.as_json`; None if none runs, or if it does not answer this query.
 
-    Only queries with at most one image, given as a path, are supported.
+    Nor does one whose gallery has been indexed with another text half since it started. Only queries with at most one
+    image, given as a path, are supported.
     """
     if len(query.images) > 1:
         return None
@@ -45,7 +46,7 @@ def ask_running(gallery_folder: str, query: Query, top_k: int, where: Filter) ->
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_SECONDS) as response:
             answer = json.load(response)
-        # Another program may use the port of a server that was killed.
+        # Another program may use the port of a server that was killed. A server of another text half says false.
         is_this_gallery = answer.pop("gallery") == server["gallery"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -88,6 +88,9 @@ class Searcher:
         towers: of the model.
         approximate: an index of the gallery to take the candidates from; None: every row is compared.
         judges_absence: False for a model whose text half is not the one that the threshold was measured with.
+
+    Attributes:
+        is_current: False once the gallery was indexed with another text half; as of the last answer.
     """
 
     def __init__(
@@ -106,9 +109,9 @@ class Searcher:
         if version != self._version:
             self._vectors = self.gallery.vectors()
             self._living = self.gallery.rows_where()
-            # The gallery has a threshold of another model once it was indexed with another text half.
-            is_own = self.gallery.setting("fingerprint") == self.gallery.about.get("fingerprint")
-            self._threshold = self.gallery.setting("absence_threshold") if is_own and self._judges_absence else None
+            self.is_current = self.gallery.setting("fingerprint") == self.gallery.about.get("fingerprint")
+            judges = self._judges_absence and self.is_current
+            self._threshold = self.gallery.setting("absence_threshold") if judges else None
             self._version = version
 
     def embed(self, query: Query) -> np.ndarray:

@@ -155,7 +155,9 @@ class _Answers:
                 image_weight=question.number("image_weight", 0, 1, 0.5),
             )
             answer = self.searcher.answer(query, top_k, question.where(), offset)
-        return {"gallery": self.gallery.about.get("id"), **answer.as_json()}
+        # The command line takes the answer as long as this model is the gallery's; see `ask_running`.
+        gallery = self.gallery.about.get("id") if self.searcher.is_current else False
+        return {"gallery": gallery, **answer.as_json()}
 
     def classify(self, question: Question) -> dict:
         labels = list(dict.fromkeys(question.texts("labels", MAX_LABELS)))

@@ -44,7 +44,7 @@ def shrink_image(content: bytes, out: BinaryIO, shorter_side: int) -> None:
         with suppress(BadImageError), opened(content, stills_only=True) as found:
             size = _shrunk(found.size, shorter_side)
             if found.image.mode == "RGB" and found.orientation == 1 and max(size) <= MAX_JPEG_SIDE:
-                out.write(shrink_jpeg(found.content, size, JPEG_QUALITY))
+                out.write(shrink_jpeg(found.container.content, size, JPEG_QUALITY))
                 return
     # Twice the pixels that are needed leave enough for a good filter.
     rgb, full_size = decode(content, 2 * shorter_side, stills_only=True)

@@ -3,26 +3,20 @@
 import functools
 import math
 from types import ModuleType
-from typing import NamedTuple
 
 MEANS_FROM = 1.2  # factor from which pixels are averaged; below, bicubic alone is closer to Lanczos than Hamming is
 
 
-class Packages(NamedTuple):
-    simplejpeg: ModuleType
-    cv2: ModuleType
-
-
 @functools.cache
-def packages() -> Packages | None:
-    """Both packages; None unless both can be imported."""
+def packages() -> tuple[ModuleType, ModuleType] | None:
+    """simplejpeg and cv2; None unless both can be imported."""
     try:
         import cv2
         import simplejpeg
     except ImportError:
         return None
     cv2.setNumThreads(1)  # the caller has a process or a thread for every core
-    return Packages(simplejpeg, cv2)
+    return simplejpeg, cv2
 
 
 def shrink_jpeg(jpeg: bytes, size: tuple[int, int], quality: int) -> bytes:

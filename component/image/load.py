@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from component.image.container import BadContainerError, format_of, read_container
+from component.image.container import BadContainerError, Container, format_of, read_container
 from component.image.other_formats import what_else
 from component.image.reading import BadImageError, check_size, read_bytes
 from component.image.rgb import own_orientation, to_rgb
-from component.image.tiff import Samples
 
 MAX_DECODE_BYTES = 2**30  # peak of decoder and result together, in addition to the file
 # Peak bytes per pixel. 12: four for the image, and eight for the decoder (16 bits of four channels, coefficients of a
@@ -113,7 +112,7 @@ def _decode(content: bytes, stills_only: bool, draft: tuple | None = None) -> De
     with opened(content, stills_only) as found:
         if draft:
             found.image.draft(*draft)
-        return DecodedImage(to_rgb(found.image, found.orientation, found.samples), found.size)
+        return DecodedImage(to_rgb(found.image, found.orientation, found.container.samples), found.size)
 
 
 class OpenedImage(NamedTuple):
@@ -121,16 +120,14 @@ class OpenedImage(NamedTuple):
 
     Attributes:
         image: as Pillow opened it.
-        content: the file without metadata.
+        container: what Pillow was shown.
         orientation: as in EXIF, 1 to 8.
-        samples: as in `Container`.
         size: (width, height) in pixels, upright.
     """
 
     image: Image.Image
-    content: bytes
+    container: Container
     orientation: int
-    samples: Samples
     size: tuple[int, int]
 
 
@@ -166,7 +163,7 @@ def opened(content: bytes, stills_only: bool = False) -> Iterator[OpenedImage]:
                 raise BadImageError("animated")
             orientation = container.orientation or own_orientation(image)
             size = image.size[::-1] if orientation >= 5 else image.size
-            yield OpenedImage(image, container.content, orientation, container.samples, size)
+            yield OpenedImage(image, container, orientation, size)
     except BadImageError:
         raise
     except BadContainerError as error:

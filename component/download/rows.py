@@ -115,7 +115,7 @@ class Rows:
     def _chunks(self, columns: Mapping[str, str] | None) -> Iterator[pd.DataFrame]:
         """The rows of the part, with their numbers as index."""
         number, (index, count) = 1, self.part
-        # Equal URLs in two files then have equal names, and whoever comes second finds the image there.
+        # Equal URLs in two files have equal names, and the machine that comes second finds the image there.
         by_file = 1 < count <= len(self.files) and not any(has_filenames(path, columns) for path in self.files)
         for path in self.files[index - 1 :: count] if by_file else self.files:
             for chunk in read_table(path, ("url", "filename"), True, columns, CHUNK_ROWS):

@@ -100,7 +100,7 @@ def run_script(
 
 
 def _where_packages_are(error: Exception) -> str:
-    """What to do if Python itself raised it for want of a package; `import_optional` says it in its own message."""
+    """What to do if Python itself raised it because a package is missing; `import_optional` has its own message."""
     if not str(error).startswith("No module named "):
         return ""
     return f" in {sys.executable}: pip install -r requirements.txt, or activate the environment that has it"

@@ -1,4 +1,4 @@
-"""Reading what may not answer for a moment: one policy for everything that is read, from a disk or over a network.
+"""Try again to read what does not answer for a moment: one policy for all reads, from a disk or over a network.
 
 An error of the environment (EIO, ESTALE, too many open files, no memory, a folder that is not mounted yet) says
 nothing about the file, so the read is tried again. An error that the name causes is raised at once.

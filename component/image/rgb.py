@@ -30,7 +30,7 @@ def to_rgb(
         samples: of the file, see `Container`.
 
     Raises:
-        ValueError: floating-point samples beyond 0 to 1, of which no white is known.
+        ValueError: floating-point samples are not between 0 and 1, so that white is not known.
     """
     image.load()
     turn = _TURNS.get(orientation or own_orientation(image))

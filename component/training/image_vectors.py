@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 
 import numpy as np
@@ -97,9 +97,9 @@ def _sources(path: str) -> list[Callable[[], np.ndarray]]:
         if not os.path.isfile(path):
             raise ValueError(f"{path}: no such file or folder.")
         return [partial(_load, path)]
-    if not is_gallery(path):
-        return [partial(_load, file) for file, _ in _clip_retrieval(path)]
-    with closing(Gallery(path)) as gallery:
+    with _gallery_in(path) as gallery:
+        if gallery is None:
+            return [partial(_load, file) for file, _ in _clip_retrieval(path)]
         shape = gallery.num_rows(), gallery.width
     if not shape[0]:
         raise ValueError(f"the gallery {path} is empty.")
@@ -108,11 +108,18 @@ def _sources(path: str) -> list[Callable[[], np.ndarray]]:
 
 def gallery_fingerprint(path: str) -> ModelIdentity | None:
     """The model that made a gallery; None for other vectors, and for a gallery of an earlier version."""
-    if not (os.path.isdir(path) and is_gallery(path)):
-        return None
-    with closing(Gallery(path)) as gallery:
-        found = gallery.about["fingerprint"]
+    with _gallery_in(path) as gallery:
+        found = None if gallery is None else gallery.about["fingerprint"]
     return ModelIdentity.from_dict(found) if isinstance(found, dict) else None
+
+
+@contextmanager
+def _gallery_in(path: str) -> Iterator[Gallery | None]:
+    if not (os.path.isdir(path) and is_gallery(path)):
+        yield None
+        return
+    with closing(Gallery(path)) as gallery:
+        yield gallery
 
 
 def _load(path: str) -> np.ndarray:
@@ -156,44 +163,49 @@ def vector_names(path: str, ids: str | None) -> tuple[list[str], np.ndarray]:
     Raises:
         ValueError: there are no names, or another number of them than vectors.
     """
-    if ids is None and os.path.isdir(path) and is_gallery(path):
-        with closing(Gallery(path)) as gallery:
-            images = [(image.path, image.row) for image in gallery.images()]
-        return [name for name, _ in images], np.array([row for _, row in images], np.int64)
     if ids is not None:
         names = _read_names(ids)
     elif os.path.isdir(path):
-        names = []
-        for file, metadata in _clip_retrieval(path):
-            some = _read_names(metadata)
-            _require_count(metadata, some, file, len(_load(file)))
-            names += some
+        with _gallery_in(path) as gallery:
+            if gallery is not None:
+                images = [(image.path, image.row) for image in gallery.images()]
+                return [name for name, _ in images], np.array([row for _, row in images], np.int64)
+        names = _names_of_clip_retrieval(path)
     else:
-        beside = f"{os.path.splitext(path)[0]}.txt"
-        names = (
-            _names_inside(path) if path.endswith(".npz") else _read_names(beside) if os.path.isfile(beside) else None
-        )
-        if names is None:
-            raise ValueError(
-                f"{path} does not say which vector belongs to which image. Set image_vector_ids to a text file with "
-                "one file name per line or to a table with a column filename, in the order of the vectors; or to "
-                f"{ORDER}, if vector i belongs to row i of train_file."
-            )
+        names = _names_of_file(path)
     _require_count(ids or path, names, path, len(open_vectors(path)))
     return names, np.arange(len(names))
+
+
+def _names_of_clip_retrieval(path: str) -> list[str]:
+    names = []
+    for file, metadata in _clip_retrieval(path):
+        some = _read_names(metadata)
+        _require_count(metadata, some, file, len(_load(file)))
+        names += some
+    return names
+
+
+def _names_of_file(path: str) -> list[str]:
+    """Those inside an .npz, or of the .txt next to a .npy."""
+    beside = f"{os.path.splitext(path)[0]}.txt"
+    if path.endswith(".npz"):
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        if any(array.ndim == 1 for array in arrays.values()):
+            return _only(arrays, path, "of file names", lambda array: array.ndim == 1).astype(str).tolist()
+    elif os.path.isfile(beside):
+        return _read_names(beside)
+    raise ValueError(
+        f"{path} does not say which vector belongs to which image. Set image_vector_ids to a text file with "
+        "one file name per line or to a table with a column filename, in the order of the vectors; or to "
+        f"{ORDER}, if vector i belongs to row i of train_file."
+    )
 
 
 def _require_count(ids: str, names: list[str], path: str, vectors: int) -> None:
     if len(names) != vectors:
         raise ValueError(f"{ids} has {len(names):,} file names, but {path} has {vectors:,} vectors.")
-
-
-def _names_inside(path: str) -> list[str] | None:
-    with np.load(path, allow_pickle=False) as found:
-        arrays = {name: found[name] for name in found.files}
-    if all(array.ndim != 1 for array in arrays.values()):
-        return None
-    return _only(arrays, path, "of file names", lambda array: array.ndim == 1).astype(str).tolist()
 
 
 def _read_names(path: str) -> list[str]:

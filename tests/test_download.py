@@ -678,6 +678,18 @@ def test_an_unusable_table_is_refused_and_leaves_no_report(tmp_path, content, me
     assert not (tmp_path / "download_report.csv").exists()
 
 
+def test_a_mistyped_name_is_reported_before_anything_is_written(tmp_path, server):
+    write_csv(tmp_path / "train.csv", [("", server.url("jpg/a"), "a.jpg")])
+    images = ("--image_path", tmp_path / "images")
+    for table, message in (
+        (tmp_path / "dta" / "train.csv", "train.csv: no such file. Expected a table with the columns url, filename."),
+        ("s3://bucket/train.csv", "s3://bucket/train.csv is not on this machine, and the report must be: name it by"),
+    ):
+        done = run_python("download_image.py", "--train_file", table, *images)
+        assert done.returncode == 2 and message in done.stderr
+    assert os.listdir(tmp_path) == ["train.csv"]
+
+
 def test_parquet_without_file_names_is_downloaded_and_its_report_resumed(tmp_path, server):
     pytest.importorskip("pyarrow")
     table = pd.DataFrame({"URL": [server.url(f"jpg/{i}") for i in range(3)], "TEXT": list("一二三")})

@@ -13,6 +13,7 @@ from component.download.report_rows import COLUMNS, ReportRows
 from component.download.rows import NO_ROWS, row_hashes
 from component.ground.lock import exclusive, sole_writer
 from component.ground.plain_text import cell_text
+from component.ground.remote import is_remote
 from component.pairs.table import read_table
 from component.pairs.table_files import expand
 
@@ -24,7 +25,12 @@ def default_report(train_file: str, part: tuple[int, int]) -> str:
 
     Where `train_file` is a folder, or a pattern of several files, it is next to that folder, or to theirs: a report in
     it would be taken for a file of the table.
+
+    Raises:
+        ValueError: the table is remote.
     """
+    if is_remote(train_file):
+        raise ValueError(f"{train_file} is not on this machine, and the report must be: name it by --report.")
     index, count = part
     name = "download_report.csv" if count == 1 else f"download_report.{index}-of-{count}.csv"
     folder = os.path.dirname(train_file.rstrip(os.sep))

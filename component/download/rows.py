@@ -76,6 +76,8 @@ class Rows:
         temporary_path: str | None = None,
     ):
         self.files = pair_files(train_file)
+        # Reads the head of each: a mistyped name or column is reported before anything is written.
+        self._have_filenames = [has_filenames(path, columns) for path in self.files]
         os.makedirs(image_path, exist_ok=True)
         self.image_path, self.part = image_path, part
         self.name_rules = NameRules.of(image_path)
@@ -116,7 +118,7 @@ class Rows:
         """The rows of the part, with their numbers as index."""
         number, (index, count) = 1, self.part
         # Equal URLs in two files have equal names, and the machine that comes second finds the image there.
-        by_file = 1 < count <= len(self.files) and not any(has_filenames(path, columns) for path in self.files)
+        by_file = 1 < count <= len(self.files) and not any(self._have_filenames)
         for path in self.files[index - 1 :: count] if by_file else self.files:
             for chunk in read_table(path, ("url", "filename"), True, columns, CHUNK_ROWS):
                 chunk.index = range(number, number + len(chunk))

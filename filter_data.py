@@ -214,8 +214,8 @@ def filter_table(args: argparse.Namespace) -> None:
     bad_images = BadImages(args.image_path) if args.delete_bad_images and not args.dry_run else None
     scorer = histogram = None
     funnel = Funnel()
+    total = count_rows(args.train_file, args.columns)
     with sole_writer(args.histogram), filter_output(out_file, args.report) as write:
-        total = count_rows(args.train_file, args.columns)
         if args.clip_model:
             from component.filter.clip_score import ClipScorer
             from component.report.histogram import ScoreHistogram

@@ -424,6 +424,12 @@ def test_a_user_mistake_is_reported_in_one_line_and_leaves_no_file(tmp_path, ima
     assert {path.name for path in tmp_path.iterdir()} == {"images", "train.csv"}
 
 
+def test_a_mistyped_table_is_named_and_no_folder_is_made_for_its_histogram(tmp_path, images):
+    done = run(tmp_path, "--train_file", tmp_path / "dta" / "t.csv", "--dry_run", "--clip_model", "m", out=False)
+    assert done.returncode == 2 and "t.csv: no such file. Expected a table with the columns" in done.stderr
+    assert not (tmp_path / "dta").exists()
+
+
 def test_the_table_itself_is_never_overwritten(tmp_path, images):
     write_table(tmp_path, [("a", "u", "gone.jpg")])
     done = run(tmp_path, "--out_file", tmp_path / "images" / ".." / "train.csv", out=False)

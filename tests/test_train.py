@@ -660,5 +660,5 @@ def test_dimensions_stay_in_order_only_where_they_are_trained_so(trainer, bert_c
     with pytest.raises(ValueError, match="`matryoshka_dims` has 17, but the vectors have 16 dimensions"):
         trainer(matryoshka_dims=[17])
     for dims in ([], [0], [2.5], 4):
-        with pytest.raises(ValueError, match="`matryoshka_dims` is .*; expected a list of lengths"):
+        with pytest.raises(ValueError, match="`matryoshka_dims` is .*; expected .*list of"):
             trainer(matryoshka_dims=dims)

@@ -140,17 +140,22 @@ def load_ends(before_path: str, after_path: str) -> Ends:
             raise ValueError(f"{path} has NaN or infinite weights (the first: {bad[0]}): its training diverged.")
     if all(torch.equal(value, after_weights[name]) for name, value in before_weights.items()):
         raise ValueError(f"{both} have the same weights: there is nothing to blend.")
-    if digests[1] in (read_ancestors(before_path) or ()):
+    after.ancestors = _recorded_ancestors(before_path, after_path, *digests)
+    if after.ancestors is None:
+        _require_close(before_path, after_path, before_weights, after_weights)
+        after.ancestors = [digests[0]]
+    return Ends(after, other_processor, before_weights, after_weights)
+
+
+def _recorded_ancestors(before_path: str, after_path: str, before: str, after: str) -> list[str] | None:
+    """The ancestors of "after", with "before" among them (digests, see `ancestor_digest`); None without a record."""
+    if after in (read_ancestors(before_path) or ()):
         raise ValueError(f"{before_path} was trained from {after_path}: swap the two.")
     ancestors = read_ancestors(after_path)
-    if ancestors is None:
-        _require_close(before_path, after_path, before_weights, after_weights)
-        ancestors = [digests[0]]
-    elif digests[0] not in ancestors:
+    if ancestors is not None and before not in ancestors:
         start = "from other weights" if ancestors else "from a CLIP and a BERT, not from a BertCLIP"
         raise ValueError(f"{after_path} was not trained from {before_path}, but {start}{NOT_RELATED}")
-    after.ancestors = ancestors
-    return Ends(after, other_processor, before_weights, after_weights)
+    return ancestors
 
 
 def _require_close(before_path: str, after_path: str, before: Weights, after: Weights) -> None:

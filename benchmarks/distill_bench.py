@@ -1,6 +1,6 @@
 """What small towers keep of their teacher's recall on the demo data, with distillation and without.
 
-python benchmarks/distill_bench.py [--seeds 1 2 3] [--node_modules DIR] [--json figures.json]
+python benchmarks/distill_bench.py [--seeds 1 2 3] [--only_distilled] [--node_modules DIR] [--json figures.json]
 
 The teacher of each seed is the demo, `train_args/train_demo.json`. Its students are trained with its settings:
 
@@ -34,7 +34,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import torch
 from demo_seeds import DEMO, SEEDS, evaluate, run, spread
 
-from component.checkpoint import load_checkpoint
+from component.checkpoint import load_checkpoint, load_identified
 from component.embedded import Embedded
 from component.embedding import embed_images, embed_texts
 from component.evaluation.retrieval import rank_pairs
@@ -74,7 +74,7 @@ def measure(model_path: str, scratch: str, teacher_path: str, side: str) -> dict
     for kind, table in (("names", "test"), ("keywords", "test_keywords")):
         metrics = evaluate(model_path, f"{DEMO}/{table}.csv", tempfile.mkdtemp(dir=scratch))
         found |= {f"{kind} R@{k}": 100 * metrics[f"text_to_image_recall@{k}"] for k in (1, 10)}
-    model, processor = load_checkpoint(model_path)
+    model, processor, _ = load_identified(model_path)  # what `open_text_tower` needs to know
     tower = "text_model" if side == "text" else "vision_model"
     sizes = [getattr(one, tower).num_parameters() for one in (model, load_checkpoint(teacher_path)[0])]
     found["share"] = 100 * sizes[0] / sizes[1]
@@ -134,6 +134,7 @@ def students(teacher: str, folder: str) -> dict[str, tuple[str, tuple[str, ...]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--only_distilled", action="store_true", help="leave out the towers without a teacher")
     parser.add_argument("--node_modules", help="folder with @huggingface/transformers; measures int8 there too")
     parser.add_argument("--json", help="also write the figures to this file")
     options = parser.parse_args()
@@ -141,10 +142,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in options.seeds:
             teacher = train(f"{scratch}/{seed}/teacher", seed)
-            models = {f"teacher, {side}": (side, teacher) for side in ("text", "image")}
-            for name, (side, items) in students(teacher, f"{scratch}/{seed}").items():
-                models[name] = (side, train(f"{scratch}/{seed}/{name}", seed, *items))
-            for name, (side, path) in models.items():
+            models = {f"teacher, {side}": (side, None) for side in ("text", "image")}
+            models |= students(teacher, f"{scratch}/{seed}")
+            for name, (side, items) in models.items():
+                if options.only_distilled and name.endswith("not distilled"):
+                    continue
+                path = teacher if items is None else train(f"{scratch}/{seed}/{name}", seed, *items)
                 found = measure(path, scratch, teacher, side)
                 if options.node_modules and side == "text":
                     found |= in_transformers_js(path, scratch, teacher, options.node_modules)

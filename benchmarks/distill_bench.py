@@ -121,7 +121,7 @@ def students(teacher: str, folder: str) -> dict[str, tuple[str, tuple[str, ...]]
     }
     text = (*start["text"], "freeze_visual_projection=true", "num_train_epochs=80", "learning_rate=3e-3")
     image = (*start["image"], "freeze_vision=false", "freeze_text=true", "text_templates=null", "text_noise=0")
-    image = (*image, "learning_rate=2e-3")
+    image = (*image, "num_train_epochs=40", "learning_rate=2e-3")
     taught = f"distill_from={teacher}"
     return {
         "text": ("text", (*text, taught)),
